@@ -1,0 +1,66 @@
+# extension_storage: build, install and test with PGXS.
+#
+#   make && make install      build and install into the server of PG_CONFIG
+#   make installcheck         all tests that need a server, on temporary ones
+#   make check-unit           the codec's test, which needs none
+#   make dist                 an archive of the last commit
+#
+# ./dev does all of this without installing anything into the machine's server.
+
+EXTENSION = extension_storage
+EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" \
+	$(srcdir)/$(EXTENSION).control)
+DATA = $(notdir $(wildcard $(srcdir)/$(EXTENSION)--*.sql))
+
+MODULE_big = extension_storage
+OBJS = \
+	src/extension_storage.o \
+	src/cipher.o \
+	src/fernet.o \
+	src/fernet_sql.o \
+	src/keylist.o \
+	src/keyring.o \
+	src/rotation.o \
+	src/storage.o
+PG_CPPFLAGS = -I$(srcdir)/src
+SHLIB_LINK = -luuid
+
+# One topic a file; install goes first, it makes what the others use.
+topics = $(sort $(basename $(notdir $(wildcard $(srcdir)/$(1)))))
+sql_topics = $(call topics,sql/*.sql)
+instance_opts = --no-locale --encoding=UTF8 $(TEMP_CONF)
+
+REGRESS = $(filter install,$(sql_topics)) $(filter-out install,$(sql_topics))
+REGRESS_OPTS = --temp-instance=./tmp_check $(instance_opts)
+ISOLATION = $(call topics,test/isolation/specs/*.spec)
+ISOLATION_OPTS = --temp-instance=./tmp_check_iso $(instance_opts) \
+	--inputdir=$(srcdir)/test/isolation
+TAP_TESTS = 1
+PROVE_TESTS = test/t/*.pl
+
+UNIT_TEST = test/unit/test_fernet
+EXTRA_CLEAN = $(UNIT_TEST) $(EXTENSION)-*.zip
+
+PG_CONFIG = pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+headers = $(wildcard $(srcdir)/src/*.h)
+
+$(OBJS) $(OBJS:.o=.bc): $(headers)
+
+# libpgcommon holds the hashes; over OpenSSL, as the server does.
+$(UNIT_TEST): $(UNIT_TEST).c test/unit/cipher_openssl.c src/fernet.c \
+		src/keylist.c $(headers)
+	$(MKDIR_P) $(@D)
+	$(CC) $(CPPFLAGS) -DFRONTEND $(CFLAGS) $(filter %.c,$^) $(LDFLAGS) \
+		-L$(pkglibdir) -L$(libdir) -lpgcommon -lpgport -lcrypto -o $@
+
+.PHONY: check-unit dist
+
+check-unit: $(UNIT_TEST)
+	cd $(srcdir) && '$(CURDIR)/$(UNIT_TEST)'
+
+dist:
+	git archive --format=zip --prefix=$(EXTENSION)-$(EXTVERSION)/ \
+		--output=$(EXTENSION)-$(EXTVERSION).zip HEAD
