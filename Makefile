@@ -21,8 +21,10 @@ OBJS = \
 	src/keylist.o \
 	src/keyring.o \
 	src/rotation.o \
+	src/statement.o \
 	src/storage.o
-PG_CPPFLAGS = -I$(srcdir)/src
+# -isystem: warnings are about our code, not the server's headers
+PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server)
 SHLIB_LINK = -luuid
 
 # One topic a file; install goes first, it makes what the others use.

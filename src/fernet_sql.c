@@ -1,0 +1,217 @@
+/*-------------------------------------------------------------------------
+ *
+ * fernet_sql.c
+ *	  The fernet_* functions of SQL, which take their key as an argument.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fernet.h"
+#include "fmgr.h"
+#include "keyring.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+PG_FUNCTION_INFO_V1(fernet_encrypt);
+PG_FUNCTION_INFO_V1(fernet_decrypt);
+PG_FUNCTION_INFO_V1(fernet_generate_key);
+PG_FUNCTION_INFO_V1(fernet_derive_key);
+PG_FUNCTION_INFO_V1(fernet_timestamp);
+
+/* Raises an error if an argument without default is null. */
+static void
+require_argument(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", name)));
+}
+
+/* Reads the argument that is a key. */
+static FernetKey
+key_argument(FunctionCallInfo fcinfo, int argno)
+{
+	FernetKey	key;
+	text	   *arg;
+
+	require_argument(fcinfo, argno, "key");
+	arg = PG_GETARG_TEXT_PP(argno);
+	if (FernetKeyFromText(VARDATA_ANY(arg), VARSIZE_ANY_EXHDR(arg), &key) != FERNET_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid Fernet key"),
+				 errdetail("A Fernet key is the base64url text, with padding, of 32 bytes."),
+				 errhint("fernet_generate_key() makes one, fernet_derive_key(secret) makes one of a secret.")));
+	return key;
+}
+
+/* One message for every token that cannot be read, whatever the reason. */
+static void
+report_bad_token(FernetStatus status)
+{
+	if (status == FERNET_LIBRARY_FAILED)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not decrypt: HMAC failed")));
+	elog(DEBUG1, "Fernet token refused: %s", FernetStatusText(status));
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid Fernet token")));
+}
+
+/* A TTL in whole seconds, with months of 30 days. */
+static int64
+ttl_argument(FunctionCallInfo fcinfo, int argno)
+{
+	Interval   *ttl = PG_GETARG_INTERVAL_P(argno);
+	int64		seconds = ((int64) ttl->month * DAYS_PER_MONTH + ttl->day) *
+		SECS_PER_DAY + ttl->time / USECS_PER_SEC;
+
+	if (seconds < 0 || (seconds == 0 && ttl->time < 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("ttl must not be negative")));
+	return seconds;
+}
+
+/* Writes a key as text and wipes it. */
+static text *
+key_to_text(FernetKey *key)
+{
+	text	   *result = palloc(VARHDRSZ + FERNET_KEY_TEXT_LEN);
+
+	SET_VARSIZE(result, VARHDRSZ + FERNET_KEY_TEXT_LEN);
+	FernetKeyToText(key, VARDATA(result));
+	explicit_bzero(key, sizeof(*key));
+	return result;
+}
+
+/*
+ * fernet_encrypt(message bytea, key text) returns text
+ *		The token of a message, made now with a random IV.
+ */
+Datum
+fernet_encrypt(PG_FUNCTION_ARGS)
+{
+	FernetKey	key;
+	bytea	   *message;
+	text	   *token;
+
+	require_argument(fcinfo, 0, "message");
+	key = key_argument(fcinfo, 1);
+	message = PG_GETARG_BYTEA_PP(0);
+	token = FernetSealRandom(&key, FernetNow(), VARDATA_ANY(message),
+							 VARSIZE_ANY_EXHDR(message));
+	explicit_bzero(&key, sizeof(key));
+	PG_RETURN_TEXT_P(token);
+}
+
+/*
+ * fernet_decrypt(token text, key text, ttl interval) returns bytea
+ *		The message of a token.
+ *
+ * With a ttl, a token that is older than it, or more than a minute ahead of
+ * the clock, is as invalid as one that another key has made.
+ */
+Datum
+fernet_decrypt(PG_FUNCTION_ARGS)
+{
+	FernetKey	key;
+	FernetToken decoded;
+	FernetStatus status;
+	size_t		message_len;
+	bytea	   *result;
+	int64		ttl = 0;
+
+	require_argument(fcinfo, 0, "token");
+	key = key_argument(fcinfo, 1);
+	if (!PG_ARGISNULL(2))
+		ttl = ttl_argument(fcinfo, 2);
+
+	/* decoded and decrypted in its own memory */
+	result = (bytea *) PG_GETARG_TEXT_P_COPY(0);
+	status = FernetDecode(VARDATA(result), VARSIZE(result) - VARHDRSZ, &decoded);
+	if (status == FERNET_OK)
+		status = FernetVerify(&decoded, &key, &message_len);
+	if (status == FERNET_OK && !PG_ARGISNULL(2))
+		status = FernetCheckAge(&decoded, (int64) FernetNow(), ttl);
+	if (status != FERNET_OK)
+	{
+		explicit_bzero(&key, sizeof(key));
+		report_bad_token(status);
+	}
+	FernetDecrypt(&decoded, &key, message_len, (uint8 *) VARDATA(result));
+	explicit_bzero(&key, sizeof(key));
+	SET_VARSIZE(result, VARHDRSZ + message_len);
+	PG_RETURN_BYTEA_P(result);
+}
+
+/*
+ * fernet_generate_key() returns text
+ *		A new random key.
+ */
+Datum
+fernet_generate_key(PG_FUNCTION_ARGS pg_attribute_unused())
+{
+	FernetKey	key;
+
+	if (!pg_strong_random(&key, sizeof(key)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random bytes")));
+	PG_RETURN_TEXT_P(key_to_text(&key));
+}
+
+/*
+ * fernet_derive_key(secret text) returns text
+ *		The key of a secret: base64url(sha256(utf8 of secret)).
+ */
+Datum
+fernet_derive_key(PG_FUNCTION_ARGS)
+{
+	FernetKey	key;
+	text	   *secret;
+	char	   *utf8;
+	size_t		len;
+
+	require_argument(fcinfo, 0, "secret");
+	secret = PG_GETARG_TEXT_PP(0);
+	if (VARSIZE_ANY_EXHDR(secret) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("secret must not be empty")));
+	utf8 = SecretToUtf8(VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret), &len);
+	if (FernetKeyFromSecret(utf8, len, &key) != FERNET_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not derive a key: SHA-256 failed")));
+	PG_RETURN_TEXT_P(key_to_text(&key));
+}
+
+/*
+ * fernet_timestamp(token text) returns timestamptz
+ *		When a token says that it was made.
+ *
+ * Takes no key, so nothing vouches for the answer.
+ */
+Datum
+fernet_timestamp(PG_FUNCTION_ARGS)
+{
+	FernetToken decoded;
+	FernetStatus status;
+	text	   *token;
+	TimestampTz result;
+
+	require_argument(fcinfo, 0, "token");
+	token = PG_GETARG_TEXT_P_COPY(0);
+	status = FernetDecode(VARDATA(token), VARSIZE(token) - VARHDRSZ, &decoded);
+	if (status != FERNET_OK)
+		report_bad_token(status);
+	if (!FernetTimestamp(decoded.timestamp, &result))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("timestamp of the token is out of range")));
+	PG_RETURN_TIMESTAMPTZ(result);
+}

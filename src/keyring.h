@@ -1,0 +1,43 @@
+/*-------------------------------------------------------------------------
+ *
+ * keyring.h
+ *	  The configured keys, and what they seal and open.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KEYRING_H
+#define KEYRING_H
+
+#include "datatype/timestamp.h"
+#include "fernet.h"
+
+#define KEYRING_FINGERPRINT_LEN 8	/* hex digits */
+
+/* What KeyringFind says where it finds no key */
+#define KEYRING_UNKNOWN_KEY (-1)
+#define KEYRING_NO_TOKEN (-2)
+
+/* The first key encrypts, all decrypt. */
+typedef struct Keyring
+{
+	int			nkeys;
+	FernetKey	keys[FLEXIBLE_ARRAY_MEMBER];
+} Keyring;
+
+extern void KeyringInit(void);
+extern const Keyring *KeyringGet(void);
+extern bytea *KeyringSeal(const Keyring *keyring, const char *message,
+						  size_t len, uint64 timestamp);
+extern int	KeyringFind(const Keyring *keyring, Datum token,
+						uint64 *timestamp);
+extern bytea *KeyringOpen(const Keyring *keyring, bytea *token, int *ordinal,
+						  uint64 *timestamp);
+extern void KeyringFingerprint(const FernetKey *key, char *fingerprint);
+
+extern char *SecretToUtf8(const char *secret, size_t len, size_t *utf8_len);
+extern uint64 FernetNow(void);
+extern bool FernetTimestamp(uint64 seconds, TimestampTz *timestamp);
+extern text *FernetSealRandom(const FernetKey *key, uint64 timestamp,
+							  const char *message, size_t len);
+
+#endif							/* KEYRING_H */

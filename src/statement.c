@@ -1,0 +1,216 @@
+/*-------------------------------------------------------------------------
+ *
+ * statement.c
+ *	  SQL statements over the table, with kept plans.
+ *
+ * A statement is prepared when a session first needs it and kept.  Its text
+ * names the schema that the extension is in, which is that of the function
+ * that was called.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "lib/stringinfo.h"
+#include "statement.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/plancache.h"
+#include "utils/syscache.h"
+
+/*
+ * The schema that plans are made for.  Its generation goes up whenever the
+ * extension turns out to be in another one, or in one of another name.
+ */
+static Oid	schema_oid = InvalidOid;
+static NameData schema_name;
+static uint64 schema_generation = 0;
+static bool schema_may_have_changed = true;
+
+static void
+schema_changed(Datum arg pg_attribute_unused(),
+			   int cacheid pg_attribute_unused(),
+			   uint32 hashvalue pg_attribute_unused())
+{
+	schema_may_have_changed = true;
+}
+
+/*
+ * StatementInit
+ *		Watches for schemas that are renamed.
+ */
+void
+StatementInit(void)
+{
+	CacheRegisterSyscacheCallback(NAMESPACEOID, schema_changed, (Datum) 0);
+}
+
+/* Finds the schema of the extension, by the function that was called. */
+static void
+find_schema(FunctionCallInfo fcinfo)
+{
+	Oid			oid = get_func_namespace(fcinfo->flinfo->fn_oid);
+	char	   *name;
+
+	if (oid == schema_oid && !schema_may_have_changed)
+		return;
+	name = get_namespace_name(oid);
+	if (name == NULL)
+		elog(ERROR, "cache lookup failed for schema %u", oid);
+	if (oid != schema_oid || strcmp(name, NameStr(schema_name)) != 0)
+	{
+		schema_oid = oid;
+		namestrcpy(&schema_name, name);
+		schema_generation++;
+	}
+	schema_may_have_changed = false;
+	pfree(name);
+}
+
+/* Appends the text that stands for one placeholder in a statement. */
+static void
+append_placeholder(StringInfo sql, const char *name, size_t len, int shape)
+{
+	if (strncmp(name, "schema", len) == 0)
+		appendStringInfoString(sql, quote_identifier(NameStr(schema_name)));
+	else if (strncmp(name, "scope", len) == 0)
+	{
+		appendStringInfoString(sql, "e.extension_id" SQL_EQ "$1");
+		appendStringInfoString(sql, (shape & SHAPE_USER) ?
+							   " AND e.user_fk" SQL_EQ "$3" :
+							   " AND e.user_fk IS NULL");
+		appendStringInfoString(sql, (shape & SHAPE_RESOURCE) ?
+							   " AND e.resource_type" SQL_EQ "$4"
+							   " AND e.resource_uuid" SQL_EQ "$5" :
+							   " AND e.resource_type IS NULL"
+							   " AND e.resource_uuid IS NULL");
+		if (shape & SHAPE_CATEGORY)
+			appendStringInfoString(sql, " AND e.category" SQL_EQ "$6");
+		if (shape & SHAPE_PREFIX)
+			appendStringInfoString(sql, " AND e.key" SQL_GE "$7"
+								   " AND e.key" SQL_LE "$8");
+	}
+	else if (strncmp(name, "order", len) == 0)
+		appendStringInfo(sql, "e.extension_id, e.user_fk, e.resource_type,"
+						 " e.resource_uuid,%s e.key",
+						 (shape & SHAPE_CATEGORY) ? " e.category," : "");
+	else
+		elog(ERROR, "unknown placeholder in statement");
+}
+
+/* Prepares a statement for good. */
+static SPIPlanPtr
+prepare(const Statement *statement, int shape)
+{
+	StringInfoData sql;
+	const char *text = statement->sql;
+	const char *at;
+	SPIPlanPtr	plan;
+
+	initStringInfo(&sql);
+	while ((at = strchr(text, '@')) != NULL)
+	{
+		const char *end = strchr(at + 1, '@');
+
+		appendBinaryStringInfo(&sql, text, at - text);
+		append_placeholder(&sql, at + 1, end - at - 1, shape);
+		text = end + 1;
+	}
+	appendStringInfoString(&sql, text);
+
+	plan = SPI_prepare_cursor(sql.data, statement->nargs,
+							  unconstify(Oid *, statement->argtypes),
+							  CURSOR_OPT_GENERIC_PLAN);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare_cursor failed: %s",
+			 SPI_result_code_string(SPI_result));
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "SPI_keepplan failed");
+	pfree(sql.data);
+	return plan;
+}
+
+/*
+ * Plans a statement that must go by index.
+ *
+ * A table that is small when a session makes its plans would get sequential
+ * scans, which then stay in use while it grows, until it is next analyzed.
+ */
+static void
+plan_by_index(SPIPlanPtr plan)
+{
+	static const char *const unwanted[] = {
+		"enable_seqscan", "enable_bitmapscan", "enable_sort",
+		"enable_hashjoin", "enable_mergejoin"
+	};
+	int			nestlevel = NewGUCNestLevel();
+	CachedPlan *cached;
+
+	for (size_t i = 0; i < lengthof(unwanted); i++)
+		(void) set_config_option(unwanted[i], "off", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+								 false);
+	cached = SPI_plan_get_cached_plan(plan);
+	if (cached != NULL)
+		ReleaseCachedPlan(cached, CurrentResourceOwner);
+	AtEOXact_GUC(true, nestlevel);
+}
+
+/*
+ * StatementPlan
+ *		Returns the plan of a statement for a shape, made or made anew if need
+ *		be.  SPI must be connected.
+ */
+SPIPlanPtr
+StatementPlan(FunctionCallInfo fcinfo, Statement *statement, int shape)
+{
+	SPIPlanPtr	plan;
+
+	find_schema(fcinfo);
+
+	/*
+	 * A plan for a former schema is not freed: it may be running, further up,
+	 * and schemas are not renamed often enough for that to matter.
+	 */
+	if (statement->kept[shape].generation != schema_generation)
+	{
+		statement->kept[shape].plan = prepare(statement, shape);
+		statement->kept[shape].generation = schema_generation;
+	}
+	plan = statement->kept[shape].plan;
+
+	if (statement->by_index)
+	{
+		CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
+
+		if (!source->is_valid || source->gplan == NULL ||
+			!source->gplan->is_valid)
+			plan_by_index(plan);
+	}
+	return plan;
+}
+
+/*
+ * StatementRun
+ *		Runs a statement and returns the number of its rows, which are in
+ *		SPI_tuptable.  SPI must be connected.
+ *
+ * values and nulls are as SPI_execute_plan takes them.  A read-only statement
+ * sees what the calling statement sees; another one sees all that is committed
+ * by now.
+ */
+uint64
+StatementRun(FunctionCallInfo fcinfo, Statement *statement, int shape,
+			 const Datum *values, const char *nulls, bool read_only)
+{
+	int			result = SPI_execute_plan(StatementPlan(fcinfo, statement, shape),
+										  unconstify(Datum *, values), nulls,
+										  read_only, 0);
+
+	if (result < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s",
+			 SPI_result_code_string(result));
+	return SPI_processed;
+}
