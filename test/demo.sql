@@ -1,10 +1,10 @@
 -- The walk of ./dev demo: what is echoed says why, psql prints the statement
 -- and its result.  KEYS_FILE in the environment is the server's key file.
+-- Where an error is the point, 1 / (SQLSTATE = ...) stops the walk if it is
+-- another one.
 \set ECHO queries
 \set QUIET on
 \pset footer off
-\set VERBOSITY verbose
-\set SHOW_CONTEXT never
 
 \echo '=== Values'
 \echo
@@ -52,12 +52,11 @@ FROM ext_storage_list('acme.tasks', resource_type => 'dashboard',
 \echo '-- A write that expects a version which is gone fails: ES004.'
 \set ON_ERROR_STOP off
 SELECT ext_storage_set('acme.tasks', 'settings', '{}', if_version => 1);
-SELECT :'SQLSTATE' = 'ES004' AS as_expected \gset
 \set ON_ERROR_STOP on
-\if :as_expected
-\else
-    DO $$ BEGIN RAISE 'expected ES004'; END $$;
-\endif
+\set ECHO none
+SELECT 1 / (:'SQLSTATE' = 'ES004')::integer AS as_expected \gset
+\set ECHO queries
+\echo
 
 \echo
 \echo '=== Encryption'
@@ -86,12 +85,11 @@ UPDATE extension_storage SET value = set_bit(value, 400, 1 - get_bit(value, 400)
 WHERE extension_id = 'acme.tasks' AND key = 'token-of-ann';
 \set ON_ERROR_STOP off
 SELECT ext_storage_get('acme.tasks', 'token-of-ann', user_fk => 7);
-SELECT :'SQLSTATE' = 'ES001' AS as_expected \gset
 \set ON_ERROR_STOP on
-\if :as_expected
-\else
-    DO $$ BEGIN RAISE 'expected ES001'; END $$;
-\endif
+\set ECHO none
+SELECT 1 / (:'SQLSTATE' = 'ES001')::integer AS as_expected \gset
+\set ECHO queries
+\echo
 
 \echo '-- All entries that no key reads are found at once ...'
 SELECT extension_id, user_fk, key, problem FROM ext_storage_verify();
@@ -110,6 +108,7 @@ SELECT ext_storage_delete('acme.tasks', 'token-of-ann', user_fk => 7);
 \echo
 \echo '-- 2. Reload. The first key encrypts from now on, both decrypt.'
 SELECT pg_reload_conf();
+\echo '\\connect'
 \connect -
 SELECT ordinal, fingerprint, role, entries, removable
 FROM ext_storage_key_status();
@@ -128,6 +127,7 @@ FROM ext_storage_key_status();
 SELECT pg_reload_conf();
 
 \echo '-- ... and a new connection reads everything with the new key alone.'
+\echo '\\connect'
 \connect -
 SELECT convert_from(ext_storage_get('acme.tasks', 'token'), 'UTF8');
 SELECT count(*) AS unreadable FROM ext_storage_verify();
