@@ -649,7 +649,7 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 	int64		expected;
 	Statement  *statement;
 	int			shape;
-	uuid_t		uuid;
+	pg_uuid_t  *uuid = palloc(sizeof(pg_uuid_t));
 	Datum		result;
 
 	if (size > (Size) max_value_size)
@@ -670,8 +670,8 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 	version_argument(args, SET_EXPECTED_VERSION, fcinfo, 11);
 	expected = DatumGetInt64(args->values[SET_EXPECTED_VERSION]);
 
-	uuid_generate_random(uuid);
-	set_value(args, SET_UUID, UUIDPGetDatum((pg_uuid_t *) &uuid));
+	uuid_generate_random(uuid->data);
+	set_value(args, SET_UUID, UUIDPGetDatum(uuid));
 	set_value(args, SET_NOW, TimestampGetDatum(GetCurrentTimestamp()));
 	set_value(args, SET_VALUE_SIZE, Int32GetDatum((int32) size));
 
