@@ -285,7 +285,7 @@ leave:
  *		Takes a token apart, in place: text holds the bytes afterwards.
  *
  * Checks the form of the token only.  Nobody has vouched for the timestamp
- * until FernetVerify has.
+ * until FernetVerify or FernetOpen has.
  */
 FernetStatus
 FernetDecode(char *text, size_t len, FernetToken *token)
@@ -308,52 +308,66 @@ FernetDecode(char *text, size_t len, FernetToken *token)
 	return FERNET_OK;
 }
 
+/* Checks that key made the token. */
+static FernetStatus
+check_mac(const FernetToken *token, const FernetKey *key)
+{
+	FernetStatus status = FERNET_LIBRARY_FAILED;
+	size_t		signed_len = token->len - FERNET_MAC_LEN;
+	uint8		mac[FERNET_MAC_LEN];
+	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
+
+	if (hmac != NULL &&
+		pg_hmac_init(hmac, key->signing, sizeof(key->signing)) == 0 &&
+		pg_hmac_update(hmac, token->bytes, signed_len) == 0 &&
+		pg_hmac_final(hmac, mac, sizeof(mac)) == 0)
+		status = mac_equal(mac, token->bytes + signed_len) ?
+			FERNET_OK : FERNET_BAD_MAC;
+	pg_hmac_free(hmac);
+	return status;
+}
+
+/* Length of the PKCS #7 padding in the last block of a plaintext, or 0. */
+static int
+padding_len(const uint8 *block)
+{
+	int			npad = block[CIPHER_BLOCK_LEN - 1];
+
+	if (npad < 1 || npad > CIPHER_BLOCK_LEN)
+		return 0;
+	for (int i = 1; i <= npad; i++)
+		if (block[CIPHER_BLOCK_LEN - i] != npad)
+			return 0;
+	return npad;
+}
+
 /*
  * FernetVerify
  *		Checks that key made the token, and that it decrypts.
  *
  * CBC decryption can fail in the padding alone, so the HMAC and the last
- * block decide, before any other plaintext exists.  Sets the length of the
- * message.
+ * block decide; no other plaintext is made.  Sets the length of the message.
  */
 FernetStatus
 FernetVerify(const FernetToken *token, const FernetKey *key,
 			 size_t *message_len)
 {
-	FernetStatus status = FERNET_LIBRARY_FAILED;
+	FernetStatus status = check_mac(token, key);
 	size_t		signed_len = token->len - FERNET_MAC_LEN;
 	const uint8 *last = token->bytes + signed_len - CIPHER_BLOCK_LEN;
-	uint8		mac[FERNET_MAC_LEN];
 	uint8		block[CIPHER_BLOCK_LEN];
 	int			npad;
-	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
 
-	if (hmac == NULL ||
-		pg_hmac_init(hmac, key->signing, sizeof(key->signing)) < 0 ||
-		pg_hmac_update(hmac, token->bytes, signed_len) < 0 ||
-		pg_hmac_final(hmac, mac, sizeof(mac)) < 0)
-		goto leave;
-	status = FERNET_BAD_MAC;
-	if (!mac_equal(mac, token->bytes + signed_len))
-		goto leave;
-
-	status = FERNET_BAD_PADDING;
+	if (status != FERNET_OK)
+		return status;
 	CipherDecrypt(key->encryption, last - CIPHER_BLOCK_LEN, last,
 				  CIPHER_BLOCK_LEN, block);
-	npad = block[CIPHER_BLOCK_LEN - 1];
-	if (npad < 1 || npad > CIPHER_BLOCK_LEN)
-		goto leave;
-	for (int i = 1; i <= npad; i++)
-		if (block[CIPHER_BLOCK_LEN - i] != npad)
-			goto leave;
-
-	*message_len = signed_len - FERNET_HEADER_LEN - npad;
-	status = FERNET_OK;
-
-leave:
-	pg_hmac_free(hmac);
+	npad = padding_len(block);
 	explicit_bzero(block, sizeof(block));
-	return status;
+	if (npad == 0)
+		return FERNET_BAD_PADDING;
+	*message_len = signed_len - FERNET_HEADER_LEN - npad;
+	return FERNET_OK;
 }
 
 /*
@@ -373,37 +387,47 @@ FernetCheckAge(const FernetToken *token, int64 now, int64 ttl)
 }
 
 /*
- * FernetDecrypt
- *		Decrypts a token that FernetVerify has passed with the same key.
+ * FernetOpen
+ *		Decrypts a token, if key made it.
  *
  * message has room for FernetMaxMessageLen(token) + 1 bytes, and may be the
- * token's own buffer, or any place before it in the same one.
+ * token's own buffer, or any place before it in the same one.  It is left
+ * alone where the key is another, so that the next key can be tried.
  */
-void
-FernetDecrypt(const FernetToken *token, const FernetKey *key,
-			  size_t message_len, uint8 *message)
+FernetStatus
+FernetOpen(const FernetToken *token, const FernetKey *key, uint8 *message,
+		   size_t *message_len)
 {
+	FernetStatus status = check_mac(token, key);
 	const uint8 *in = token->bytes + FERNET_HEADER_LEN;
-	size_t		left = token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN;
+	size_t		total = token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN;
 	uint8		chain[FERNET_IV_LEN];
+	int			npad;
 
+	if (status != FERNET_OK)
+		return status;
 	memcpy(chain, token->bytes + FERNET_IV_AT, FERNET_IV_LEN);
-	while (left > 0)
+	for (size_t done = 0; done < total;)
 	{
-		size_t		len = Min(left, CIPHER_PIECE_LEN);
+		size_t		len = Min(total - done, CIPHER_PIECE_LEN);
 		uint8		next[FERNET_IV_LEN];
 
-		memcpy(next, in + len - FERNET_IV_LEN, FERNET_IV_LEN);
-		CipherDecrypt(key->encryption, chain, in, len, message);
+		memcpy(next, in + done + len - FERNET_IV_LEN, FERNET_IV_LEN);
+		CipherDecrypt(key->encryption, chain, in + done, len, message + done);
 		memcpy(chain, next, FERNET_IV_LEN);
-		in += len;
-		message += len;
-		left -= len;
+		done += len;
+	}
+
+	npad = padding_len(message + total - CIPHER_BLOCK_LEN);
+	if (npad == 0)
+	{
+		explicit_bzero(message, total);
+		return FERNET_BAD_PADDING;
 	}
 	/* what follows the message is padding, not for the caller */
-	message -= token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN;
-	memset(message + message_len, 0,
-		   token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN - message_len);
+	*message_len = total - npad;
+	memset(message + *message_len, 0, npad);
+	return FERNET_OK;
 }
 
 /*

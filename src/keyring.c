@@ -649,11 +649,12 @@ KeyringSeal(const Keyring *ring, const char *message, size_t len,
 
 /*
  * Decodes a token in place and finds the first key that made it.  Returns the
- * key's index, or what KeyringFind returns instead.
+ * key's index, or what KeyringFind returns instead.  The message, if message
+ * is not NULL, is decrypted to there as FernetOpen does.
  */
 static int
 find_key(const Keyring *ring, bytea *token, FernetToken *decoded,
-		 size_t *message_len)
+		 uint8 *message, size_t *message_len)
 {
 	FernetStatus status = FernetDecode(VARDATA(token),
 									   VARSIZE(token) - VARHDRSZ, decoded);
@@ -664,7 +665,11 @@ find_key(const Keyring *ring, bytea *token, FernetToken *decoded,
 		status = FERNET_BAD_MAC;
 		for (int i = 0; i < ring->nkeys && status == FERNET_BAD_MAC; i++)
 		{
-			status = FernetVerify(decoded, &ring->keys[i], message_len);
+			const FernetKey *key = &ring->keys[i];
+
+			status = message != NULL ?
+				FernetOpen(decoded, key, message, message_len) :
+				FernetVerify(decoded, key, message_len);
 			if (status == FERNET_OK)
 				return i;
 		}
@@ -693,7 +698,7 @@ KeyringFind(const Keyring *ring, Datum token, uint64 *timestamp)
 	bytea	   *copy = DatumGetByteaPCopy(token);
 	FernetToken decoded;
 	size_t		message_len;
-	int			found = find_key(ring, copy, &decoded, &message_len);
+	int			found = find_key(ring, copy, &decoded, NULL, &message_len);
 
 	if (found != KEYRING_NO_TOKEN)
 		*timestamp = decoded.timestamp;
@@ -715,7 +720,8 @@ KeyringOpen(const Keyring *ring, bytea *token, int *ordinal,
 {
 	FernetToken decoded;
 	size_t		message_len;
-	int			found = find_key(ring, token, &decoded, &message_len);
+	int			found = find_key(ring, token, &decoded,
+								 (uint8 *) VARDATA(token), &message_len);
 
 	if (found < 0)
 		return NULL;
@@ -723,8 +729,6 @@ KeyringOpen(const Keyring *ring, bytea *token, int *ordinal,
 		*ordinal = found;
 	if (timestamp != NULL)
 		*timestamp = decoded.timestamp;
-	FernetDecrypt(&decoded, &ring->keys[found], message_len,
-				  (uint8 *) VARDATA(token));
 	SET_VARSIZE(token, VARHDRSZ + message_len);
 	return token;
 }
