@@ -648,12 +648,15 @@ KeyringSeal(const Keyring *ring, const char *message, size_t len,
 }
 
 /*
- * Decodes a token in place and finds the first key that made it.  Returns the
- * key's index, or what KeyringFind returns instead.  The message, if message
- * is not NULL, is decrypted to there as FernetOpen does.
+ * Decodes a token in place and finds the key that made it.  Returns the key's
+ * index, or what KeyringFind returns instead.  The message, if message is not
+ * NULL, is decrypted to there as FernetOpen does.
+ *
+ * All keys differ, so at most one fits, and any order will do: first is the
+ * one to begin with.
  */
 static int
-find_key(const Keyring *ring, bytea *token, FernetToken *decoded,
+find_key(const Keyring *ring, bytea *token, int first, FernetToken *decoded,
 		 uint8 *message, size_t *message_len)
 {
 	FernetStatus status = FernetDecode(VARDATA(token),
@@ -665,13 +668,14 @@ find_key(const Keyring *ring, bytea *token, FernetToken *decoded,
 		status = FERNET_BAD_MAC;
 		for (int i = 0; i < ring->nkeys && status == FERNET_BAD_MAC; i++)
 		{
-			const FernetKey *key = &ring->keys[i];
+			int			at = (first + i) % ring->nkeys;
+			const FernetKey *key = &ring->keys[at];
 
 			status = message != NULL ?
 				FernetOpen(decoded, key, message, message_len) :
 				FernetVerify(decoded, key, message_len);
 			if (status == FERNET_OK)
-				return i;
+				return at;
 		}
 		if (status == FERNET_LIBRARY_FAILED)
 			ereport(ERROR,
@@ -698,7 +702,7 @@ KeyringFind(const Keyring *ring, Datum token, uint64 *timestamp)
 	bytea	   *copy = DatumGetByteaPCopy(token);
 	FernetToken decoded;
 	size_t		message_len;
-	int			found = find_key(ring, copy, &decoded, NULL, &message_len);
+	int			found = find_key(ring, copy, 0, &decoded, NULL, &message_len);
 
 	if (found != KEYRING_NO_TOKEN)
 		*timestamp = decoded.timestamp;
@@ -711,8 +715,9 @@ KeyringFind(const Keyring *ring, Datum token, uint64 *timestamp)
  *		Decrypts a token in its own memory, with whichever key made it.
  *
  * token is a plain varlena that belongs to the caller and is overwritten.
- * Returns it as the message, or NULL if no key reads it.  ordinal (the index
- * of the key) and timestamp may be NULL.
+ * Returns it as the message, or NULL if no key reads it.  ordinal is the index
+ * of the key to try first, and then of the one that fitted.  ordinal and
+ * timestamp may be NULL.
  */
 bytea *
 KeyringOpen(const Keyring *ring, bytea *token, int *ordinal,
@@ -720,8 +725,9 @@ KeyringOpen(const Keyring *ring, bytea *token, int *ordinal,
 {
 	FernetToken decoded;
 	size_t		message_len;
-	int			found = find_key(ring, token, &decoded,
-								 (uint8 *) VARDATA(token), &message_len);
+	int			found = find_key(ring, token, ordinal != NULL ? *ordinal : 0,
+								 &decoded, (uint8 *) VARDATA(token),
+								 &message_len);
 
 	if (found < 0)
 		return NULL;
