@@ -49,8 +49,10 @@ CREATE TABLE @extschema@.extension_storage (
 );
 REVOKE ALL ON TABLE @extschema@.extension_storage FROM PUBLIC;
 
+-- Without resource_type: all the columns at their longest, in characters of four
+-- bytes, would be too long for an index row.
 CREATE INDEX ix_extension_storage_category ON @extschema@.extension_storage
-    (extension_id, user_fk, resource_type, resource_uuid, category, key)
+    (extension_id, user_fk, resource_uuid, category, key)
     WHERE category IS NOT NULL;
 
 COMMENT ON TABLE @extschema@.extension_storage IS

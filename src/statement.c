@@ -93,9 +93,11 @@ append_placeholder(StringInfo sql, const char *name, size_t len, int shape)
 								   " AND e.key" SQL_LE "$8");
 	}
 	else if (strncmp(name, "order", len) == 0)
-		appendStringInfo(sql, "e.extension_id, e.user_fk, e.resource_type,"
-						 " e.resource_uuid,%s e.key",
-						 (shape & SHAPE_CATEGORY) ? " e.category," : "");
+		appendStringInfoString(sql, (shape & SHAPE_CATEGORY) ?
+							   "e.extension_id, e.user_fk, e.resource_uuid,"
+							   " e.category, e.key" :
+							   "e.extension_id, e.user_fk, e.resource_type,"
+							   " e.resource_uuid, e.key");
 	else
 		elog(ERROR, "unknown placeholder in statement");
 }
