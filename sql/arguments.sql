@@ -10,65 +10,87 @@ SELECT version FROM ext_storage_set('acme.a', 'k', 'user', user_fk => 7);
 SELECT version FROM ext_storage_set('acme.a', 'k', 'chart', resource_type => 'chart', resource_uuid => 'x');
 CREATE TEMP TABLE before AS SELECT * FROM extension_storage;
 
--- What each argument without a default gets where another one is tried: for
--- functions whose names start with the prefix.
-CREATE TEMP TABLE good (prefix text, argument text, value text);
+-- What each argument without a default gets where another one is tried, for
+-- the functions whose names match.
+CREATE TEMP TABLE resource (id bigint PRIMARY KEY, uuid uuid);
+CREATE TEMP TABLE good (functions text, argument text, value text);
 INSERT INTO good VALUES
-    ('ext_storage_', 'extension_id', $$'acme.a'$$), ('ext_storage_', 'key', $$'k'$$),
-    ('ext_storage_set', 'value', $$'{}'$$),
-    ('fernet_', 'message', $$'x'$$), ('fernet_', 'secret', $$'x'$$),
-    ('fernet_', 'key', 'fernet_generate_key()'), ('fernet_', 'token',
+    ('^ext_', 'extension_id', $$'acme.a'$$), ('^ext_', 'key', $$'k'$$),
+    ('_set', 'value', $$'{}'$$),
+    ('_purge_resource', 'resource_type', $$'chart'$$), ('_purge_resource', 'resource_uuid', $$'x'$$),
+    ('_attach_', 'resource_type', $$'chart'$$), ('_attach_', 'resources', $$'resource'$$),
+    ('_grant', 'role', $$'pg_monitor'$$), ('_grant', 'level', $$'read'$$),
+    ('^fernet_', 'message', $$'x'$$), ('^fernet_', 'secret', $$'x'$$),
+    ('^fernet_', 'key', 'fernet_generate_key()'), ('^fernet_', 'token',
     $$'gAAAAABlU_EAAAECAwQFBgcICQoLDA0ODxoCqNNrt09qZCxT1Z47ojE6JB6_JBVpXVy7GBv2xbej3iui6exnwa5uYr1R2e3UxMCK8khggMpcCSwVYmmdOV0='$$);
 -- Bad values, and what else must be given for that.
-CREATE TEMP TABLE bad (n serial, prefix text, argument text, value text, more text DEFAULT '');
-INSERT INTO bad (prefix, argument, value) VALUES
-    ('ext_storage_', 'extension_id', 'NULL'),
-    ('ext_storage_', 'extension_id', $$''$$),
-    ('ext_storage_', 'extension_id', $$repeat('x', 256)$$),
-    ('ext_storage_', 'extension_id', $$repeat('€', 256)$$),
-    ('ext_storage_', 'key', 'NULL'),
-    ('ext_storage_', 'key', $$''$$),
-    ('ext_storage_', 'key', $$repeat('x', 256)$$),
-    ('ext_storage_', 'key', $$repeat('€', 255) || ' '$$),
-    ('ext_storage_', 'value', 'NULL'),
-    ('ext_storage_', 'value_type', 'NULL'),
-    ('ext_storage_', 'value_type', $$''$$),
-    ('ext_storage_', 'value_type', $$'text/' || repeat('x', 251)$$),
-    ('ext_storage_', 'value_type', $$'text'$$),
-    ('ext_storage_', 'value_type', $$'text/plain' || chr(13) || chr(10) || 'X-Evil: 1'$$),
-    ('ext_storage_', 'resource_type', $$'chart'$$),
-    ('ext_storage_', 'resource_uuid', $$'x'$$),
-    ('ext_storage_', 'category', $$repeat('x', 65)$$),
-    ('ext_storage_', 'category', $$repeat('€', 64) || ' '$$),
-    ('ext_storage_', 'if_version', '-1'),
-    ('ext_storage_', 'page', 'NULL'),
-    ('ext_storage_', 'page', '-1'),
-    ('ext_storage_', 'page_size', 'NULL'),
-    ('ext_storage_', 'page_size', '0'),
-    ('ext_storage_', 'page_size', '-1'),
-    ('ext_storage_', 'key_prefix', $$repeat('€', 256)$$),
-    ('ext_storage_', 'after_key', $$repeat('€', 256)$$),
-    ('ext_storage_', 'batch_size', 'NULL'),
-    ('ext_storage_', 'batch_size', '0'),
-    ('ext_storage_', 'batch_size', '-1'),
-    ('ext_storage_', 'dry_run', 'NULL'),
-    ('fernet_', 'message', 'NULL'),
-    ('fernet_', 'key', 'NULL'),
-    ('fernet_', 'key', $$''$$),
-    ('fernet_', 'key', $$'not 32 bytes'$$),
-    ('fernet_', 'token', 'NULL'),
-    ('fernet_', 'token', $$''$$),
-    ('fernet_', 'token', $$'gAAAAA'$$),
-    ('fernet_', 'ttl', $$'-1 second'$$),
-    ('fernet_', 'secret', 'NULL'),
-    ('fernet_', 'secret', $$''$$);
-INSERT INTO bad (prefix, argument, value, more) VALUES
-    ('ext_storage_', 'resource_type', $$''$$, $$, resource_uuid => 'x'$$),
-    ('ext_storage_', 'resource_type', $$repeat('x', 65)$$, $$, resource_uuid => 'x'$$),
-    ('ext_storage_', 'resource_type', $$repeat('€', 65)$$, $$, resource_uuid => 'x'$$),
-    ('ext_storage_', 'resource_uuid', $$''$$, $$, resource_type => 'chart'$$),
-    ('ext_storage_', 'resource_uuid', $$repeat('x', 37)$$, $$, resource_type => 'chart'$$),
-    ('ext_storage_', 'resource_uuid', $$repeat('€', 37)$$, $$, resource_type => 'chart'$$);
+CREATE TEMP TABLE bad (n serial, functions text, argument text, value text, more text DEFAULT '');
+INSERT INTO bad (functions, argument, value) VALUES
+    ('^ext_', 'extension_id', 'NULL'),
+    ('^ext_', 'extension_id', $$''$$),
+    ('^ext_', 'extension_id', $$repeat('x', 256)$$),
+    ('^ext_', 'extension_id', $$repeat('€', 256)$$),
+    ('^ext_', 'key', 'NULL'),
+    ('^ext_', 'key', $$''$$),
+    ('^ext_', 'key', $$repeat('x', 256)$$),
+    ('^ext_', 'key', $$repeat('€', 255) || ' '$$),
+    ('^ext_', 'value', 'NULL'),
+    ('^ext_', 'value_type', 'NULL'),
+    ('^ext_', 'value_type', $$''$$),
+    ('^ext_', 'value_type', $$'text/' || repeat('x', 251)$$),
+    ('^ext_', 'value_type', $$'text'$$),
+    ('^ext_', 'value_type', $$'text/plain' || chr(13) || chr(10) || 'X-Evil: 1'$$),
+    ('_(set|get|delete|list|count)', 'resource_type', $$'chart'$$),
+    ('_(set|get|delete|list|count)', 'resource_uuid', $$'x'$$),
+    ('_purge_', 'resource_type', 'NULL'),
+    ('_purge_', 'resource_uuid', 'NULL'),
+    ('_purge_', 'user_fk', 'NULL'),
+    ('_attach_', 'resource_type', 'NULL'),
+    ('_attach_', 'resource_type', $$''$$),
+    ('_attach_', 'resource_type', $$repeat('€', 65)$$),
+    ('_attach_', 'resources', 'NULL'),
+    ('_attach_', 'resources', $$'pg_temp.nothing'$$),
+    ('_attach_', 'uuid_column', 'NULL'),
+    ('_attach_', 'uuid_column', $$'nothing'$$),
+    ('_attach_', 'users', 'NULL'),
+    ('_attach_', 'users', $$'resource'$$),
+    ('_detach', 'relation', 'NULL'),
+    ('_grant', 'role', 'NULL'),
+    ('_grant', 'role', $$'regress_nobody'$$),
+    ('_grant', 'level', 'NULL'),
+    ('_grant', 'level', $$''$$),
+    ('_grant', 'level', $$'all'$$),
+    ('^ext_', 'category', $$repeat('x', 65)$$),
+    ('^ext_', 'category', $$repeat('€', 64) || ' '$$),
+    ('^ext_', 'if_version', '-1'),
+    ('^ext_', 'page', 'NULL'),
+    ('^ext_', 'page', '-1'),
+    ('^ext_', 'page_size', 'NULL'),
+    ('^ext_', 'page_size', '0'),
+    ('^ext_', 'page_size', '-1'),
+    ('^ext_', 'key_prefix', $$repeat('€', 256)$$),
+    ('^ext_', 'after_key', $$repeat('€', 256)$$),
+    ('^ext_', 'batch_size', 'NULL'),
+    ('^ext_', 'batch_size', '0'),
+    ('^ext_', 'batch_size', '-1'),
+    ('^ext_', 'dry_run', 'NULL'),
+    ('^fernet_', 'message', 'NULL'),
+    ('^fernet_', 'key', 'NULL'),
+    ('^fernet_', 'key', $$''$$),
+    ('^fernet_', 'key', $$'not 32 bytes'$$),
+    ('^fernet_', 'token', 'NULL'),
+    ('^fernet_', 'token', $$''$$),
+    ('^fernet_', 'token', $$'gAAAAA'$$),
+    ('^fernet_', 'ttl', $$'-1 second'$$),
+    ('^fernet_', 'secret', 'NULL'),
+    ('^fernet_', 'secret', $$''$$);
+INSERT INTO bad (functions, argument, value, more) VALUES
+    ('_(set|get|delete|list|count|purge)', 'resource_type', $$''$$, $$, resource_uuid => 'x'$$),
+    ('_(set|get|delete|list|count|purge)', 'resource_type', $$repeat('x', 65)$$, $$, resource_uuid => 'x'$$),
+    ('_(set|get|delete|list|count|purge)', 'resource_type', $$repeat('€', 65)$$, $$, resource_uuid => 'x'$$),
+    ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$''$$, $$, resource_type => 'chart'$$),
+    ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$repeat('x', 37)$$, $$, resource_type => 'chart'$$),
+    ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$repeat('€', 37)$$, $$, resource_type => 'chart'$$);
 
 -- Each function with each value for an argument of that name.
 CREATE FUNCTION pg_temp.calls(tried regclass)
@@ -80,13 +102,14 @@ BEGIN
             CASE p.prokind WHEN 'p' THEN 'CALL ' ELSE 'SELECT * FROM ' END || p.proname || '('
             || coalesce((SELECT string_agg(format('%%s => %%s', a.name, g.value), ', ' ORDER BY a.i) || ', '
                 FROM unnest(p.proargnames) WITH ORDINALITY a(name, i)
-                JOIN good g ON a.name = g.argument AND starts_with(p.proname, g.prefix)
-                WHERE a.i <= p.pronargs - p.pronargdefaults AND a.name <> t.argument), '')
+                JOIN good g ON a.name = g.argument AND p.proname ~ g.functions
+                WHERE a.i <= p.pronargs - p.pronargdefaults AND a.name <> t.argument
+                    AND t.more !~ (a.name || ' =>')), '')
             || format('%%s => %%s%%s)', t.argument, t.value, t.more)
         FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
             AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
         JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
-        JOIN %s t ON t.argument = ANY (p.proargnames[:p.pronargs]) AND starts_with(p.proname, t.prefix)
+        JOIN %s t ON t.argument = ANY (p.proargnames[:p.pronargs]) AND p.proname ~ t.functions
         $query$, tried);
 END $$;
 \pset format unaligned

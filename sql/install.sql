@@ -50,18 +50,22 @@ FROM member JOIN pg_proc ON oid = objid AND classid = 'pg_proc'::regclass
 ORDER BY proname COLLATE "C";
 \pset tuples_only
 \pset format aligned
--- None runs with other rights than the caller's, or with settings of its own.
-SELECT proname FROM member
-JOIN pg_proc ON oid = objid AND classid = 'pg_proc'::regclass
-WHERE prosecdef OR proconfig IS NOT NULL;
+-- None runs with other rights than the caller's; those written in PL/pgSQL
+-- depend on no search_path.
+SELECT proname, prosecdef AS definer, lanname AS language, proconfig
+FROM member JOIN pg_proc p ON p.oid = objid AND classid = 'pg_proc'::regclass
+JOIN pg_language l ON l.oid = prolang
+WHERE prosecdef OR lanname <> 'c' OR proconfig IS NOT NULL
+ORDER BY proname COLLATE "C";
 
 -- Every member and every column has a comment.
 SELECT pg_describe_object(classid, objid, 0) AS without_comment
 FROM member
 WHERE obj_description(objid, classid::regclass::name) IS NULL;
-SELECT attname AS without_comment FROM pg_attribute
-WHERE attrelid = 'extension_storage'::regclass AND attnum > 0
-    AND col_description(attrelid, attnum) IS NULL;
+SELECT attrelid::regclass AS relation, attname AS without_comment
+FROM member JOIN pg_class c ON c.oid = objid AND classid = 'pg_class'::regclass AND relkind = 'r'
+JOIN pg_attribute ON attrelid = objid AND attnum > 0
+WHERE col_description(attrelid, attnum) IS NULL;
 
 -- The list of all that PUBLIC may do with the members, and with the row types
 -- of the tables among them, is empty.

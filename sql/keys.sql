@@ -33,7 +33,7 @@ SHOW extension_storage.encryption_keys;
 SELECT current_setting('extension_storage.encryption_keys');
 SET extension_storage.secret_key = 'superset';
 SHOW extension_storage.secret_key;
-SELECT name, setting, boot_val, reset_val FROM pg_settings WHERE name ~ '^extension_storage\.' ORDER BY name COLLATE "C";
+SELECT name, setting, boot_val, reset_val FROM pg_settings WHERE name ~ '^extension_storage\..*key' ORDER BY name COLLATE "C";
 SELECT count(*) FROM pg_show_all_settings() s WHERE s::text ~ 'new-secret|old-secret|superset';
 SELECT count(*) FROM pg_file_settings s WHERE s::text ~ 'new-secret|old-secret|superset';
 -- Others are not even told whether there is one.
@@ -43,10 +43,10 @@ GRANT pg_monitor TO regress_monitor;
 SET ROLE regress_plain;
 SELECT name, pg_temp.error_of('SHOW ' || name) ~ '^42501 ' AS show, pg_temp.error_of(format('SELECT current_setting(%L)', name)) ~ '^42501 ' AS current_setting
 FROM unnest(ARRAY['extension_storage.encryption_keys', 'extension_storage.secret_key', 'extension_storage.encryption_keys_file']) name;
-SELECT name, setting FROM pg_settings WHERE name ~ '^extension_storage\.' ORDER BY name COLLATE "C";
+SELECT name, setting FROM pg_settings WHERE name ~ '^extension_storage\..*key' ORDER BY name COLLATE "C";
 SET ROLE regress_monitor;
 SELECT current_setting('extension_storage.encryption_keys'), current_setting('extension_storage.secret_key');
-SELECT name, setting, reset_val FROM pg_settings WHERE name ~ '^extension_storage\.' ORDER BY name COLLATE "C";
+SELECT name, setting, reset_val FROM pg_settings WHERE name ~ '^extension_storage\..*key' ORDER BY name COLLATE "C";
 RESET ROLE;
 RESET extension_storage.encryption_keys;
 RESET extension_storage.secret_key;

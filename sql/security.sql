@@ -20,6 +20,14 @@ INSERT INTO call (statement) VALUES
     ($$SELECT ext_storage_set_json('acme.s', 'new', '[]')$$),
     ($$SELECT ext_storage_delete('acme.s', 'k')$$),
     ($$CALL ext_storage_rotate_keys()$$),
+    ($$SELECT ext_storage_usage()$$),
+    ($$SELECT ext_storage_purge_extension('acme.s')$$),
+    ($$SELECT ext_storage_purge_user(7)$$),
+    ($$SELECT ext_storage_purge_resource('chart', '42')$$),
+    ($$SELECT ext_storage_attach_users('pg_class')$$),
+    ($$SELECT ext_storage_attach_resource('chart', 'pg_class', 'relname')$$),
+    ($$SELECT ext_storage_detach('pg_class')$$),
+    ($$SELECT ext_storage_grant('regress_caller', 'read')$$),
     ($$SELECT fernet_decrypt(fernet_encrypt('x', fernet_derive_key('x')), fernet_derive_key('x'))$$),
     ($$SELECT fernet_generate_key()$$),
     ($$SELECT fernet_timestamp('')$$);
@@ -55,7 +63,7 @@ SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.s', 'new', '[]')$$);
 RESET ROLE;
 GRANT UPDATE ON extension_storage TO regress_caller;
 SET ROLE regress_caller;
-SELECT statement, pg_temp.error_of(statement) FROM call WHERE n BETWEEN 8 AND 12 ORDER BY n;
+SELECT statement, pg_temp.error_of(statement) FROM call WHERE statement ~ 'set|delete|purge|CALL' ORDER BY n;
 RESET ROLE;
 SELECT key, version FROM ext_storage_list('acme.s');
 RESET client_min_messages;
@@ -164,6 +172,22 @@ SELECT role, entries, removable FROM public.ext_storage_key_status();
 SELECT key FROM public.ext_storage_verify();
 SELECT public.fernet_decrypt(public.fernet_encrypt('x', public.fernet_derive_key('x')), public.fernet_derive_key('x'), '1 hour');
 SELECT public.ext_storage_delete('acme.s', 'k', 7, 'chart', '42', if_version => 1), public.ext_storage_delete('acme.s', 'none');
+SELECT public.ext_storage_grant('regress_mallory', 'write');
+CREATE TABLE public.person (id integer PRIMARY KEY);
+CREATE TABLE public.chart (uuid pg_catalog.uuid);
+SELECT public.ext_storage_attach_users('public.person'), public.ext_storage_attach_resource('chart', 'public.chart');
+INSERT INTO public.person VALUES (7);
+INSERT INTO public.chart VALUES ('0b0e8f0a-6a3c-4c55-9d62-3e9a3b1b7e11');
+SET extension_storage.quota_per_extension = 1000;
+SELECT version FROM public.ext_storage_set('acme.s', 'k', 'counted', user_fk => 7);
+SELECT version FROM public.ext_storage_set('acme.s', 'k', 'counted', resource_type => 'chart',
+    resource_uuid => '0b0e8f0a-6a3c-4c55-9d62-3e9a3b1b7e11');
+SELECT * FROM public.ext_storage_usage();
+DELETE FROM public.person;
+DELETE FROM public.chart;
+SELECT * FROM public.ext_storage_usage();
+SELECT public.ext_storage_detach('public.person'), public.ext_storage_detach('public.chart');
+SELECT public.ext_storage_purge_user(7), public.ext_storage_purge_resource('chart', '42'), public.ext_storage_purge_extension('acme.s');
 -- ... and for a row that another program writes without saying much.
 INSERT INTO public.extension_storage (extension_id, key, value) VALUES ('acme.s', 'foreign', '{}');
 SELECT key, version FROM public.ext_storage_list('acme.s', key_prefix => 'f');
