@@ -26,12 +26,16 @@ SELECT attname, format_type(atttypid, atttypmod) AS type FROM pg_attribute
 WHERE attrelid = 'ext_storage_entry'::regclass AND attnum > 0
 ORDER BY attnum;
 
--- Everything that belongs to the extension.
+-- Everything that belongs to the extension, but for the types that come with a
+-- table or a type and are members of their own since PostgreSQL 17.
 CREATE TEMP VIEW member AS
 SELECT classid, objid, deptype FROM pg_depend
 WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
     AND refobjid = (SELECT oid FROM pg_extension
-        WHERE extname = 'extension_storage');
+        WHERE extname = 'extension_storage')
+    AND NOT (classid = 'pg_type'::regclass AND objid IN (
+        SELECT t.oid FROM pg_type t LEFT JOIN pg_class c ON c.oid = typrelid
+        WHERE typcategory = 'A' OR relkind <> 'c'));
 SELECT pg_describe_object(classid, objid, 0) AS object FROM member
 ORDER BY pg_describe_object(classid, objid, 0) COLLATE "C";
 
