@@ -89,8 +89,10 @@ INSERT INTO bad (functions, argument, value, more) VALUES
     ('_(set|get|delete|list|count|purge)', 'resource_type', $$repeat('x', 65)$$, $$, resource_uuid => 'x'$$),
     ('_(set|get|delete|list|count|purge)', 'resource_type', $$repeat('€', 65)$$, $$, resource_uuid => 'x'$$),
     ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$''$$, $$, resource_type => 'chart'$$),
-    ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$repeat('x', 37)$$, $$, resource_type => 'chart'$$),
-    ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$repeat('€', 37)$$, $$, resource_type => 'chart'$$);
+    ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$repeat('x', 37)$$,
+        $$, resource_type => 'chart'$$),
+    ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$repeat('€', 37)$$,
+        $$, resource_type => 'chart'$$);
 
 -- Each function with each value for an argument of that name.
 CREATE FUNCTION pg_temp.calls(tried regclass)
@@ -138,11 +140,13 @@ WHERE a NOT IN (SELECT argument FROM bad) ORDER BY 1;
 -- MIME types that are none ...
 SELECT value_type, split_part(pg_temp.error_of(format(
     'SELECT ext_storage_set(%L, %L, %L, %L)', 'acme.a', 'k', 'x', value_type)), E'\n', 1) AS error
-FROM (VALUES ('/'), ('text/'), ('/plain'), (' text/plain'), ('text /plain'), ('text/pl ain'), ('text/plain '), (E'text/plain\t'),
+FROM (VALUES ('/'), ('text/'), ('/plain'), (' text/plain'), ('text /plain'), ('text/pl ain'),
+    ('text/plain '), (E'text/plain\t'),
     ('text//plain'), ('text/plain/x'), ('text/plain; charset'), ('text/plain; charset='),
     ('text/plain; =utf-8'), ('text/plain; charset = utf-8'), ('text/plain; charset="utf-8'),
     ('text/plain charset=utf-8'), ('text/plain, text/html'), ('text/plaïn'), ('<text>/plain'),
-    ('text/plain; a="' || chr(10) || '"'), ('text/plain; a="\'), (E'text/plain\t\n'), (E'text/plain\x7f')) t (value_type);
+    ('text/plain; a="' || chr(10) || '"'), ('text/plain; a="\'), (E'text/plain\t\n'),
+    (E'text/plain\x7f')) t (value_type);
 -- ... and some that are.
 SELECT e.value_type FROM (VALUES ('text/plain'), ('application/vnd.apache.arrow.file'),
     ('image/svg+xml'), ('text/plain; charset=utf-8'), ('text/plain;charset=utf-8;format=flowed'),
@@ -160,7 +164,8 @@ FROM (VALUES (1, 33, 90), (2, 192, 500), (3, 8704, 20000), (4, 65536, 150000)) s
     generate_series(1, 255) i,
     chr((first + ('x' || substr(md5(i::text), 1, 6))::bit(24)::integer % span)) c
 GROUP BY bytes;
-SELECT bytes, octet_length(c255) AS c255, key = c255 AS key, category = c64 AS category, length(value_type) AS value_type
+SELECT bytes, octet_length(c255) AS c255, key = c255 AS key, category = c64 AS category,
+    length(value_type) AS value_type
 FROM longest, ext_storage_set(c255, c255, 'x', 'text/' || repeat('x', 250), 2147483647, c64, c36,
     c64, repeat(c255, 1000), actor_fk => -2147483648, if_version => 0) ORDER BY bytes;
 SELECT bytes, ext_storage_get(c255, c255, 2147483647, c64, c36) AS get,

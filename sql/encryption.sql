@@ -24,12 +24,15 @@ SELECT convert_from(ext_storage_get('acme.e', 'k'), 'UTF8') AS get,
     ext_storage_get_json('acme.e', 'json') AS get_json;
 -- Neither plaintext nor key can be found in the table.
 SELECT count(*) FROM extension_storage s
-WHERE s::text ~ 'xoxb|abc123|old-secret|786f7862' OR position('xoxb' IN value) > 0 OR position('old-secret' IN value) > 0;
+WHERE s::text ~ 'xoxb|abc123|old-secret|786f7862'
+    OR position('xoxb' IN value) > 0 OR position('old-secret' IN value) > 0;
 -- The token is what any Fernet of that key reads, and is made anew each time.
-SELECT convert_from(fernet_decrypt(convert_from(value, 'UTF8'), fernet_derive_key('old-secret')), 'UTF8') AS value,
+SELECT convert_from(fernet_decrypt(convert_from(value, 'UTF8'), fernet_derive_key('old-secret')),
+    'UTF8') AS value,
     now() - fernet_timestamp(convert_from(value, 'UTF8')) < interval '1 minute' AS now
 FROM extension_storage WHERE key = 'k';
-SELECT count(*) FROM generate_series(1, 3) i, ext_storage_set('acme.same', 'k' || i, 'same', is_encrypted => true);
+SELECT count(*) FROM generate_series(1, 3) i,
+    ext_storage_set('acme.same', 'k' || i, 'same', is_encrypted => true);
 SELECT count(DISTINCT value) FROM extension_storage WHERE extension_id = 'acme.same';
 DELETE FROM extension_storage WHERE extension_id = 'acme.same';
 
@@ -92,14 +95,18 @@ FROM extension_storage, LATERAL (VALUES
     (12, 'high bit', set_byte(value, 30, 200)),
     (13, 'NUL', set_byte(value, 30, 0))) d (n, what, damaged)
 WHERE extension_id = 'acme.e' AND key = 'k' ORDER BY n;
-SELECT key, left(pg_temp.error_of(format('SELECT ext_storage_get(%L, %L, 7, %L, %L)', extension_id, key, resource_type, resource_uuid)), 5) AS get,
-    left(pg_temp.error_of(format('SELECT * FROM ext_storage_get_entry(%L, %L, 7, %L, %L)', extension_id, key, resource_type, resource_uuid)), 5) AS get_entry,
-    left(pg_temp.error_of(format('SELECT ext_storage_get_json(%L, %L, 7, %L, %L)', extension_id, key, resource_type, resource_uuid)), 5) AS get_json
-FROM extension_storage WHERE extension_id = 'acme.bad' ORDER BY id;
+SELECT key, left(pg_temp.error_of('SELECT ext_storage_get' || entry), 5) AS get,
+    left(pg_temp.error_of('SELECT * FROM ext_storage_get_entry' || entry), 5) AS get_entry,
+    left(pg_temp.error_of('SELECT ext_storage_get_json' || entry), 5) AS get_json
+FROM extension_storage,
+    LATERAL (SELECT format('(%L, %L, 7, %L, %L)', extension_id, key, resource_type, resource_uuid)) a (entry)
+WHERE extension_id = 'acme.bad' ORDER BY id;
 -- The message names the entry.
 SELECT pg_temp.error_of($$SELECT ext_storage_get('acme.bad', '11 empty', 7, 'chart', '42')$$);
 -- It can be overwritten, which stays encrypted, and be deleted.
-SELECT version, is_encrypted FROM ext_storage_set('acme.bad', '11 empty', 'whole', user_fk => 7, resource_type => 'chart', resource_uuid => '42');
+SELECT version, is_encrypted
+FROM ext_storage_set('acme.bad', '11 empty', 'whole', user_fk => 7, resource_type => 'chart',
+    resource_uuid => '42');
 SELECT convert_from(ext_storage_get('acme.bad', '11 empty', 7, 'chart', '42'), 'UTF8');
 SELECT ext_storage_delete('acme.bad', '10 plaintext', 7, 'chart', '42');
 DELETE FROM extension_storage;
@@ -113,7 +120,8 @@ SELECT ext_storage_get_json('acme.e', 'python');
 SELECT count(*) AS lengths, bool_and(value_size = i) AS sizes
 FROM (SELECT generate_series(0, 100) UNION SELECT unnest(ARRAY[8191, 8192, 8193, 100000, 1000000])) l (i),
     ext_storage_set('acme.len', i::text, convert_to(repeat('x', i), 'UTF8'), is_encrypted => true) e;
-SELECT count(*) AS lengths, bool_and(ext_storage_get(extension_id, key) = convert_to(repeat('x', key::integer), 'UTF8')) AS same,
+SELECT count(*) AS lengths,
+    bool_and(ext_storage_get(extension_id, key) = convert_to(repeat('x', key::integer), 'UTF8')) AS same,
     bool_and(value_size = key::integer AND octet_length(value) > value_size) AS sizes
 FROM extension_storage WHERE extension_id = 'acme.len';
 DELETE FROM extension_storage;
@@ -122,7 +130,8 @@ DELETE FROM extension_storage;
 SHOW extension_storage.max_value_size;
 SET extension_storage.max_value_size = 100;
 SELECT key, value_size FROM ext_storage_set('acme.e', 'fits', convert_to(repeat('x', 100), 'UTF8'));
-SELECT key, value_size FROM ext_storage_set('acme.e', 'fits too', convert_to(repeat('x', 100), 'UTF8'), is_encrypted => true);
+SELECT key, value_size FROM ext_storage_set('acme.e', 'fits too', convert_to(repeat('x', 100), 'UTF8'),
+    is_encrypted => true);
 SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.e', 'k', convert_to(repeat('x', 101), 'UTF8'))$$);
 SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.e', 'k', convert_to(repeat('x', 101), 'UTF8'), is_encrypted => true)$$);
 SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.e', 'fits', convert_to(repeat('x', 101), 'UTF8'))$$);
@@ -141,7 +150,8 @@ SET extension_storage.max_value_size = 100;
 RESET ROLE;
 DROP ROLE regress_plain;
 -- The largest value, and one byte more.
-SELECT value_size FROM ext_storage_set('acme.e', 'largest', convert_to(repeat('x', 16777215), 'UTF8'), is_encrypted => true);
+SELECT value_size FROM ext_storage_set('acme.e', 'largest', convert_to(repeat('x', 16777215), 'UTF8'),
+    is_encrypted => true);
 SELECT ext_storage_get('acme.e', 'largest') = convert_to(repeat('x', 16777215), 'UTF8') AS same;
 SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.e', 'k', convert_to(repeat('x', 16777216), 'UTF8'))$$);
 

@@ -5,7 +5,8 @@
 
 -- Every kind of JSON value comes back.
 CREATE TEMP TABLE doc (key text, value jsonb);
-INSERT INTO doc VALUES ('array', '[1, "two", {"three": null}]'), ('empty object', '{}'), ('empty string', '""'),
+INSERT INTO doc VALUES ('array', '[1, "two", {"three": null}]'), ('empty object', '{}'),
+    ('empty string', '""'),
     ('false', 'false'), ('null', 'null'), ('number', '12345678901234567890.0100'),
     ('object', '{"b": 1, "a": {"c": [true]}, "text": "ä € 😀 \" \\ \n"}'), ('string', '"text"');
 SELECT e.key, value_type, value_size, version FROM doc d, ext_storage_set_json('acme.json', d.key, d.value) e
@@ -14,7 +15,8 @@ SELECT key, ext_storage_get_json('acme.json', key), ext_storage_get_json('acme.j
     convert_from(ext_storage_get('acme.json', key), 'UTF8')::jsonb = value AS bytes
 FROM doc ORDER BY key COLLATE "C";
 -- A JSON null is a value; no entry is an SQL NULL.
-SELECT ext_storage_get_json('acme.json', 'null') IS NULL AS "null", ext_storage_get_json('acme.json', 'nothing') IS NULL AS nothing;
+SELECT ext_storage_get_json('acme.json', 'null') IS NULL AS "null",
+    ext_storage_get_json('acme.json', 'nothing') IS NULL AS nothing;
 
 -- JSON in the other scopes, encrypted, with another type, by version.
 SET extension_storage.encryption_keys = 'a secret';
@@ -33,7 +35,8 @@ RESET extension_storage.encryption_keys;
 -- are spaced; so can large documents.
 SELECT version FROM ext_storage_set('acme.json', 'bytes', convert_to(E' {"ä" :\n[ 1,2 ]} ', 'UTF8'));
 SELECT ext_storage_get_json('acme.json', 'bytes');
-SELECT value_size FROM ext_storage_set_json('acme.json', 'large', jsonb_build_object('x', repeat('€', 1000000)));
+SELECT value_size FROM ext_storage_set_json('acme.json', 'large',
+    jsonb_build_object('x', repeat('€', 1000000)));
 SELECT length(ext_storage_get_json('acme.json', 'large') ->> 'x');
 
 -- Bytes that are not are an error which does not quote them.

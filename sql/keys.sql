@@ -8,7 +8,8 @@ SELECT length(fernet_generate_key());
 -- it by its fingerprint.
 CREATE TEMP TABLE secret (fingerprint text, secret text);
 CREATE FUNCTION pg_temp.keys() RETURNS text LANGUAGE sql AS $$
-    SELECT coalesce(string_agg(coalesce((SELECT s.secret FROM secret s WHERE s.fingerprint = k.fingerprint), '?'), ' > ' ORDER BY ordinal), 'none')
+    SELECT coalesce(string_agg(coalesce((SELECT s.secret FROM secret s
+        WHERE s.fingerprint = k.fingerprint), '?'), ' > ' ORDER BY ordinal), 'none')
     FROM ext_storage_key_status() k WHERE role <> 'unknown'
 $$;
 CREATE FUNCTION pg_temp.learn(secret text) RETURNS text LANGUAGE plpgsql AS $$
@@ -33,7 +34,8 @@ SHOW extension_storage.encryption_keys;
 SELECT current_setting('extension_storage.encryption_keys');
 SET extension_storage.secret_key = 'superset';
 SHOW extension_storage.secret_key;
-SELECT name, setting, boot_val, reset_val FROM pg_settings WHERE name ~ '^extension_storage\..*key' ORDER BY name COLLATE "C";
+SELECT name, setting, boot_val, reset_val FROM pg_settings WHERE name ~ '^extension_storage\..*key'
+ORDER BY name COLLATE "C";
 SELECT count(*) FROM pg_show_all_settings() s WHERE s::text ~ 'new-secret|old-secret|superset';
 SELECT count(*) FROM pg_file_settings s WHERE s::text ~ 'new-secret|old-secret|superset';
 -- Others are not even told whether there is one.
@@ -41,18 +43,22 @@ CREATE ROLE regress_plain;
 CREATE ROLE regress_monitor;
 GRANT pg_monitor TO regress_monitor;
 SET ROLE regress_plain;
-SELECT name, pg_temp.error_of('SHOW ' || name) ~ '^42501 ' AS show, pg_temp.error_of(format('SELECT current_setting(%L)', name)) ~ '^42501 ' AS current_setting
-FROM unnest(ARRAY['extension_storage.encryption_keys', 'extension_storage.secret_key', 'extension_storage.encryption_keys_file']) name;
+SELECT name, pg_temp.error_of('SHOW ' || name) ~ '^42501 ' AS show,
+    pg_temp.error_of(format('SELECT current_setting(%L)', name)) ~ '^42501 ' AS current_setting
+FROM unnest(ARRAY['extension_storage.encryption_keys', 'extension_storage.secret_key',
+    'extension_storage.encryption_keys_file']) name;
 SELECT name, setting FROM pg_settings WHERE name ~ '^extension_storage\..*key' ORDER BY name COLLATE "C";
 SET ROLE regress_monitor;
 SELECT current_setting('extension_storage.encryption_keys'), current_setting('extension_storage.secret_key');
-SELECT name, setting, reset_val FROM pg_settings WHERE name ~ '^extension_storage\..*key' ORDER BY name COLLATE "C";
+SELECT name, setting, reset_val FROM pg_settings WHERE name ~ '^extension_storage\..*key'
+ORDER BY name COLLATE "C";
 RESET ROLE;
 RESET extension_storage.encryption_keys;
 RESET extension_storage.secret_key;
 
 -- Which keys there are, and in which order.  First the secrets' names.
-SELECT string_agg(pg_temp.learn(s), ', ') FROM unnest(ARRAY['a', 'b', 'c', 'a b', 'a,b', 'a"b', ' a ', 'é€😀', '"', '''', '\', '********x']) s;
+SELECT string_agg(pg_temp.learn(s), ', ')
+FROM unnest(ARRAY['a', 'b', 'c', 'a b', 'a,b', 'a"b', ' a ', 'é€😀', '"', '''', '\', '********x']) s;
 SELECT count(DISTINCT fingerprint) FROM secret;
 -- A list: blanks around an item do not count, within it they do; quotes keep
 -- commas, blanks, and doubled quotes.
@@ -61,13 +67,18 @@ BEGIN
     PERFORM set_config('extension_storage.encryption_keys', list, true);
     RETURN pg_temp.keys();
 EXCEPTION WHEN others THEN
-    RETURN pg_temp.error_of(format('SELECT set_config(%L, %L, true)', 'extension_storage.encryption_keys', list));
+    RETURN pg_temp.error_of(format('SELECT set_config(%L, %L, true)',
+        'extension_storage.encryption_keys', list));
 END $$;
-SELECT list, pg_temp.keys_of(list) AS keys FROM unnest(ARRAY['a', 'a,b', ' a , b ', E'a,\n\tb', 'b,a', 'a,b,c', 'a b', '"a b" , c', '"a,b",c',
-    '"a""b"', '" a "', 'é€😀', '""""', '''', '\', '********x', 'a,a', 'a,b,a', 'b,"a",a', '', ' ']) WITH ORDINALITY l (list, n) ORDER BY n;
+SELECT list, pg_temp.keys_of(list) AS keys
+FROM unnest(ARRAY['a', 'a,b', ' a , b ', E'a,\n\tb', 'b,a', 'a,b,c', 'a b', '"a b" , c', '"a,b",c',
+    '"a""b"', '" a "', 'é€😀', '""""', '''', '\', '********x', 'a,a', 'a,b,a', 'b,"a",a', '',
+    ' ']) WITH ORDINALITY l (list, n) ORDER BY n;
 -- What is no list.  The item is counted, not printed.
 \pset format unaligned
-SELECT list, pg_temp.keys_of(list) AS error FROM unnest(ARRAY[',', 'a,', ',a', 'a,,b', 'a, ,b', '""', 'a,""', '"a', 'a,"b', 'a"b', 'a,"b"c', '"a" "b"', '"', '"""',
+SELECT list, pg_temp.keys_of(list) AS error
+FROM unnest(ARRAY[',', 'a,', ',a', 'a,,b', 'a, ,b', '""', 'a,""', '"a', 'a,"b', 'a"b', 'a,"b"c',
+    '"a" "b"', '"', '"""',
     '********']) WITH ORDINALITY l (list, n) ORDER BY n;
 \pset format aligned
 -- A setting that is refused changes nothing.

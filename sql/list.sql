@@ -8,11 +8,13 @@ SELECT count(*) FROM unnest(ARRAY['b', 'a', 'B', 'a b', 'a%', 'a_1', 'ax1', 'a\1
     WITH ORDINALITY AS k (key, n),
     ext_storage_set('acme.list', k.key, 'x', user_fk => 7,
         category => CASE WHEN n % 3 = 0 THEN 'third' WHEN n % 3 = 1 THEN 'first' END);
-SELECT count(*) FROM (VALUES ('acme.list', 'global', NULL, NULL, NULL), ('acme.list', 'other user', 8, NULL, NULL),
+SELECT count(*) FROM (VALUES ('acme.list', 'global', NULL, NULL, NULL),
+    ('acme.list', 'other user', 8, NULL, NULL),
     ('acme.list', 'shared', NULL, 'chart', '42'), ('acme.list', 'private', 7, 'chart', '42'),
     ('acme.list', 'board', 7, 'dashboard', '42'), ('acme.list2', 'other extension', 7, NULL, NULL))
     AS o (extension_id, key, user_fk, type, uuid),
-    ext_storage_set(o.extension_id, o.key, 'x', user_fk => o.user_fk, resource_type => type, resource_uuid => uuid,
+    ext_storage_set(o.extension_id, o.key, 'x', user_fk => o.user_fk, resource_type => type,
+        resource_uuid => uuid,
         category => 'third');
 
 -- Ordered by the bytes of the key, in every locale.
@@ -44,7 +46,8 @@ SELECT page, array_agg(key) AS keys FROM generate_series(0, 3) page
 LEFT JOIN ext_storage_list('acme.list', 7, page => page, page_size => 5) ON true
 GROUP BY page ORDER BY page;
 -- 25 a page if nothing is said.
-SELECT count(*) FROM generate_series(1, 30) i, ext_storage_set('acme.many', 'k' || lpad(i::text, 2, '0'), 'x');
+SELECT count(*) FROM generate_series(1, 30) i,
+    ext_storage_set('acme.many', 'k' || lpad(i::text, 2, '0'), 'x');
 SELECT count(*), min(key), max(key) FROM ext_storage_list('acme.many');
 SELECT count(*), min(key), max(key) FROM ext_storage_list('acme.many', page => 1);
 SELECT ext_storage_count('acme.many');
@@ -78,11 +81,13 @@ SELECT ext_storage_count('acme.list', 7, category => 'first') AS first,
 SELECT key FROM ext_storage_list('acme.list', 7, category => 'first', key_prefix => 'a');
 SELECT key FROM ext_storage_list('acme.list', 7, category => 'third', key_prefix => 'a', after_key => 'a');
 SELECT key FROM ext_storage_list('acme.list', 7, category => 'first', page => 1, page_size => 2);
-SELECT key FROM ext_storage_list('acme.list', 7, category => 'first', after_key => 'a\1', page => 1, page_size => 1);
+SELECT key FROM ext_storage_list('acme.list', 7, category => 'first', after_key => 'a\1', page => 1,
+    page_size => 1);
 
 -- Neither reads a value: damaged and unreadable ones do not matter, and no
 -- key is needed.
-INSERT INTO extension_storage (extension_id, key, value, is_encrypted) VALUES ('acme.list', 'damaged', '?', true);
+INSERT INTO extension_storage (extension_id, key, value, is_encrypted) VALUES ('acme.list', 'damaged',
+    '?', true);
 SELECT key, is_encrypted FROM ext_storage_list('acme.list');
 SELECT ext_storage_count('acme.list');
 

@@ -25,7 +25,8 @@ SELECT count(*) FROM (VALUES ('acme.a', 'global', NULL, NULL, NULL), ('acme.a', 
 SELECT version FROM ext_storage_set('acme.b', 'empty', '', is_encrypted => true);
 SELECT version FROM ext_storage_set('acme.b', 'empty', '');
 SELECT version FROM ext_storage_set('acme.a', 'plain', 'plain');
-INSERT INTO extension_storage (uuid, extension_id, user_fk, resource_type, resource_uuid, key, value, is_encrypted) VALUES
+INSERT INTO extension_storage (uuid, extension_id, user_fk, resource_type, resource_uuid, key, value,
+    is_encrypted) VALUES
     ('00000000-0000-4000-8000-000000000001', 'acme.a', NULL, NULL, NULL, 'python',
     'gAAAAABlU_EAAAECAwQFBgcICQoLDA0ODxoCqNNrt09qZCxT1Z47ojE6JB6_JBVpXVy7GBv2xbej3iui6exnwa5uYr1R2e3UxMCK8khggMpcCSwVYmmdOV0=', true),
     ('00000000-0000-4000-8000-000000000002', 'acme.a', 7, 'chart', '42', 'damaged',
@@ -37,14 +38,17 @@ SELECT version FROM ext_storage_set('acme.b', 'lost', 'x', is_encrypted => true)
 UPDATE extension_storage SET uuid = '00000000-0000-4000-8000-000000000004' WHERE key = 'lost';
 CREATE TEMP TABLE before AS SELECT * FROM extension_storage;
 CREATE TEMP VIEW changed AS
-SELECT s.extension_id, s.key, s.value <> b.value AS new_token, to_jsonb(s) - 'value' = to_jsonb(b) - 'value' AS rest_as_before,
+SELECT s.extension_id, s.key, s.value <> b.value AS new_token,
+    to_jsonb(s) - 'value' = to_jsonb(b) - 'value' AS rest_as_before,
     substr(s.value, 1, 12) = substr(b.value, 1, 12) AS time_as_before
 FROM extension_storage s FULL JOIN before b USING (id) ORDER BY id;
 
 -- The new key first, the old one behind it: what is needed for what.
 SET extension_storage.encryption_keys = 'new-secret,old-secret';
-SELECT ordinal, fingerprint, role, entries, oldest IS NOT NULL AS oldest, newest IS NOT NULL AS newest, removable FROM ext_storage_key_status();
-SELECT role, oldest AT TIME ZONE 'UTC' AS oldest_utc, now() - newest < '1 minute' AS newest_now FROM ext_storage_key_status() ORDER BY ordinal;
+SELECT ordinal, fingerprint, role, entries, oldest IS NOT NULL AS oldest, newest IS NOT NULL AS newest,
+    removable FROM ext_storage_key_status();
+SELECT role, oldest AT TIME ZONE 'UTC' AS oldest_utc, now() - newest < '1 minute' AS newest_now
+FROM ext_storage_key_status() ORDER BY ordinal;
 SELECT * FROM ext_storage_verify() ORDER BY uuid;
 SELECT uuid, key FROM ext_storage_verify('acme.b');
 SELECT uuid, key FROM ext_storage_verify(extension_id => 'acme.none');
