@@ -93,11 +93,15 @@ append_placeholder(StringInfo sql, const char *name, size_t len, int shape)
 		appendStringInfoString(sql, (shape & SHAPE_USER) ?
 							   " AND e.user_fk" SQL_EQ "$3" :
 							   " AND e.user_fk IS NULL");
-		appendStringInfoString(sql, (shape & SHAPE_RESOURCE) ?
-							   " AND e.resource_type" SQL_EQ "$4"
-							   " AND e.resource_uuid" SQL_EQ "$5" :
-							   " AND e.resource_type IS NULL"
-							   " AND e.resource_uuid IS NULL");
+		if (shape & SHAPE_RESOURCE)
+			appendStringInfoString(sql, " AND e.resource_type" SQL_EQ "$4"
+								   " AND e.resource_uuid" SQL_EQ "$5");
+		else
+			appendStringInfoString(sql, " AND e.resource_uuid IS NULL");
+
+		/* the index by category has no type, which is null with the uuid */
+		if ((shape & (SHAPE_RESOURCE | SHAPE_CATEGORY)) == 0)
+			appendStringInfoString(sql, " AND e.resource_type IS NULL");
 		if (shape & SHAPE_CATEGORY)
 			appendStringInfoString(sql, " AND e.category" SQL_EQ "$6");
 		if (shape & SHAPE_PREFIX)
