@@ -168,11 +168,10 @@ RESET extension_storage.secret_key;
 DROP FUNCTION keeps_a_key();
 SELECT count(*) FROM pg_db_role_setting s WHERE s::text ~ 'extension_storage\.(encryption_keys|secret_key)';
 
--- The key file is for the configuration alone, and an absolute path.
+-- The key file is for the configuration alone.
 SET extension_storage.encryption_keys_file = '/etc/passwd';
 SET LOCAL extension_storage.encryption_keys_file = '';
 ALTER ROLE regress_plain SET extension_storage.encryption_keys_file = '/etc/passwd';
-ALTER SYSTEM SET extension_storage.encryption_keys_file = 'relative';
 -- There are no other settings.
 SET extension_storage.encryption_key = 'misspelt';
 
