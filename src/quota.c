@@ -179,34 +179,49 @@ QuotaIsCounting(FunctionCallInfo fcinfo)
 	return enabled == 2;
 }
 
+/* Enables a trigger, on whatever server the table's rows are written. */
+static void
+enable_trigger(Relation table, const char *name)
+{
+#if PG_VERSION_NUM >= 160000
+	EnableDisableTrigger(table, name, InvalidOid, TRIGGER_FIRES_ALWAYS, false,
+						 false, ShareRowExclusiveLock);
+#else
+	EnableDisableTrigger(table, name, TRIGGER_FIRES_ALWAYS, false,
+						 ShareRowExclusiveLock);
+#endif
+}
+
 /*
  * Counts what is there and enables the triggers, with all writers locked out
  * until the transaction ends.
+ *
+ * A statement that reads the table may do it.  One that changes the table
+ * may not: its changes from here on would escape the triggers.  ALTER TABLE
+ * would refuse both.
  */
 static void
 start_counting(FunctionCallInfo fcinfo)
 {
-	Oid			table = StatementTable(fcinfo);
-	Oid			saved_user;
-	int			saved_context;
-	char	   *sql;
+	Relation	table;
 
-	LockRelationOid(table, ShareRowExclusiveLock);
-	if (QuotaIsCounting(fcinfo))
-		return;					/* somebody else did it while we waited */
-	StatementRunAsOwner(fcinfo, &empty_statement, NULL, NULL);
-	StatementRunAsOwner(fcinfo, &fill_statement, NULL, NULL);
-
-	sql = psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER " ROWS_TRIGGER
-				   ", ENABLE ALWAYS TRIGGER " STATEMENT_TRIGGER,
-				   quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)),
-											  "extension_storage"));
-	GetUserIdAndSecContext(&saved_user, &saved_context);
-	SetUserIdAndSecContext(StatementTableOwner(fcinfo),
-						   saved_context | SECURITY_LOCAL_USERID_CHANGE);
-	if (SPI_execute(sql, false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not enable the triggers of the quota");
-	SetUserIdAndSecContext(saved_user, saved_context);
+	PreventCommandIfReadOnly(get_func_name(fcinfo->flinfo->fn_oid));
+	table = table_open(StatementTable(fcinfo), ShareRowExclusiveLock);
+	if (!QuotaIsCounting(fcinfo))
+	{
+		if (table->rd_refcnt > 1 &&
+			CheckRelationLockedByMe(table, RowExclusiveLock, false))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("bytes cannot start to be counted by a statement that changes table \"extension_storage\""),
+					 errhint("Write an entry in a statement of its own first.")));
+		StatementRunAsOwner(fcinfo, &empty_statement, NULL, NULL);
+		StatementRunAsOwner(fcinfo, &fill_statement, NULL, NULL);
+		enable_trigger(table, ROWS_TRIGGER);
+		enable_trigger(table, STATEMENT_TRIGGER);
+		CommandCounterIncrement();
+	}
+	table_close(table, NoLock);
 }
 
 /*
