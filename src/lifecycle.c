@@ -43,7 +43,7 @@ typedef struct Purge
 			" WHERE u.extension_id" SQL_EQ "ANY (ARRAY(SELECT e.extension_id FROM " \
 			SQL_TABLE " WHERE " condition "))" \
 			" ORDER BY u.extension_id FOR UPDATE", \
-			.nargs = number, .argtypes = types \
+			.nargs = number, .argtypes = types, .by_index = use_index \
 		}, \
 		.delete_entries = { \
 			.sql = "DELETE FROM " SQL_TABLE " WHERE " condition, \
