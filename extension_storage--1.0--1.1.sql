@@ -230,6 +230,10 @@ BEGIN
             MESSAGE = format('invalid level "%s"', level),
             HINT = 'Levels are read, write and admin.';
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = role) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+            MESSAGE = format('role %s does not exist', role);
+    END IF;
 
     IF NOT has_schema_privilege(role, '@extschema@'::regnamespace, 'USAGE') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %s', role);
