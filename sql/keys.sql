@@ -2,8 +2,7 @@
 \getenv abs_srcdir PG_ABS_SRCDIR
 \set setup :abs_srcdir '/test/setup.sql'
 \i :setup
--- Loads the library; until then its settings are unknown to the session.
-SELECT length(fernet_generate_key());
+
 -- keys() names the keys in force in their order; learn() makes a secret known to
 -- it by its fingerprint.
 CREATE TEMP TABLE secret (fingerprint text, secret text);
