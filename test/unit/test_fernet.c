@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "cipher.h"
+#include "common/hmac.h"
 #include "fernet.h"
 #include "keylist.h"
 
@@ -281,6 +282,79 @@ test_base64(void)
 			  "NUL byte in a token");
 		free(token);
 	}
+}
+
+/*
+ * Signs a token of our own making: version, one block of plaintext as it is to
+ * be, and nextra bytes more.
+ */
+static FernetStatus
+try_signed(uint8 version, const uint8 *block, int nextra)
+{
+	uint8 bytes[128] = {version};
+	uint8 *end = bytes + 9;
+	char text[256];
+	char *at = text;
+	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
+
+	memcpy(end, test_iv, FERNET_IV_LEN);
+	end += FERNET_IV_LEN;
+	CipherEncrypt(test_key.encryption, test_iv, block, CIPHER_BLOCK_LEN, end);
+	end += CIPHER_BLOCK_LEN + nextra;
+	if (hmac == NULL ||
+		pg_hmac_init(hmac, test_key.signing, sizeof(test_key.signing)) < 0 ||
+		pg_hmac_update(hmac, bytes, end - bytes) < 0 ||
+		pg_hmac_final(hmac, end, 32) < 0)
+		die("cannot sign", "token");
+	pg_hmac_free(hmac);
+	end += 32;
+
+	for (const uint8 *group = bytes; group < end; group += 3)
+	{
+		*at++ = BASE64URL[group[0] >> 2];
+		*at++ = BASE64URL[(group[0] & 3) << 4 | group[1] >> 4];
+		*at++ = group + 1 < end
+			? BASE64URL[(group[1] & 15) << 2 | group[2] >> 6]
+			: '=';
+		*at++ = group + 2 < end ? BASE64URL[group[2] & 63] : '=';
+	}
+	return try_token(text, at - text, &test_key);
+}
+
+/* A right signature does not make a wrong form right. */
+static void
+test_signed(void)
+{
+	uint8 block[CIPHER_BLOCK_LEN];
+
+	for (int npad = 0; npad < 256; npad++)
+	{
+		bool valid = npad >= 1 && npad <= CIPHER_BLOCK_LEN;
+
+		memset(block, npad, sizeof(block));
+		check(try_signed(0x80, block, 0) ==
+				  (valid ? FERNET_OK : FERNET_BAD_PADDING),
+			  "padding %d", npad);
+		for (int i = 0; i < CIPHER_BLOCK_LEN && valid; i++)
+		{
+			block[i] ^= 0x40;
+			check(try_signed(0x80, block, 0) ==
+					  (i < CIPHER_BLOCK_LEN - npad ? FERNET_OK
+												   : FERNET_BAD_PADDING),
+				  "padding %d with byte %d wrong", npad, i);
+			block[i] ^= 0x40;
+		}
+	}
+
+	memset(block, 1, sizeof(block));
+	for (int version = 0; version < 256; version++)
+		check(try_signed((uint8) version, block, 0) ==
+				  (version == 0x80 ? FERNET_OK : FERNET_BAD_FORMAT),
+			  "version %d", version);
+	for (int nextra = -CIPHER_BLOCK_LEN; nextra < CIPHER_BLOCK_LEN; nextra++)
+		check(try_signed(0x80, block, nextra) ==
+				  (nextra == 0 ? FERNET_OK : FERNET_BAD_FORMAT),
+			  "ciphertext of %d bytes", CIPHER_BLOCK_LEN + nextra);
 }
 
 static void
@@ -743,6 +817,7 @@ main(void)
 	test_round_trips();
 	test_damage();
 	test_base64();
+	test_signed();
 	test_keys();
 	test_age();
 	test_timestamps();
