@@ -12,6 +12,9 @@
 
 #include "cipher.h"
 #include "fmgr.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
 
 /* pgcrypto is loaded once a session: a lookup a call would cost more. */
 static PGFunction pgcrypto_encrypt_iv = NULL;

@@ -12,6 +12,9 @@
 #include "keyring.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
 
 PG_FUNCTION_INFO_V1(fernet_encrypt);
 PG_FUNCTION_INFO_V1(fernet_decrypt);
@@ -67,7 +70,7 @@ ttl_argument(FunctionCallInfo fcinfo, int argno)
 {
 	Interval   *ttl = PG_GETARG_INTERVAL_P(argno);
 	int64		seconds = ((int64) ttl->month * DAYS_PER_MONTH + ttl->day) *
-		SECS_PER_DAY + ttl->time / USECS_PER_SEC;
+	SECS_PER_DAY + ttl->time / USECS_PER_SEC;
 
 	if (seconds < 0 || (seconds == 0 && ttl->time < 0))
 		ereport(ERROR,

@@ -21,6 +21,7 @@
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "quota.h"
 #include "statement.h"
 #include "storage.h"
 #include "utils/builtins.h"
@@ -33,7 +34,6 @@
 #include "utils/uuid.h"
 
 #define MAX_VALUE_SIZE 16777215
-#define UUID_TEXT_LEN 36
 #define MAX_KEY_CHARS 255
 
 /* The parameters of a statement; the first ones are the address. */
@@ -91,6 +91,7 @@ static const Oid list_argtypes[] = {
 	" e.is_encrypted, e.user_fk, e.value_size, e.version, e.created_on," \
 	" e.changed_on"
 #define NUM_ENTRY_COLUMNS 11
+#define ENTRY_IS_ENCRYPTED 5
 #define THE_ENTRY " WHERE @scope@ AND e.key" SQL_EQ "$2"
 
 /* $15 and $16 say what the row that is to be replaced must look like. */
@@ -181,7 +182,6 @@ StorageInit(void)
 							PGC_SUSET,
 							0,
 							NULL, NULL, NULL);
-	StatementInit();
 }
 
 /* Sets a parameter that is not null. */
@@ -256,12 +256,16 @@ text_argument(Arguments *args, int n, FunctionCallInfo fcinfo, int argno,
 }
 
 /*
- * Reads a UUID in any spelling that PostgreSQL's type takes (upper case,
- * braces, hyphens after any group of four digits or none), or as a URN, and
- * writes it in canonical form.  Source: RFC 4122, section 3, and uuid_in().
+ * CanonicalUuid
+ *		Writes a UUID in canonical form; false if the text is none.
+ *
+ * Any spelling will do that PostgreSQL's type takes (upper case, braces,
+ * hyphens after any group of four digits or none), or that of a URN.  Source:
+ * RFC 4122, section 3, and uuid_in().  canonical has room for UUID_TEXT_LEN
+ * characters and the terminator.
  */
-static bool
-canonical_uuid(const char *text, int len, char *canonical)
+bool
+CanonicalUuid(const char *text, int len, char *canonical)
 {
 	char		spelled[UUID_TEXT_LEN + 1];
 	const char *end = text + len;
@@ -298,6 +302,25 @@ canonical_uuid(const char *text, int len, char *canonical)
 	return true;
 }
 
+/*
+ * ResourceUuidArgument
+ *		Returns resource_uuid as it is stored: a UUID in canonical form, any
+ *		other identifier as it is.
+ */
+text *
+ResourceUuidArgument(FunctionCallInfo fcinfo, int argno)
+{
+	if (!PG_ARGISNULL(argno))
+	{
+		text	   *arg = PG_GETARG_TEXT_PP(argno);
+		char		canonical[UUID_TEXT_LEN + 1];
+
+		if (CanonicalUuid(VARDATA_ANY(arg), VARSIZE_ANY_EXHDR(arg), canonical))
+			return cstring_to_text_with_len(canonical, UUID_TEXT_LEN);
+	}
+	return TextArgument(fcinfo, argno, "resource_uuid", UUID_TEXT_LEN, true);
+}
+
 /* Takes the three arguments that make the scope. */
 static void
 scope_arguments(Arguments *args, FunctionCallInfo fcinfo, int first)
@@ -322,19 +345,10 @@ scope_arguments(Arguments *args, FunctionCallInfo fcinfo, int first)
 	}
 	else
 	{
-		text	   *uuid = PG_GETARG_TEXT_PP(first + 2);
-		char		canonical[UUID_TEXT_LEN + 1];
-
 		text_argument(args, ARG_RESOURCE_TYPE, fcinfo, first + 1,
 					  "resource_type", 64, true);
-		if (canonical_uuid(VARDATA_ANY(uuid), VARSIZE_ANY_EXHDR(uuid),
-						   canonical))
-			set_value(args, ARG_RESOURCE_UUID,
-					  PointerGetDatum(cstring_to_text_with_len(canonical,
-															   UUID_TEXT_LEN)));
-		else
-			text_argument(args, ARG_RESOURCE_UUID, fcinfo, first + 2,
-						  "resource_uuid", UUID_TEXT_LEN, true);
+		set_value(args, ARG_RESOURCE_UUID,
+				  PointerGetDatum(ResourceUuidArgument(fcinfo, first + 2)));
 		args->shape |= SHAPE_RESOURCE;
 	}
 }
@@ -402,14 +416,6 @@ connect_spi(void)
 		elog(ERROR, "SPI_connect failed");
 }
 
-/* A column of the first row that a statement returned. */
-static Datum
-result_column(int column, bool *isnull)
-{
-	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column,
-						 isnull);
-}
-
 /*
  * Decrypts a stored value into the current memory context.
  */
@@ -463,25 +469,19 @@ seal_value(const Arguments *args, const char *data, size_t len)
 static struct varlena *
 fetch_value(FunctionCallInfo fcinfo, const Arguments *args)
 {
-	MemoryContext caller_context = CurrentMemoryContext;
-	struct varlena *result = NULL;
+	Datum		row[2];
+	bool		nulls[2];
+	MemoryContext context = CurrentMemoryContext;
+	bool		found;
 
 	connect_spi();
-	if (StatementRun(fcinfo, &get_statement, args->shape,
-					 args->values, args->nulls, true) > 0)
-	{
-		bool		isnull;
-		Datum		value = result_column(1, &isnull);
-		bool		is_encrypted = DatumGetBool(result_column(2, &isnull));
-
-		MemoryContextSwitchTo(caller_context);
-		if (is_encrypted)
-			result = open_value(args, value);
-		else
-			result = (struct varlena *) DatumGetPointer(datumCopy(value, false, -1));
-	}
+	found = StatementFetch(fcinfo, &get_statement, args->shape, args->values,
+						   args->nulls, true, context, row, nulls);
 	SPI_finish();
-	return result;
+	if (!found)
+		return NULL;
+	return DatumGetBool(row[1]) ? open_value(args, row[0]) :
+		(struct varlena *) DatumGetPointer(row[0]);
 }
 
 /* Is c a token character of HTTP?  Source: RFC 9110, section 5.6.2. */
@@ -593,26 +593,27 @@ static bool
 get_state(FunctionCallInfo fcinfo, const Arguments *args, int64 *version,
 		  bool *is_encrypted)
 {
-	bool		isnull;
+	Datum		row[2];
+	bool		nulls[2];
 
-	if (StatementRun(fcinfo, &get_state_statement, args->shape,
-					 args->values, args->nulls,
-					 false) == 0)
+	if (!StatementFetch(fcinfo, &get_state_statement, args->shape,
+						args->values, args->nulls, false, CurrentMemoryContext,
+						row, nulls))
 		return false;
-	*version = DatumGetInt64(result_column(1, &isnull));
-	*is_encrypted = DatumGetBool(result_column(2, &isnull));
+	*version = DatumGetInt64(row[0]);
+	*is_encrypted = DatumGetBool(row[1]);
 	return true;
 }
 
 /* Makes the result of a call that returns one entry. */
 static Datum
-make_entry(FunctionCallInfo fcinfo, HeapTuple tuple)
+make_entry(FunctionCallInfo fcinfo, Datum *row, bool *nulls)
 {
 	TupleDesc	tupdesc = lookup_rowtype_tupdesc(get_func_rettype(fcinfo->flinfo->fn_oid), -1);
-	Datum		result = heap_copy_tuple_as_datum(tuple, tupdesc);
+	HeapTuple	tuple = heap_form_tuple(tupdesc, row, nulls);
 
 	ReleaseTupleDesc(tupdesc);
-	return result;
+	return HeapTupleGetDatum(tuple);
 }
 
 /*
@@ -636,8 +637,9 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 	int64		expected;
 	Statement  *statement;
 	int			shape;
-	uuid_t		uuid;
-	Datum		result;
+	pg_uuid_t  *uuid = palloc(sizeof(pg_uuid_t));
+	Datum		row[NUM_ENTRY_COLUMNS];
+	bool		nulls[NUM_ENTRY_COLUMNS];
 
 	if (size > (Size) max_value_size)
 		ereport(ERROR,
@@ -657,8 +659,8 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 	version_argument(args, SET_EXPECTED_VERSION, fcinfo, 11);
 	expected = DatumGetInt64(args->values[SET_EXPECTED_VERSION]);
 
-	uuid_generate_random(uuid);
-	set_value(args, SET_UUID, UUIDPGetDatum((pg_uuid_t *) &uuid));
+	uuid_generate_random(uuid->data);
+	set_value(args, SET_UUID, UUIDPGetDatum(uuid));
 	set_value(args, SET_NOW, TimestampGetDatum(GetCurrentTimestamp()));
 	set_value(args, SET_VALUE_SIZE, Int32GetDatum((int32) size));
 
@@ -675,6 +677,7 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 	}
 
 	connect_spi();
+	QuotaPrepare(fcinfo, args->values[ARG_EXTENSION_ID]);
 	for (;;)
 	{
 		int64		version = 0;
@@ -696,8 +699,8 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 			set_value(args, SET_EXPECTED_ENCRYPTED, BoolGetDatum(is_encrypted));
 		else
 			set_null(args, SET_EXPECTED_ENCRYPTED);
-		if (StatementRun(fcinfo, statement, shape, args->values, args->nulls,
-						 false) > 0)
+		if (StatementFetch(fcinfo, statement, shape, args->values, args->nulls,
+						   false, caller_context, row, nulls))
 			break;
 
 		/* not as expected, or gone meanwhile: look, and try again */
@@ -709,10 +712,8 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 			is_encrypted = found_encrypted;
 	}
 
-	MemoryContextSwitchTo(caller_context);
-	result = make_entry(fcinfo, SPI_tuptable->vals[0]);
 	SPI_finish();
-	return result;
+	return make_entry(fcinfo, row, nulls);
 }
 
 /* Raises an error if the value argument is null. */
@@ -844,25 +845,24 @@ ext_storage_get_entry(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Arguments	args;
+	Datum		row[NUM_ENTRY_COLUMNS + 1];
+	bool		nulls[NUM_ENTRY_COLUMNS + 1];
+	MemoryContext context = CurrentMemoryContext;
+	bool		found;
 
 	address_arguments(&args, fcinfo, 2);
 	InitMaterializedSRF(fcinfo, 0);
 	connect_spi();
-	if (StatementRun(fcinfo, &get_entry_statement, args.shape, args.values,
-					 args.nulls, true) > 0)
-	{
-		Datum		values[NUM_ENTRY_COLUMNS + 1];
-		bool		nulls[NUM_ENTRY_COLUMNS + 1];
-		bool		isnull;
-
-		heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-						  values, nulls);
-		if (DatumGetBool(result_column(6, &isnull)))
-			values[NUM_ENTRY_COLUMNS] =
-				PointerGetDatum(open_value(&args, values[NUM_ENTRY_COLUMNS]));
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	}
+	found = StatementFetch(fcinfo, &get_entry_statement, args.shape,
+						   args.values, args.nulls, true, context, row, nulls);
 	SPI_finish();
+	if (found)
+	{
+		if (DatumGetBool(row[ENTRY_IS_ENCRYPTED]))
+			row[NUM_ENTRY_COLUMNS] =
+				PointerGetDatum(open_value(&args, row[NUM_ENTRY_COLUMNS]));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
+	}
 	return (Datum) 0;
 }
 
@@ -882,6 +882,7 @@ ext_storage_delete(PG_FUNCTION_ARGS)
 	version_argument(&args, NUM_ADDRESS_ARGS, fcinfo, 5);
 
 	connect_spi();
+	QuotaPrepare(fcinfo, args.values[ARG_EXTENSION_ID]);
 	ndeleted = StatementRun(fcinfo, &delete_statement, args.shape, args.values,
 							args.nulls, false);
 	if (ndeleted == 0 && !PG_ARGISNULL(5))
@@ -991,8 +992,8 @@ Datum
 ext_storage_count(PG_FUNCTION_ARGS)
 {
 	Arguments	args;
-	int64		count;
-	bool		isnull;
+	Datum		row[1];
+	bool		nulls[1];
 
 	text_argument(&args, ARG_EXTENSION_ID, fcinfo, 0, "extension_id", 255, true);
 	scope_arguments(&args, fcinfo, 1);
@@ -1000,9 +1001,8 @@ ext_storage_count(PG_FUNCTION_ARGS)
 	set_null(&args, ARG_KEY);
 
 	connect_spi();
-	StatementRun(fcinfo, &count_statement, args.shape, args.values, args.nulls,
-				 true);
-	count = DatumGetInt64(result_column(1, &isnull));
+	(void) StatementFetch(fcinfo, &count_statement, args.shape, args.values,
+						  args.nulls, true, CurrentMemoryContext, row, nulls);
 	SPI_finish();
-	PG_RETURN_INT64(count);
+	return row[0];
 }
