@@ -229,8 +229,6 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 	if (!secret_source_is_safe(*newval, source, name))
 		return false;
 
-	/* from here on, no failure goes without a message that hides the value */
-	GUC_check_errmsg("invalid value for parameter \"%s\"", name);
 	secrets = *newval;
 	len = strlen(secrets);
 	if (source == PGC_S_SESSION)
@@ -240,7 +238,10 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 	masked = guc_malloc(LOG, offsetof(MaskedKeys, keys) +
 						(len + 1) / 2 * FERNET_KEY_LEN);
 	if (masked == NULL)
+	{
+		GUC_check_errmsg("invalid value for parameter \"%s\"", name);
 		return false;
+	}
 	masked->nkeys = 0;
 
 	KeyListStart(&parser, secrets, len);
@@ -278,6 +279,9 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 		return true;
 	}
 	guc_free(masked);
+
+	/* GUC's own message would quote the value */
+	GUC_check_errmsg("invalid value for parameter \"%s\"", name);
 	if (status != KEYLIST_END)
 		GUC_check_errdetail("Item %d of the list cannot be used: %s.",
 							parser.ordinal, KeyListStatusText(status));
