@@ -1,5 +1,6 @@
-# What a list reads, in a scope of 100,000 entries of 4 kB of random bytes:
-# a page of the index and its rows, nothing of the values.
+# What statements read, in a scope of 100,000 entries of 4 kB of random bytes:
+# a list a page of the index and its rows, nothing of the values; a rotation
+# the rows it writes by their primary key.
 
 use strict;
 use warnings FATAL => 'all';
@@ -48,18 +49,18 @@ my $explain = q{
 };
 
 # Runs a query in a session of its own.  Returns its result, the plan of the
-# statement over the table behind it, the buffers that the statement touched,
-# and those of TOAST.
+# statement behind it that starts with a word, the buffers that the statement
+# touched, and those of TOAST.
 sub read_by
 {
-	my ($sql) = @_;
+	my ($sql, $word) = @_;
 	my $offset = -s $node->logfile;
 	my $toast_before = $node->safe_psql('postgres', $toast);
 	my $result = $node->safe_psql('postgres', "$explain $sql");
 	my $toast_after = $node->safe_psql('postgres', $toast);
 	my ($plan) =
 	  slurp_file($node->logfile, $offset) =~
-	  /Query Text: SELECT (?:(?!Query Text).)* FROM public\.extension_storage AS e.*?\n((?:\t.*\n)+)/
+	  /Query Text: $word (?:(?!Query Text).)*public\.extension_storage AS e.*\n((?:\t.*\n)+)/
 	  or die 'no plan in the log';
 	my ($hit, $read) =
 	  $plan =~ /Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?/;
@@ -79,7 +80,8 @@ foreach my $case (
 {
 	my ($name, $arguments, $expected, $index, $page_size) = @$case;
 	my ($result, $plan, $buffers, $toast_blocks) = read_by(
-		"SELECT min(key), max(key) FROM ext_storage_list('acme.app'$arguments)");
+		"SELECT min(key), max(key) FROM ext_storage_list('acme.app'$arguments)",
+		'SELECT');
 	is($result, $expected, "$name: the right keys");
 	like($plan, qr/Index Scan using $index on extension_storage e/,
 		"$name: by the index");
@@ -93,9 +95,24 @@ foreach my $case (
 
 # The same measure sees what a get reads.
 my ($result, $plan, $buffers, $toast_blocks) =
-  read_by(q{SELECT length(ext_storage_get('acme.app', 'k050000') || '')});
+  read_by(q{SELECT length(ext_storage_get('acme.app', 'k050000') || '')}, 'SELECT');
 is($result, 4096, 'a get returns a value');
 cmp_ok($toast_blocks, '>', 0, 'and is seen to read TOAST');
+
+# Whatever is in a batch, each row is found by itself.
+($result, $plan, $buffers) = read_by(
+	q{SET extension_storage.encryption_keys = 'old';
+	SET client_min_messages = warning;
+	DO $$ BEGIN
+		PERFORM ext_storage_set('acme.app', 'e' || i, 'x', is_encrypted => true)
+		FROM generate_series(1, 100) i;
+	END $$;
+	SET extension_storage.encryption_keys = 'new,old';
+	CALL ext_storage_rotate_keys()}, 'UPDATE');
+is($result, '100|100|0|0', 'a rotation among entries that are not encrypted');
+like($plan, qr/Index Scan using extension_storage_pkey/, 'writes by primary key');
+cmp_ok($buffers, '<=', 20, 'and reads no other row');
+note($plan);
 
 $node->stop;
 done_testing();
