@@ -17,7 +17,8 @@ $node->safe_psql('postgres', 'CREATE TABLE extension_storage (superset text);
 my ($rc, $out, $err) =
   $node->psql('postgres', 'CREATE EXTENSION extension_storage CASCADE');
 isnt($rc, 0, 'it is not installed over the other table');
-like($err, qr/ERROR:  .*"?extension_storage"? .*exists/, 'the error says what is there');
+like($err, qr/ERROR:  schema public has a table extension_storage that does not belong to this extension/,
+	'the error says what is there');
 like($err, qr/HINT:  .*CREATE EXTENSION extension_storage SCHEMA/, 'the hint says what to do');
 
 $node->safe_psql('postgres', 'CREATE SCHEMA ext_storage;
