@@ -20,7 +20,7 @@ $primary->start;
 $primary->safe_psql('postgres', 'CREATE EXTENSION extension_storage CASCADE');
 
 my $fill = q{SELECT count(ext_storage_set('acme.app', 'k' || i, convert_to('value ' || i, 'UTF8'),
-	is_encrypted => i % 2 = 0)) FROM generate_series(%d, %d) i};
+	is_encrypted => i %% 2 = 0)) FROM generate_series(%d, %d) i};
 $primary->safe_psql('postgres', sprintf $fill, 1, 50);
 # made with the second key, and with a key that nobody has
 for my $name ('second', 'lost')
