@@ -13,7 +13,7 @@
 #include "cipher.h"
 #include "fmgr.h"
 #if PG_VERSION_NUM >= 160000
-#include "varatt.h"				/* before 16, in postgres.h */
+#include "varatt.h"
 #endif
 
 /* pgcrypto is loaded once a session: a lookup a call would cost more. */
