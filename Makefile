@@ -38,6 +38,7 @@ REGRESS = $(filter install,$(sql_topics)) $(filter-out install,$(sql_topics))
 REGRESS_OPTS = --temp-instance=./tmp_check $(instance_opts)
 ISOLATION = $(call topics,test/isolation/specs/*.spec)
 ISOLATION_OPTS = --temp-instance=./tmp_check_iso $(instance_opts) \
+	--load-extension=pgcrypto --load-extension=$(EXTENSION) \
 	--inputdir=$(srcdir)/test/isolation
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
