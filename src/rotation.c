@@ -101,7 +101,7 @@ typedef struct Rotation
 {
 	FunctionCallInfo fcinfo;
 	const Keyring *keyring;
-	int			old_key;		/* that read the last row which was not current */
+	int			old_key;		/* that read the last old token */
 	bool		commits;		/* false inside a transaction block */
 	bool		dry_run;
 	Datum		extension_id;	/* which one, or (Datum) 0 */
