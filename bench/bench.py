@@ -40,7 +40,7 @@ PASSPHRASE = "passphrase of the benchmark"
 SETTINGS = (
     "server_version shared_buffers work_mem max_wal_size checkpoint_timeout"
     " fsync synchronous_commit full_page_writes wal_level autovacuum jit"
-    " default_toast_compression"
+    " default_toast_compression wal_init_zero"
 ).split()
 
 
@@ -55,7 +55,7 @@ class Sizes:
     calls: int = 300  # through SQLAlchemy
     scope: int = 3_000  # entries in the list
     rotated: int = 100_000
-    tail: tuple = ("-T", "3")
+    tail: tuple = ("-T", "2")
     large: int = 16 * 1024 * 1024 - 1
     gets: int = 1_000
     growth: tuple = (1_000, 10_000, 100_000, 1_000_000)
@@ -226,7 +226,7 @@ class Bench:
         """Adds a row of the result and prints it."""
         row = Row(*args, **options)
         self.rows.append(row)
-        print(row_text(row), flush=True)
+        print(row_text(row, self.sizes is not QUICK), flush=True)
 
     def timed(self, cursor, statement, parameters=None):
         """Runs a statement and returns its seconds."""
@@ -241,14 +241,14 @@ def key_option(secrets):
     return f"-c extension_storage.encryption_keys={keys}"
 
 
-def row_text(row):
+def row_text(row, judge):
     unit = row.unit if row.unit.startswith("/") else " " + row.unit
     spread = f"({number_text(min(row.ratios))} - {number_text(max(row.ratios))})"
     return (
         f"{row.number:>3}  {row.name:<46} {row.against:<12}"
         f" {'<=' if row.lower else '>='} {row.goal:<4g}"
         f" {number_text(row.median()):>6} {spread:<15}"
-        f" {'' if row.reached() else 'MISSED':<6}"
+        f" {'MISSED' if judge and not row.reached() else '':<6}"
         f" {statistics.median(row.ours):>10,.4g}{unit}"
         f" against {statistics.median(row.peer):,.4g}{unit}"
     )
@@ -271,6 +271,7 @@ AND user_fk IS NULL AND resource_type IS NULL AND resource_uuid IS NULL
 AND key = :k;
 """
 RAW_SET = """\\set k random(1, {entries})
+\\set r random(1000000000000000, 9999999999999999)
 INSERT INTO extension_storage AS e (extension_id, key, value, value_type,
 is_encrypted, value_size) VALUES ('{extension}', :k, {value},
 'application/json', false, {length})
@@ -279,16 +280,18 @@ DO UPDATE SET value = excluded.value, value_type = excluded.value_type,
 category = excluded.category, description = excluded.description,
 is_encrypted = excluded.is_encrypted, changed_on = excluded.changed_on,
 changed_by_fk = excluded.changed_by_fk, value_size = excluded.value_size,
-version = e.version + 1;
+version = e.version + 1 RETURNING version;
 """
 OUR_SET = """\\set k random(1, {entries})
-SELECT ext_storage_set('{extension}', :k, {value}, is_encrypted => {encrypted});
+\\set r random(1000000000000000, 9999999999999999)
+SELECT (ext_storage_set('{extension}', :k, {value},
+is_encrypted => {encrypted})).version;
 """
 NEW_KEYS = 10**15  # random keys of that many are new
 
 
-def value_literal():
-    return f"'\\x{random.Random(4).randbytes(VALUE_LEN).hex()}'::bytea"
+# Each write has another value, as is usual: WAL is shorter for what is the same.
+NEW_VALUE = f"repeat(:r, {VALUE_LEN // 16})::bytea"
 
 
 def measure_get(bench):
@@ -330,13 +333,12 @@ def measure_get(bench):
 
 def measure_set(bench):
     """set through pgbench (rows 2, 4, 5b)"""
-    value = value_literal()
 
     def side(script, extension, entries, **texts):
         text = script.format(
             entries=entries,
             extension=extension,
-            **{"value": value, "length": VALUE_LEN, **texts},
+            **{"value": NEW_VALUE, "length": VALUE_LEN, **texts},
         )
 
         def run():
@@ -351,7 +353,7 @@ def measure_set(bench):
 
         return run
 
-    pgp_value = f"pgp_sym_encrypt_bytea({value}, '{PASSPHRASE}')"
+    pgp_value = f"pgp_sym_encrypt_bytea({NEW_VALUE}, '{PASSPHRASE}')"
     for kind, entries in (("existing", bench.sizes.entries), ("new", NEW_KEYS)):
         bench.clear()
         for extension, encrypted in (
@@ -621,6 +623,7 @@ def measure_rotation(bench):
     done = bench.interleave(
         {"ours": rotations.rotate, "update": update, "orm": rotate_by_orm},
         rounds=min(bench.sizes.rounds, 5),
+        warm_up=False,
     )
     for number, peer, goal in (("9", "orm", 9), ("10", "update", 0.6)):
         bench.add(
@@ -651,7 +654,7 @@ def measure_tail(bench):
         text = script.format(
             entries=bench.sizes.entries,
             extension="b.plain",
-            value=value_literal(),
+            value=NEW_VALUE,
             encrypted="false",
         )
 
@@ -692,6 +695,7 @@ def measure_tail(bench):
                 "ours": side(script, rotations.rotate),
                 "update": side(script, update),
             },
+            rounds=min(bench.sizes.rounds, 5),
             warm_up=False,
         )
         bench.add(
@@ -933,7 +937,7 @@ def measure_growth(bench):
         text = script.format(
             entries=entries,
             extension="b.secret",
-            value=value_literal(),
+            value=NEW_VALUE,
             encrypted="true",
         )
         return lambda: 1000 / bench.pgbench(text, database=f"bench_{entries}")
@@ -959,7 +963,7 @@ def measure_growth(bench):
     for entries in bench.sizes.growth:
         rotate = Rotations(bench, database=f"bench_{entries}").rotate
         done["rotation, per row"][entries] = [
-            1000 / rotate() for _ in range(3 if entries < 1_000_000 else 2)
+            1000 / rotate() for _ in range(3 if entries < 1_000_000 else 1)
         ]
     for name, samples in done.items():
         bench.growth[name] = samples
