@@ -528,7 +528,8 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 	bool		nulls[4] = {false};
 	HeapTuple	tuple;
 
-	extension_id = TextArgument(fcinfo, 0, "extension_id", 255, false);
+	extension_id = TextArgument(fcinfo, 0, "extension_id", 255,
+								!PG_ARGISNULL(0));
 	if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
@@ -704,7 +705,8 @@ Datum
 ext_storage_verify(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	text	   *extension_id = TextArgument(fcinfo, 0, "extension_id", 255, false);
+	text	   *extension_id = TextArgument(fcinfo, 0, "extension_id", 255,
+											!PG_ARGISNULL(0));
 	const Keyring *keyring = KeyringGet();
 	Portal		portal;
 

@@ -310,13 +310,14 @@ StatementFetch(FunctionCallInfo fcinfo, Statement *statement, int shape,
 	int			result;
 
 	for (int i = 0; i < statement->nargs; i++)
-		params->params[i] = (ParamExternData)
 	{
-		.value = values[i],
-		.isnull = nulls[i] == 'n',
-		.pflags = PARAM_FLAG_CONST,
-		.ptype = statement->argtypes[i]
-	};
+		ParamExternData *param = &params->params[i];
+
+		param->value = values[i];
+		param->isnull = nulls[i] == 'n';
+		param->pflags = PARAM_FLAG_CONST;
+		param->ptype = statement->argtypes[i];
+	}
 	result = SPI_execute_plan_extended(StatementPlan(fcinfo, statement, shape),
 									   &options);
 	if (result < 0)
