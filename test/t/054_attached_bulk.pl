@@ -58,7 +58,7 @@ sub state
 			count(*) FILTER (WHERE user_fk IS NULL AND resource_type IS NULL),
 			count(created_by_fk), count(changed_by_fk),
 			(SELECT count(*) FROM extension_storage, unnest(ARRAY[created_by_fk, changed_by_fk]) u
-				WHERE u NOT IN (SELECT id FROM ab_user)),
+				WHERE u IS NOT NULL AND u NOT IN (SELECT id FROM ab_user)),
 			(SELECT sum(value_bytes) FROM extension_storage_usage)
 				- coalesce(sum(value_size), 0)
 		FROM extension_storage});
