@@ -232,8 +232,11 @@ SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.many';
 SET extension_storage.quota_per_extension = '8192TB';
 SHOW extension_storage.quota_per_extension;
 SELECT DISTINCT quota_bytes FROM ext_storage_usage();
+-- (PostgreSQL 17 words these in another way.)
+\set VERBOSITY sqlstate
 SET extension_storage.quota_per_extension = '8193TB';
 SET extension_storage.quota_per_extension = -1;
+\set VERBOSITY default
 SET extension_storage.quota_per_extension = 'much';
 
 -- Whoever writes, the quota holds: only a superuser sets it, and the counts

@@ -95,11 +95,15 @@ append_placeholder(StringInfo sql, const char *name, size_t len, int shape)
 		appendStringInfoString(sql, (shape & SHAPE_USER) ?
 							   " AND e.user_fk" SQL_EQ "$3" :
 							   " AND e.user_fk IS NULL");
-		appendStringInfoString(sql, (shape & SHAPE_RESOURCE) ?
-							   " AND e.resource_type" SQL_EQ "$4"
-							   " AND e.resource_uuid" SQL_EQ "$5" :
-							   " AND e.resource_type IS NULL"
-							   " AND e.resource_uuid IS NULL");
+		if (shape & SHAPE_RESOURCE)
+			appendStringInfoString(sql, " AND e.resource_type" SQL_EQ "$4"
+								   " AND e.resource_uuid" SQL_EQ "$5");
+		else
+			appendStringInfoString(sql, " AND e.resource_uuid IS NULL");
+
+		/* the index by category has no type, which is null with the uuid */
+		if ((shape & (SHAPE_RESOURCE | SHAPE_CATEGORY)) == 0)
+			appendStringInfoString(sql, " AND e.resource_type IS NULL");
 		if (shape & SHAPE_CATEGORY)
 			appendStringInfoString(sql, " AND e.category" SQL_EQ "$6");
 		if (shape & SHAPE_PREFIX)
@@ -107,9 +111,11 @@ append_placeholder(StringInfo sql, const char *name, size_t len, int shape)
 								   " AND e.key" SQL_LE "$8");
 	}
 	else if (strncmp(name, "order", len) == 0)
-		appendStringInfo(sql, "e.extension_id, e.user_fk, e.resource_type,"
-						 " e.resource_uuid,%s e.key",
-						 (shape & SHAPE_CATEGORY) ? " e.category," : "");
+		appendStringInfoString(sql, (shape & SHAPE_CATEGORY) ?
+							   "e.extension_id, e.user_fk, e.resource_uuid,"
+							   " e.category, e.key" :
+							   "e.extension_id, e.user_fk, e.resource_type,"
+							   " e.resource_uuid, e.key");
 	else
 		elog(ERROR, "unknown placeholder in statement");
 }
@@ -306,13 +312,14 @@ StatementFetch(FunctionCallInfo fcinfo, Statement *statement, int shape,
 	int			result;
 
 	for (int i = 0; i < statement->nargs; i++)
-		params->params[i] = (ParamExternData)
 	{
-		.value = values[i],
-		.isnull = nulls[i] == 'n',
-		.pflags = PARAM_FLAG_CONST,
-		.ptype = statement->argtypes[i]
-	};
+		ParamExternData *param = &params->params[i];
+
+		param->value = values[i];
+		param->isnull = nulls[i] == 'n';
+		param->pflags = PARAM_FLAG_CONST;
+		param->ptype = statement->argtypes[i];
+	}
 	result = SPI_execute_plan_extended(StatementPlan(fcinfo, statement, shape),
 									   &options);
 	if (result < 0)

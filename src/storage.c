@@ -488,8 +488,7 @@ fetch_value(FunctionCallInfo fcinfo, const Arguments *args)
 static inline bool
 is_token_char(char c)
 {
-	return isalnum((unsigned char) c) ||
-		(c != '\0' && strchr("!#$%&'*+-.^_`|~", c) != NULL);
+	return c > ' ' && c < '\x7f' && strchr("\"(),/:;<=>?@[\\]{}", c) == NULL;
 }
 
 /* Skips a token; false if there is none. */
@@ -520,11 +519,9 @@ is_mime_type(const char *text)
 {
 	if (!skip_token(&text) || *text++ != '/' || !skip_token(&text))
 		return false;
-	for (;;)
+	while (*text != '\0')
 	{
 		skip_blanks(&text);
-		if (*text == '\0')
-			return true;
 		if (*text++ != ';')
 			return false;
 		skip_blanks(&text);
@@ -545,6 +542,7 @@ is_mime_type(const char *text)
 		}
 		text++;
 	}
+	return true;
 }
 
 /* Takes value_type. */

@@ -4,6 +4,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS extension_storage CASCADE;
 RESET client_min_messages;
+-- Until the library is loaded, its settings are unknown to the session.
+LOAD 'extension_storage';
 
 -- How a statement fails: SQLSTATE, message, detail and hint.
 CREATE FUNCTION pg_temp.error_of(statement text) RETURNS text
