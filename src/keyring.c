@@ -154,11 +154,11 @@ forget_keyring(void)
 }
 
 /*
- * Refuses the sources of a secret that end in a catalog, and the text that is
- * shown in place of a secret; warns, once a process, of a configuration file.
+ * Refuses the sources of a secret that end in a catalog; warns, once a process,
+ * of a configuration file.
  */
 static bool
-secret_source_is_safe(const char *value, GucSource source, const char *name)
+secret_source_is_safe(GucSource source, const char *name)
 {
 	static bool warned = false;
 
@@ -171,12 +171,6 @@ secret_source_is_safe(const char *value, GucSource source, const char *name)
 						 name);
 		GUC_check_errdetail("Every user can read it there.");
 		GUC_check_errhint("Use extension_storage.encryption_keys_file, or pass the parameter when the connection is made.");
-		return false;
-	}
-	if (strcmp(value, HIDDEN_TEXT) == 0)
-	{
-		GUC_check_errmsg("invalid value for parameter \"%s\"", name);
-		GUC_check_errdetail("This text is shown in place of a secret and is none.");
 		return false;
 	}
 	if (source == PGC_S_FILE && !warned)
@@ -218,7 +212,7 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 			  const char *name)
 {
 	KeyListParser parser;
-	KeyListStatus status = KEYLIST_END;
+	KeyListStatus status;
 	MaskedKeys *masked;
 	char	   *secrets;
 	size_t		len;
@@ -226,7 +220,7 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 
 	if (*newval == NULL || **newval == '\0')
 		return true;			/* unset: no extra data */
-	if (!secret_source_is_safe(*newval, source, name))
+	if (!secret_source_is_safe(source, name))
 		return false;
 
 	secrets = *newval;
@@ -245,14 +239,19 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 	masked->nkeys = 0;
 
 	KeyListStart(&parser, secrets, len);
-	if (!is_list)
+	if (strcmp(*newval, HIDDEN_TEXT) == 0)
+	{
+		parser.ordinal = 1;
+		status = KEYLIST_HIDDEN_TEXT;
+	}
+	else if (is_list)
+		status = KeyListNextItem(&parser);
+	else
 	{
 		parser.secret = secrets;
 		parser.len = len;
 		status = KEYLIST_SECRET;
 	}
-	else
-		status = KeyListNextItem(&parser);
 	while (status == KEYLIST_SECRET && derived)
 	{
 		FernetKey	key;
@@ -552,6 +551,19 @@ load_key_file(void)
 			 errhint("Correct the file, then reload the configuration.")));
 }
 
+/* Raises an error if a setting came with the library, and is not valid. */
+static void
+require_valid(const MaskedKeys *masked, const char *name)
+{
+	if (masked != NULL && masked->status != KEYLIST_END)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for parameter \"%s\"", name),
+				 errdetail("Item %d of the list cannot be used: %s.",
+						   masked->ordinal,
+						   KeyListStatusText(masked->status))));
+}
+
 /*
  * KeyringGet
  *		Returns the keys that are in force, none if none is configured.
@@ -568,15 +580,10 @@ KeyringGet(void)
 		return keyring;
 	forget_keyring();
 
+	require_valid(encryption_keys, "extension_storage.encryption_keys");
+	require_valid(secret_key, "extension_storage.secret_key");
 	if (encryption_keys != NULL)
 	{
-		if (encryption_keys->status != KEYLIST_END)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("invalid value for parameter \"extension_storage.encryption_keys\""),
-					 errdetail("Item %d of the list cannot be used: %s.",
-							   encryption_keys->ordinal,
-							   KeyListStatusText(encryption_keys->status))));
 		ring = make_keyring(encryption_keys->nkeys + 1);
 		add_masked_keys(ring, encryption_keys);
 	}
