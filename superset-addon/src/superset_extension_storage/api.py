@@ -68,10 +68,13 @@ def operation(permission: str) -> Callable[..., Any]:
     def decorate(method: Callable[..., Response]) -> Callable[..., Response]:
         answered = _answer_errors(transaction(on_error=None)(method))
         named = permission_name(permission)(statsd_metrics(answered))
-        # Talisman would replace the policy of the response with Superset's.
-        return talisman(content_security_policy=VALUE_POLICY)(protect()(safe(named)))
+        return protect()(safe(named))
 
     return decorate
+
+
+# Talisman would put Superset's policy in the place of VALUE_POLICY.
+keep_policy = talisman(content_security_policy=None)
 
 
 def _answer_errors(method: Callable[..., Response]) -> Callable[..., Response]:
@@ -117,6 +120,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         return self._list(publisher, name, {})
 
     @expose(f"{ROOT}/global/<key>", methods=("GET",))
+    @keep_policy
     @operation("read")
     def get_global(self, publisher: str, name: str, key: str) -> Response:
         """Read a global value"""
@@ -143,6 +147,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         return self._list(publisher, name, {"user_fk": _current_user()})
 
     @expose(f"{ROOT}/user/<key>", methods=("GET",))
+    @keep_policy
     @operation("read")
     def get_user(self, publisher: str, name: str, key: str) -> Response:
         """Read a value of the user's own"""
@@ -169,6 +174,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         return self._list(publisher, name, _readable(resource_type, resource_uuid))
 
     @expose(f"{RESOURCE}/<key>", methods=("GET",))
+    @keep_policy
     @operation("read")
     def get_resource(
         self,

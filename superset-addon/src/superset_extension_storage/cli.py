@@ -23,36 +23,38 @@ def init() -> None:
     from .errors import ExtensionStorageError
 
     try:
-        transaction(on_error=None)(_set_up)()
+        for line in transaction(on_error=None)(_set_up)():
+            click.echo(line)
         _report_keys()
     except ExtensionStorageError as error:
         hint = f"\n{error.hint}" if error.hint else ""
         raise click.ClickException(f"{error.message}{hint}") from None
 
 
-def _set_up() -> None:
+def _set_up() -> list[str]:
+    """Do what is missing, as a whole or not at all; tell what there is now."""
     from flask import current_app
 
-    from .dao import call
-
     schema = current_app.config["EXTENSION_STORAGE_SCHEMA"]
-    _check_server()
-    _install(schema)
-    _check_rights(schema)
-    _attach("users", USERS, lambda: call("ext_storage_attach_users", users=USERS))
-    for resource_type, table in RESOURCES.items():
-        _attach(
-            f"{resource_type}s",
-            table,
-            lambda: call(
+    return [
+        _check_server(),
+        _install(schema),
+        _check_rights(schema),
+        _attach("users", USERS, "ext_storage_attach_users", users=USERS),
+        *(
+            _attach(
+                f"{resource_type}s",
+                table,
                 "ext_storage_attach_resource",
                 resource_type=resource_type,
                 resources=table,
-            ),
-        )
+            )
+            for resource_type, table in RESOURCES.items()
+        ),
+    ]
 
 
-def _check_server() -> None:
+def _check_server() -> str:
     from superset.extensions import db
 
     dialect = db.session.get_bind().dialect.name
@@ -65,31 +67,25 @@ def _check_server() -> None:
         raise click.ClickException(
             f"The server is PostgreSQL {version}: the store needs 15 or later."
         )
-    click.echo(f"Server: PostgreSQL {version}")
+    return f"Server: PostgreSQL {version}"
 
 
-def _install(schema: str) -> None:
+def _install(schema: str) -> str:
     """Install the extension or update it, unless that is done."""
-    available = _query(
-        "SELECT default_version FROM pg_available_extensions"
-        " WHERE name = 'extension_storage'"
-    )
-    if available is None:
-        raise click.ClickException(
-            "The server does not have the extension: its administrator installs"
-            " the package of extension_storage there."
-        )
     quoted = _quoted(schema)
-    installed = _query("SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'")
-    if installed is None:
+    version = (
+        "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
+    )
+    before = _query(version)
+    if before is None:
         _as_owner(
             f"CREATE SCHEMA IF NOT EXISTS {quoted}",
             f"CREATE EXTENSION extension_storage SCHEMA {quoted} CASCADE",
         )
-        click.echo(f"Extension: {available}, installed in schema {schema}")
-        return
-    place = _query(
-        "SELECT nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace"
+        return f"Extension: {_query(version)}, installed in schema {schema}"
+    place, may_update = _row(
+        "SELECT nspname, pg_has_role(extowner, 'USAGE') FROM pg_extension"
+        " JOIN pg_namespace n ON n.oid = extnamespace"
         " WHERE extname = 'extension_storage'"
     )
     if place != schema:
@@ -97,14 +93,15 @@ def _install(schema: str) -> None:
             f"The extension is in schema {place}, not {schema}: set"
             f" EXTENSION_STORAGE_SCHEMA = {place!r} in superset_config.py."
         )
-    if installed == available:
-        click.echo(f"Extension: {installed}, already in schema {schema}")
-    else:
+    if may_update:
         _as_owner("ALTER EXTENSION extension_storage UPDATE")
-        click.echo(f"Extension: updated from {installed} to {available}")
+    after = _query(version)
+    if after == before:
+        return f"Extension: {before}, already in schema {schema}"
+    return f"Extension: updated from {before} to {after}"
 
 
-def _check_rights(schema: str) -> None:
+def _check_rights(schema: str) -> str:
     """Check that the role may execute every function of the extension."""
     refused = _query(
         "SELECT count(*) FROM pg_extension e"
@@ -123,11 +120,13 @@ def _check_rights(schema: str) -> None:
             f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {_quoted(role)}",
             f"SELECT {_quoted(schema)}.ext_storage_grant('{_quoted(role)}', 'admin')",
         )
-    click.echo(f"Rights: role {role} may use the store")
+    return f"Rights: role {role} may use the store"
 
 
-def _attach(what: str, table: str, attach: Any) -> None:
+def _attach(what: str, table: str, function: str, **arguments: str) -> str:
     """Have the entries of deleted rows purged."""
+    from .dao import call
+
     triggers = (
         "SELECT count(*) FROM pg_trigger t"
         " JOIN pg_depend d ON d.objid = t.tgfoid AND d.deptype = 'e'"
@@ -137,15 +136,20 @@ def _attach(what: str, table: str, attach: Any) -> None:
         f" WHERE extname = 'extension_storage' AND tgrelid = '{table}'::regclass"
     )
     before = _query(triggers)
-    attach()
+    call(function, **arguments)
     already = "already " if before == _query(triggers) else ""
-    click.echo(f"Deleted {what}: their entries are {already}purged with them")
+    return f"Deleted {what}: their entries are {already}purged with them"
+
+
+def _row(statement: str) -> Any:
+    from superset.extensions import db
+
+    return db.session.execute(text(statement)).one_or_none()
 
 
 def _query(statement: str) -> Any:
-    from superset.extensions import db
-
-    return db.session.execute(text(statement)).scalar()
+    row = _row(statement)
+    return None if row is None else row[0]
 
 
 def _quoted(name: str) -> str:
@@ -156,22 +160,18 @@ def _quoted(name: str) -> str:
 
 def _as_owner(*statements: str) -> None:
     """Run what needs rights; where the role has none, say who must run it."""
+    from superset.extensions import db
+
     from .errors import StorageUnavailable, from_database
 
     try:
         for statement in statements:
-            _query_nothing(statement)
+            db.session.execute(text(statement))
     except DBAPIError as error:
         translated = from_database(error)
         if isinstance(translated, StorageUnavailable) and translated.sqlstate == "42501":
             _ask_administrator(*statements)
         raise translated from None
-
-
-def _query_nothing(statement: str) -> None:
-    from superset.extensions import db
-
-    db.session.execute(text(statement))
 
 
 def _ask_administrator(*statements: str) -> None:

@@ -26,6 +26,8 @@ _TYPES = {
     "page_size": "integer",
     "is_encrypted": "boolean",
     "if_version": "bigint",
+    "users": "regclass",
+    "resources": "regclass",
 }
 
 
