@@ -20,6 +20,8 @@ OBJS = \
 	src/fernet_sql.o \
 	src/keylist.o \
 	src/keyring.o \
+	src/lifecycle.o \
+	src/quota.o \
 	src/rotation.o \
 	src/statement.o \
 	src/storage.o

@@ -9,6 +9,8 @@
 
 #include "fmgr.h"
 #include "keyring.h"
+#include "quota.h"
+#include "statement.h"
 #include "storage.h"
 #include "utils/guc.h"
 
@@ -23,5 +25,7 @@ _PG_init(void)
 {
 	KeyringInit();
 	StorageInit();
+	QuotaInit();
+	StatementInit();
 	MarkGUCPrefixReserved("extension_storage");
 }

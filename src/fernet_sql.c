@@ -67,7 +67,7 @@ ttl_argument(FunctionCallInfo fcinfo, int argno)
 {
 	Interval   *ttl = PG_GETARG_INTERVAL_P(argno);
 	int64		seconds = ((int64) ttl->month * DAYS_PER_MONTH + ttl->day) *
-		SECS_PER_DAY + ttl->time / USECS_PER_SEC;
+	SECS_PER_DAY + ttl->time / USECS_PER_SEC;
 
 	if (seconds < 0 || (seconds == 0 && ttl->time < 0))
 		ereport(ERROR,

@@ -483,7 +483,7 @@ static void
 report_progress(const Rotation *rotation)
 {
 	double		seconds = (GetCurrentTimestamp() - rotation->started) /
-		(double) USECS_PER_SEC;
+	(double) USECS_PER_SEC;
 	double		rate = rotation->scanned / Max(seconds, 0.000001);
 	int64		total = Max(rotation->total, rotation->scanned);
 
@@ -673,6 +673,7 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	const Keyring *keyring = KeyringGet();
 	int			nkeys = keyring->nkeys;
+	KeyUse		unused = {0, DT_NOEND, DT_NOBEGIN};
 	KeyUse	   *uses;
 	Portal		portal;
 
@@ -682,7 +683,7 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 
 	uses = palloc((nkeys + 1) * sizeof(KeyUse));
 	for (int i = 0; i <= nkeys; i++)
-		uses[i] = (KeyUse) {0, DT_NOEND, DT_NOBEGIN};
+		uses[i] = unused;
 
 	portal = open_walk(fcinfo, NULL);
 	do

@@ -11,13 +11,17 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "catalog/pg_class.h"
 #include "lib/stringinfo.h"
+#include "miscadmin.h"
 #include "statement.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 /*
@@ -212,5 +216,73 @@ StatementRun(FunctionCallInfo fcinfo, Statement *statement, int shape,
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(result));
+	return SPI_processed;
+}
+
+/*
+ * StatementTable
+ *		Returns the OID of the table extension_storage.
+ */
+Oid
+StatementTable(FunctionCallInfo fcinfo)
+{
+	Oid			table;
+
+	find_schema(fcinfo);
+	table = get_relname_relid("extension_storage", schema_oid);
+	if (!OidIsValid(table))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table \"extension_storage\" does not exist in schema \"%s\"",
+						NameStr(schema_name))));
+	return table;
+}
+
+/*
+ * StatementTableOwner
+ *		Returns the role that owns the table.
+ */
+Oid
+StatementTableOwner(FunctionCallInfo fcinfo)
+{
+	Oid			table = StatementTable(fcinfo);
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", table);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/*
+ * StatementRunAsOwner
+ *		Runs a statement with the rights of the table's owner, as a foreign key
+ *		would, and returns the number of its rows.  SPI must be connected.
+ *
+ * It sees all that is committed, whatever the isolation level.  Source:
+ * ri_PerformCheck() in src/backend/utils/adt/ri_triggers.c.
+ */
+uint64
+StatementRunAsOwner(FunctionCallInfo fcinfo, Statement *statement,
+					const Datum *values, const char *nulls)
+{
+	Oid			saved_user;
+	int			saved_context;
+	int			result;
+
+	GetUserIdAndSecContext(&saved_user, &saved_context);
+	SetUserIdAndSecContext(StatementTableOwner(fcinfo),
+						   saved_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS);
+	result = SPI_execute_snapshot(StatementPlan(fcinfo, statement, 0),
+								  unconstify(Datum *, values), nulls,
+								  GetLatestSnapshot(), InvalidSnapshot,
+								  false, true, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s",
+			 SPI_result_code_string(result));
+	SetUserIdAndSecContext(saved_user, saved_context);
 	return SPI_processed;
 }

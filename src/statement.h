@@ -54,4 +54,10 @@ extern uint64 StatementRun(FunctionCallInfo fcinfo, Statement *statement,
 						   int shape, const Datum *values,
 						   const char *nulls, bool read_only);
 
+extern uint64 StatementRunAsOwner(FunctionCallInfo fcinfo,
+								  Statement *statement, const Datum *values,
+								  const char *nulls);
+extern Oid	StatementTable(FunctionCallInfo fcinfo);
+extern Oid	StatementTableOwner(FunctionCallInfo fcinfo);
+
 #endif							/* STATEMENT_H */

@@ -21,6 +21,7 @@
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "quota.h"
 #include "statement.h"
 #include "storage.h"
 #include "utils/builtins.h"
@@ -33,7 +34,6 @@
 #include "utils/uuid.h"
 
 #define MAX_VALUE_SIZE 16777215
-#define UUID_TEXT_LEN 36
 #define MAX_KEY_CHARS 255
 
 /* The parameters of a statement; the first ones are the address. */
@@ -181,7 +181,6 @@ StorageInit(void)
 							PGC_SUSET,
 							0,
 							NULL, NULL, NULL);
-	StatementInit();
 }
 
 /* Sets a parameter that is not null. */
@@ -256,12 +255,16 @@ text_argument(Arguments *args, int n, FunctionCallInfo fcinfo, int argno,
 }
 
 /*
- * Reads a UUID in any spelling that PostgreSQL's type takes (upper case,
- * braces, hyphens after any group of four digits or none), or as a URN, and
- * writes it in canonical form.  Source: RFC 4122, section 3, and uuid_in().
+ * CanonicalUuid
+ *		Writes a UUID in canonical form; false if the text is none.
+ *
+ * Any spelling will do that PostgreSQL's type takes (upper case, braces,
+ * hyphens after any group of four digits or none), or that of a URN.  Source:
+ * RFC 4122, section 3, and uuid_in().  canonical has room for UUID_TEXT_LEN
+ * characters and the terminator.
  */
-static bool
-canonical_uuid(const char *text, int len, char *canonical)
+bool
+CanonicalUuid(const char *text, int len, char *canonical)
 {
 	char		spelled[UUID_TEXT_LEN + 1];
 	const char *end = text + len;
@@ -298,6 +301,25 @@ canonical_uuid(const char *text, int len, char *canonical)
 	return true;
 }
 
+/*
+ * ResourceUuidArgument
+ *		Returns resource_uuid as it is stored: a UUID in canonical form, any
+ *		other identifier as it is.
+ */
+text *
+ResourceUuidArgument(FunctionCallInfo fcinfo, int argno)
+{
+	if (!PG_ARGISNULL(argno))
+	{
+		text	   *arg = PG_GETARG_TEXT_PP(argno);
+		char		canonical[UUID_TEXT_LEN + 1];
+
+		if (CanonicalUuid(VARDATA_ANY(arg), VARSIZE_ANY_EXHDR(arg), canonical))
+			return cstring_to_text_with_len(canonical, UUID_TEXT_LEN);
+	}
+	return TextArgument(fcinfo, argno, "resource_uuid", UUID_TEXT_LEN, true);
+}
+
 /* Takes the three arguments that make the scope. */
 static void
 scope_arguments(Arguments *args, FunctionCallInfo fcinfo, int first)
@@ -322,19 +344,10 @@ scope_arguments(Arguments *args, FunctionCallInfo fcinfo, int first)
 	}
 	else
 	{
-		text	   *uuid = PG_GETARG_TEXT_PP(first + 2);
-		char		canonical[UUID_TEXT_LEN + 1];
-
 		text_argument(args, ARG_RESOURCE_TYPE, fcinfo, first + 1,
 					  "resource_type", 64, true);
-		if (canonical_uuid(VARDATA_ANY(uuid), VARSIZE_ANY_EXHDR(uuid),
-						   canonical))
-			set_value(args, ARG_RESOURCE_UUID,
-					  PointerGetDatum(cstring_to_text_with_len(canonical,
-															   UUID_TEXT_LEN)));
-		else
-			text_argument(args, ARG_RESOURCE_UUID, fcinfo, first + 2,
-						  "resource_uuid", UUID_TEXT_LEN, true);
+		set_value(args, ARG_RESOURCE_UUID,
+				  PointerGetDatum(ResourceUuidArgument(fcinfo, first + 2)));
 		args->shape |= SHAPE_RESOURCE;
 	}
 }
@@ -636,7 +649,7 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 	int64		expected;
 	Statement  *statement;
 	int			shape;
-	uuid_t		uuid;
+	pg_uuid_t  *uuid = palloc(sizeof(pg_uuid_t));
 	Datum		result;
 
 	if (size > (Size) max_value_size)
@@ -657,8 +670,8 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 	version_argument(args, SET_EXPECTED_VERSION, fcinfo, 11);
 	expected = DatumGetInt64(args->values[SET_EXPECTED_VERSION]);
 
-	uuid_generate_random(uuid);
-	set_value(args, SET_UUID, UUIDPGetDatum((pg_uuid_t *) &uuid));
+	uuid_generate_random(uuid->data);
+	set_value(args, SET_UUID, UUIDPGetDatum(uuid));
 	set_value(args, SET_NOW, TimestampGetDatum(GetCurrentTimestamp()));
 	set_value(args, SET_VALUE_SIZE, Int32GetDatum((int32) size));
 
@@ -675,6 +688,7 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 	}
 
 	connect_spi();
+	QuotaPrepare(fcinfo, args->values[ARG_EXTENSION_ID]);
 	for (;;)
 	{
 		int64		version = 0;
@@ -882,6 +896,7 @@ ext_storage_delete(PG_FUNCTION_ARGS)
 	version_argument(&args, NUM_ADDRESS_ARGS, fcinfo, 5);
 
 	connect_spi();
+	QuotaPrepare(fcinfo, args.values[ARG_EXTENSION_ID]);
 	ndeleted = StatementRun(fcinfo, &delete_statement, args.shape, args.values,
 							args.nulls, false);
 	if (ndeleted == 0 && !PG_ARGISNULL(5))

@@ -15,6 +15,8 @@
 #define ERRCODE_ES_NO_KEY MAKE_SQLSTATE('E', 'S', '0', '0', '2')
 #define ERRCODE_ES_VERSION MAKE_SQLSTATE('E', 'S', '0', '0', '4')
 
+#define UUID_TEXT_LEN 36
+
 /* How the entry of a key is addressed; also the numbers of SQL parameters. */
 enum
 {
@@ -29,6 +31,8 @@ enum
 extern void StorageInit(void);
 extern text *TextArgument(FunctionCallInfo fcinfo, int argno,
 						  const char *name, int max_chars, bool required);
+extern bool CanonicalUuid(const char *text, int len, char *canonical);
+extern text *ResourceUuidArgument(FunctionCallInfo fcinfo, int argno);
 extern char *DescribeEntry(const Datum *address, const char *nulls);
 
 #endif							/* STORAGE_H */
