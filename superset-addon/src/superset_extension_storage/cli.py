@@ -40,14 +40,13 @@ def _set_up() -> list[str]:
         _check_server(),
         _install(schema),
         _check_rights(schema),
-        _attach("users", USERS, "ext_storage_attach_users", users=USERS),
+        _attach("users", USERS, "ext_storage_attach_users", f"'{USERS}'"),
         *(
             _attach(
                 f"{resource_type}s",
                 table,
                 "ext_storage_attach_resource",
-                resource_type=resource_type,
-                resources=table,
+                f"'{resource_type}', '{table}'",
             )
             for resource_type, table in RESOURCES.items()
         ),
@@ -96,49 +95,54 @@ def _install(schema: str) -> str:
     if may_update:
         _as_owner("ALTER EXTENSION extension_storage UPDATE")
     after = _query(version)
+    if after == "1.0":
+        raise click.ClickException(
+            "The server has version 1.0 of the extension, the add-on needs 1.1:"
+            " its administrator updates the package there, and the extension's"
+            " owner runs ALTER EXTENSION extension_storage UPDATE."
+        )
     if after == before:
         return f"Extension: {before}, already in schema {schema}"
     return f"Extension: updated from {before} to {after}"
 
 
 def _check_rights(schema: str) -> str:
-    """Check that the role may execute every function of the extension."""
-    refused = _query(
-        "SELECT count(*) FROM pg_extension e"
-        " JOIN pg_depend d ON d.refobjid = e.oid AND d.deptype = 'e'"
+    """Check that the role may execute what the add-on calls."""
+    role = _query("SELECT current_user")
+    if not _query(
+        "SELECT has_schema_privilege(extnamespace, 'USAGE') AND NOT EXISTS ("
+        " SELECT FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid"
+        " WHERE d.refobjid = e.oid AND d.deptype = 'e'"
         "  AND d.refclassid = 'pg_extension'::regclass"
         "  AND d.classid = 'pg_proc'::regclass"
-        " JOIN pg_proc p ON p.oid = d.objid"
-        " WHERE extname = 'extension_storage' AND proname LIKE 'ext_storage%'"
-        "  AND prorettype <> 'trigger'::regtype"
-        "  AND NOT (has_function_privilege(p.oid, 'EXECUTE')"
-        "   AND has_schema_privilege(extnamespace, 'USAGE'))"
-    )
-    role = _query("SELECT current_user")
-    if refused:
+        "  AND proname IN ('ext_storage_get', 'ext_storage_get_entry',"
+        "   'ext_storage_set', 'ext_storage_delete', 'ext_storage_list',"
+        "   'ext_storage_count', 'ext_storage_rotate_keys', 'ext_storage_key_status')"
+        "  AND NOT has_function_privilege(p.oid, 'EXECUTE'))"
+        " FROM pg_extension e WHERE extname = 'extension_storage'"
+    ):
         _ask_administrator(
-            f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {_quoted(role)}",
-            f"SELECT {_quoted(schema)}.ext_storage_grant('{_quoted(role)}', 'admin')",
+            f"SELECT {_quoted(schema)}.ext_storage_grant('{_quoted(role)}', 'admin')"
         )
     return f"Rights: role {role} may use the store"
 
 
-def _attach(what: str, table: str, function: str, **arguments: str) -> str:
-    """Have the entries of deleted rows purged."""
-    from .dao import call
+def _attach(what: str, table: str, function: str, arguments: str) -> str:
+    """Have the entries of deleted rows purged, unless that is done."""
+    from .dao import qualified
 
-    triggers = (
-        "SELECT count(*) FROM pg_trigger t"
+    attached = _query(
+        "SELECT EXISTS (SELECT FROM pg_trigger t"
         " JOIN pg_depend d ON d.objid = t.tgfoid AND d.deptype = 'e'"
         "  AND d.classid = 'pg_proc'::regclass"
         "  AND d.refclassid = 'pg_extension'::regclass"
         " JOIN pg_extension e ON e.oid = d.refobjid"
-        f" WHERE extname = 'extension_storage' AND tgrelid = '{table}'::regclass"
+        f" WHERE extname = 'extension_storage' AND tgrelid = '{table}'::regclass)"
     )
-    before = _query(triggers)
-    call(function, **arguments)
-    already = "already " if before == _query(triggers) else ""
-    return f"Deleted {what}: their entries are {already}purged with them"
+    if attached:
+        return f"Deleted {what}: their entries are already purged with them"
+    _as_owner(f"SELECT {qualified(function)}({arguments})")
+    return f"Deleted {what}: their entries are now purged with them"
 
 
 def _row(statement: str) -> Any:

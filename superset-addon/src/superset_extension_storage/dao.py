@@ -26,8 +26,6 @@ _TYPES = {
     "page_size": "integer",
     "is_encrypted": "boolean",
     "if_version": "bigint",
-    "users": "regclass",
-    "resources": "regclass",
 }
 
 
