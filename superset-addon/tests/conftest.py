@@ -51,15 +51,19 @@ class Superset:
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
 
-    def _environment(self) -> dict[str, str]:
+    def configure(self) -> None:
+        """Write superset_config.py."""
         lines = [
             "from superset_extension_storage import install as FLASK_APP_MUTATOR",
             f"SECRET_KEY = {SECRET_KEY!r}",
-            "SQLALCHEMY_DATABASE_URI ="
-            f" 'postgresql+psycopg2://superset@/{self.database}?host={os.environ['PGHOST']}'",
+            "SQLALCHEMY_DATABASE_URI = 'postgresql+psycopg2://superset@/"
+            f"{self.database}?host={os.environ['PGHOST']}'",
             *(f"{name} = {value!r}" for name, value in self.config.items()),
         ]
         (self.folder / "superset_config.py").write_text("\n".join(lines) + "\n")
+
+    def _environment(self) -> dict[str, str]:
+        self.configure()
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LC_ALL")}
         return {**kept, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -205,9 +209,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Superset:
         f"""
         from superset.extensions import security_manager as sm
         from superset.extensions import db
-        public = sm.add_role("Reader")
-        public.permissions = [sm.find_permission_view_menu("can_read", "ExtensionStorage")]
-        sm.add_role("Nothing")
+        csrf = sm.find_permission_view_menu("can_read", "SecurityRestApi")
+        read = sm.find_permission_view_menu("can_read", "ExtensionStorage")
+        sm.add_role("Nothing").permissions = [csrf]
+        sm.add_role("Reader").permissions = [csrf, read]
         for name, role in (("admin", "Admin"), ("alpha", "Alpha"), ("gamma", "Gamma"),
                            ("gamma2", "Gamma"), ("reader", "Reader"), ("nobody", "Nothing")):
             assert sm.add_user(name, name, "Test", name + "@example.org",
@@ -245,11 +250,9 @@ def gamma(clients: dict[str | None, Client]) -> Client:
 
 
 @pytest.fixture(autouse=True)
-def empty_store(request: pytest.FixtureRequest) -> None:
+def empty_store(installed: Superset) -> None:
     """Begin each test with no entry."""
-    if "superset" in {name for (name,) in sql("SELECT datname FROM pg_database", database="postgres")}:
-        if sql("SELECT to_regclass('ext_storage.extension_storage')")[0][0]:
-            sql("DELETE FROM ext_storage.extension_storage")
+    sql("DELETE FROM ext_storage.extension_storage")
 
 
 @pytest.fixture(scope="session")

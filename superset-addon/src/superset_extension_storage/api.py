@@ -100,7 +100,8 @@ def _answer_errors(method: Callable[..., Response]) -> Callable[..., Response]:
             status = STATUS.get(type(error))
             if status is None:
                 raise
-            return self.response(status, message=error.message)
+            detail = f": {error.detail}" if error.detail else ""
+            return self.response(status, message=error.message + detail)
 
     return answered
 
