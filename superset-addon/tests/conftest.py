@@ -62,7 +62,7 @@ class Superset:
         ]
         (self.folder / "superset_config.py").write_text("\n".join(lines) + "\n")
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         self.configure()
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LC_ALL")}
         return {**kept, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -74,7 +74,7 @@ class Superset:
         done = subprocess.run(
             [Path(sys.executable).with_name("superset"), *arguments],
             cwd=self.folder,
-            env=self._environment(),
+            env=self.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -95,7 +95,7 @@ class Superset:
         done = subprocess.run(
             [sys.executable, script],
             cwd=self.folder,
-            env=self._environment(),
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=120,
@@ -121,7 +121,7 @@ class Superset:
                     "superset.app:create_app()",
                 ],
                 cwd=self.folder,
-                env=self._environment(),
+                env=self.environment(),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
