@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,14 @@ import requests
 
 SECRET_KEY = "a secret key of the tests that is long enough"
 PASSWORD = "correct horse"
+USERS = {
+    "admin": "Admin",
+    "alpha": "Alpha",
+    "gamma": "Gamma",
+    "reader": "Reader",
+    "nobody": "Nobody",
+}
+README = Path(__file__).parents[1] / "README.md"
 STORAGE = "/api/v1/extensions/{}/storage/persistent"
 
 
@@ -65,7 +72,7 @@ class Superset:
     def environment(self) -> dict[str, str]:
         self.configure()
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LC_ALL")}
-        return {**kept, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**kept, "PYTHONPATH": str(self.folder)}
 
     def run(
         self, *arguments: str, check: bool = True, **options: Any
@@ -84,25 +91,6 @@ class Superset:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
-    def python(self, code: str) -> str:
-        """Run Python inside the application, as an extension's back end would."""
-        script = self.folder / "script.py"
-        script.write_text(
-            "from superset.app import create_app\n"
-            "app = create_app()\n"
-            "with app.app_context():\n" + textwrap.indent(textwrap.dedent(code), "    ")
-        )
-        done = subprocess.run(
-            [sys.executable, script],
-            cwd=self.folder,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     def start(self) -> None:
         """Start the server and wait until it answers."""
         with socket.socket() as free:
@@ -116,6 +104,7 @@ class Superset:
                     "--workers=1",
                     "--threads=8",
                     "--timeout=120",
+                    "--graceful-timeout=1",
                     "--no-control-socket",
                     f"--bind=127.0.0.1:{port}",
                     "superset.app:create_app()",
@@ -202,29 +191,48 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Superset:
     sql("CREATE ROLE superset LOGIN", database="postgres")
     sql("CREATE DATABASE superset OWNER superset", database="postgres")
     superset = Superset(tmp_path_factory.mktemp("superset") / "main")
-    superset.run("db", "upgrade")
-    superset.run("init-extension-storage")
-    superset.run("init")
-    superset.python(
-        f"""
-        from superset.extensions import security_manager as sm
-        from superset.extensions import db
-        csrf = sm.find_permission_view_menu("can_read", "SecurityRestApi")
-        read = sm.find_permission_view_menu("can_read", "ExtensionStorage")
-        sm.add_role("Nothing").permissions = [csrf]
-        sm.add_role("Reader").permissions = [csrf, read]
-        for name, role in (("admin", "Admin"), ("alpha", "Alpha"), ("gamma", "Gamma"),
-                           ("gamma2", "Gamma"), ("reader", "Reader"), ("nobody", "Nothing")):
-            assert sm.add_user(name, name, "Test", name + "@example.org",
-                               sm.find_role(role), {PASSWORD!r})
-        db.session.commit()
-        """
-    )
+    for command in re.findall(r"^superset (.*)$", README.read_text(), re.MULTILINE)[:3]:
+        superset.run(*command.split())
     return superset
 
 
 @pytest.fixture(scope="session")
-def running(installed: Superset) -> Iterator[Superset]:
+def app(installed: Superset, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The application in this process, with keys of its own, and the users."""
+    here = Superset(tmp_path_factory.mktemp("superset") / "app")
+    here.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["first", "other"]
+    here.configure()
+    os.environ["SUPERSET_CONFIG_PATH"] = str(here.folder / "superset_config.py")
+    from superset.app import create_app
+
+    made = create_app()
+    with made.app_context():
+        from superset.extensions import db, security_manager
+
+        def permission(name: str, view: str) -> Any:
+            return security_manager.find_permission_view_menu(name, view)
+
+        csrf = permission("can_read", "SecurityRestApi")
+        security_manager.add_role("Nobody").permissions = [csrf]
+        security_manager.add_role("Reader").permissions = [
+            csrf,
+            permission("can_read", "ExtensionStorage"),
+        ]
+        for user, role in USERS.items():
+            security_manager.add_user(
+                user,
+                user,
+                "Test",
+                f"{user}@example.org",
+                security_manager.find_role(role),
+                PASSWORD,
+            )
+        db.session.commit()
+    return made
+
+
+@pytest.fixture(scope="session")
+def running(installed: Superset, app: Any) -> Iterator[Superset]:
     installed.start()
     yield installed
     installed.stop()
@@ -233,10 +241,7 @@ def running(installed: Superset) -> Iterator[Superset]:
 @pytest.fixture(scope="session")
 def clients(running: Superset) -> dict[str | None, Client]:
     """A logged-in client for each user."""
-    return {
-        user: running.client(user)
-        for user in ("admin", "alpha", "gamma", "gamma2", "reader", "nobody", None)
-    }
+    return {user: running.client(user) for user in (*USERS, None)}
 
 
 @pytest.fixture

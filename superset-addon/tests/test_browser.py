@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PASSWORD, Superset, sql
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-README = Path(__file__).parents[1] / "README.md"
+from conftest import PASSWORD, README, Superset, sql
 
 # What Superset's front end gives to extensions.
 AUTHENTICATION = """
@@ -24,7 +23,9 @@ const authentication = {
 
 
 @pytest.fixture(scope="module")
-def browser(running: Superset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+def browser(
+    running: Superset, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Chrome]:
     """A browser that is logged in as gamma."""
     options = ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
@@ -62,7 +63,9 @@ def browser(running: Superset, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def test_front_end_example(browser: Chrome, results: Path) -> None:
     """Save, list, read and delete, each step looked at in the database."""
     (example,) = re.findall(r"```typescript\n(.*?)```", README.read_text(), re.DOTALL)
-    base, save, listing, read, delete = re.split(r"(?=// (?:Save|List|Read|Delete)\n)", example)
+    base, save, listing, read, delete = re.split(
+        r"(?=// (?:Save|List|Read|Delete)\n)", example
+    )
 
     def run(code: str, result: str) -> object:
         return browser.execute_async_script(
@@ -118,9 +121,11 @@ def test_stored_html_runs_no_script(browser: Chrome, running: Superset) -> None:
 def test_swagger_page(browser: Chrome, running: Superset, results: Path) -> None:
     browser.get(f"{running.url}/swagger/v1")
     tag = WebDriverWait(browser, 90).until(
-        lambda d: d.find_element(By.ID, "operations-tag-Extension_storage")
-        if d.find_elements(By.ID, "operations-tag-Extension_storage")
-        else None
+        lambda d: (
+            d.find_element(By.ID, "operations-tag-Extension_storage")
+            if d.find_elements(By.ID, "operations-tag-Extension_storage")
+            else None
+        )
     )
     section = tag.find_element(By.XPATH, "./..")
     operations = section.find_elements(By.CSS_SELECTOR, ".opblock")

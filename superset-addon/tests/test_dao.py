@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import psycopg2
 import pytest
-from conftest import Superset, sql
+
+from conftest import README, sql
 
 EXT = "acme.my-ext"
-README = Path(__file__).parents[1] / "README.md"
-
-
-@pytest.fixture(scope="module")
-def app(installed: Superset) -> Any:
-    installed.configure()
-    os.environ["SUPERSET_CONFIG_PATH"] = str(installed.folder / "superset_config.py")
-    handlers = logging.root.handlers[:]
-    from superset.app import create_app
-
-    made = create_app()
-    logging.root.handlers[:] = handlers
-    return made
 
 
 @pytest.fixture
@@ -171,6 +156,7 @@ def test_typed_errors(
 
 def test_undecryptable(dao: Any) -> None:
     from superset.extensions import db
+
     from superset_extension_storage.errors import ValueUndecryptable
 
     dao.set(EXT, "k", b"x", is_encrypted=True)
@@ -205,12 +191,15 @@ def test_actor_is_the_user(app: Any) -> None:
         user_id = g.user.id
         ExtensionStorageDAO.set(EXT, "k", b"")
         db.session.commit()
-    found = sql("SELECT created_by_fk, changed_by_fk FROM ext_storage.extension_storage")
+    found = sql(
+        "SELECT created_by_fk, changed_by_fk FROM ext_storage.extension_storage"
+    )
     assert found == [(user_id, user_id)]
 
 
 def test_not_postgresql(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from superset.extensions import db
+
     from superset_extension_storage.errors import StorageUnavailable
 
     with app.app_context():
@@ -247,6 +236,7 @@ def test_any_secret_arrives(dao: Any, keys: list[str]) -> None:
     from hashlib import sha256
 
     from cryptography.fernet import Fernet
+
     from superset_extension_storage.keys import startup_options
 
     def fernet(secret: str) -> Fernet:
@@ -271,7 +261,9 @@ def test_any_secret_arrives(dao: Any, keys: list[str]) -> None:
             "SELECT ext_storage.ext_storage_set(%s, 'k', 'x', is_encrypted => true)",
             (EXT,),
         )
-        cursor.execute("SELECT value FROM ext_storage.extension_storage WHERE key = 'k'")
+        cursor.execute(
+            "SELECT value FROM ext_storage.extension_storage WHERE key = 'k'"
+        )
         assert fernet(keys[0]).decrypt(bytes(cursor.fetchone()[0])) == b"x"
     connection.close()
 

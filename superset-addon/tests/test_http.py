@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 import requests
+
 from conftest import PASSWORD, STORAGE, Client, Superset, sql
 
 E = {"category", "description", "is_encrypted", "key", "uuid", "value_type"}
@@ -177,20 +179,20 @@ def test_no_permission(clients: dict[str | None, Client]) -> None:
         assert (answer.status_code, answer.json()) == (403, {"message": "Forbidden"})
 
 
-def test_user_scope_without_a_user(
-    running: Superset, clients: dict[str | None, Client]
-) -> None:
+def test_user_scope_without_a_user(app: Any, clients: dict[str | None, Client]) -> None:
     """The role Public may read and write, but is nobody."""
-    grant = """
-        from superset.extensions import db, security_manager as sm
-        role = sm.find_role("Public")
-        role.permissions = [
-            sm.find_permission_view_menu(permission, "ExtensionStorage")
-            for permission in {}
-        ]
-        db.session.commit()
-    """
-    running.python(grant.format(("can_read", "can_write", "can_write_shared")))
+
+    def grant(*permissions: str) -> None:
+        with app.app_context():
+            from superset.extensions import db, security_manager
+
+            security_manager.find_role("Public").permissions = [
+                security_manager.find_permission_view_menu(name, "ExtensionStorage")
+                for name in permissions
+            ]
+            db.session.commit()
+
+    grant("can_read", "can_write", "can_write_shared")
     try:
         anonymous = clients[None]
         assert anonymous.get("global/").status_code == 200
@@ -207,7 +209,7 @@ def test_user_scope_without_a_user(
             assert answer.status_code == 401
             assert answer.json() == {"message": "Authentication required"}
     finally:
-        running.python(grant.format("()"))
+        grant()
 
 
 def test_csrf_token_missing(gamma: Client) -> None:
@@ -371,7 +373,9 @@ def test_bad_mime_type(admin: Client, bad: str) -> None:
 
 
 def test_stored_html_is_harmless(admin: Client) -> None:
-    admin.put("user/k", {"value": "<script>alert(1)</script>", "value_type": "text/html"})
+    admin.put(
+        "user/k", {"value": "<script>alert(1)</script>", "value_type": "text/html"}
+    )
     headers = admin.get("user/k").headers
     assert headers["Content-Type"] == "text/html"
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -468,30 +472,38 @@ def test_permissions_are_on_one_view() -> None:
 
 
 @pytest.fixture(scope="module")
-def resources(running: Superset) -> dict[str, str]:
+def resources(app: Any) -> dict[str, str]:
     """A dashboard and a chart of the user alpha on data that gamma may not see."""
-    uuids = {"dashboard": str(uuid4()), "chart": str(uuid4())}
-    running.python(
-        f"""
-        from superset.extensions import db, security_manager as sm
+    with app.app_context():
         from superset.connectors.sqla.models import SqlaTable
+        from superset.extensions import db, security_manager
         from superset.models.core import Database
         from superset.models.dashboard import Dashboard
         from superset.models.slice import Slice
+
+        owners = [security_manager.find_user("alpha")]
         database = Database(database_name="data", sqlalchemy_uri="sqlite://")
         table = SqlaTable(table_name="secret", database=database)
         db.session.add_all([database, table])
         db.session.flush()
-        alpha = sm.find_user("alpha")
-        chart = Slice(slice_name="c", uuid={uuids["chart"]!r}, viz_type="table",
-                      datasource_id=table.id, datasource_type="table", owners=[alpha])
-        db.session.add(chart)
-        db.session.add(Dashboard(dashboard_title="d", uuid={uuids["dashboard"]!r},
-                                 slices=[chart], owners=[alpha], published=True))
+        chart = Slice(
+            slice_name="c",
+            uuid=uuid4(),
+            viz_type="table",
+            datasource_id=table.id,
+            datasource_type="table",
+            owners=owners,
+        )
+        dashboard = Dashboard(
+            dashboard_title="d",
+            uuid=uuid4(),
+            slices=[chart],
+            owners=owners,
+            published=True,
+        )
+        db.session.add_all([chart, dashboard])
         db.session.commit()
-        """
-    )
-    return uuids
+        return {"dashboard": str(dashboard.uuid), "chart": str(chart.uuid)}
 
 
 @pytest.mark.parametrize("kind", ["dashboard", "chart"])
@@ -520,7 +532,6 @@ def test_access_to_dashboards_and_charts(
 @pytest.mark.parametrize("kind", ["dashboard", "chart"])
 def test_writing_needs_ownership(
     resources: dict[str, str],
-    running: Superset,
     clients: dict[str | None, Client],
     kind: str,
 ) -> None:
@@ -655,7 +666,9 @@ def test_quota(admin: Client) -> None:
 def test_audit_columns(admin: Client, gamma: Client) -> None:
     users = dict(sql("SELECT username, id FROM ab_user"))
     admin.put("global/k", "x")
-    assert stored("k")["created_by_fk"] == stored("k")["changed_by_fk"] == users["admin"]
+    assert (
+        stored("k")["created_by_fk"] == stored("k")["changed_by_fk"] == users["admin"]
+    )
     gamma.put("user/mine", "x")
     assert stored("mine")["user_fk"] == users["gamma"]
 

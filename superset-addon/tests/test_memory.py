@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from conftest import Client, Superset, sql
 
 MB = 1 << 20

@@ -13,7 +13,7 @@ from functools import wraps
 from typing import Any
 from uuid import UUID
 
-from flask import Blueprint, request, Response
+from flask import Blueprint, Response, request
 from flask_appbuilder.api import expose, permission_name, protect, safe
 from superset.daos.chart import ChartDAO
 from superset.daos.dashboard import DashboardDAO
@@ -453,9 +453,9 @@ def _expected_version() -> int | None:
 
 def _check_preconditions(etag: str | None) -> None:
     """Refuse a write where the entry, None if there was none, is another one."""
-    if "If-Match" in request.headers:
-        if etag is None or not _matches(request.if_match, etag):
-            raise Refused(412, "The entry is not the one named by If-Match")
-    if etag is not None and "If-None-Match" in request.headers:
-        if _matches(request.if_none_match, etag, weak=True):
-            raise Refused(412, "The entry is one excluded by If-None-Match")
+    if "If-Match" in request.headers and (
+        etag is None or not _matches(request.if_match, etag)
+    ):
+        raise Refused(412, "The entry is not the one named by If-Match")
+    if etag is not None and _matches(request.if_none_match, etag, weak=True):
+        raise Refused(412, "The entry is one excluded by If-None-Match")

@@ -10,8 +10,16 @@ from flask.cli import with_appcontext
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-USERS = "ab_user"
-RESOURCES = {"dashboard": "dashboards", "chart": "slices"}
+# Deleted what, from which table, and the call that has their entries purged.
+ATTACHED = (
+    ("users", "ab_user", "ext_storage_attach_users('ab_user')"),
+    (
+        "dashboards",
+        "dashboards",
+        "ext_storage_attach_resource('dashboard', 'dashboards')",
+    ),
+    ("charts", "slices", "ext_storage_attach_resource('chart', 'slices')"),
+)
 
 
 @click.command("init-extension-storage")
@@ -34,22 +42,54 @@ def init() -> None:
 def _set_up() -> list[str]:
     """Do what is missing, as a whole or not at all; tell what there is now."""
     from flask import current_app
+    from superset.extensions import db
+
+    from .errors import from_database
 
     schema = current_app.config["EXTENSION_STORAGE_SCHEMA"]
-    return [
-        _check_server(),
-        _install(schema),
-        _check_rights(schema),
-        _attach("users", USERS, "ext_storage_attach_users", f"'{USERS}'"),
-        *(
-            _attach(
-                f"{resource_type}s",
-                table,
-                "ext_storage_attach_resource",
-                f"'{resource_type}', '{table}'",
-            )
-            for resource_type, table in RESOURCES.items()
-        ),
+    report = [_check_server()]
+    installed = _check_schema(schema)
+    role = _query("SELECT current_user")
+    attach = [
+        (what, table, f"SELECT {_quoted(schema)}.{call}")
+        for what, table, call in ATTACHED
+        if not (installed and _is_attached(table))
+    ]
+    install = [
+        f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}",
+        f"CREATE EXTENSION extension_storage SCHEMA {_quoted(schema)} CASCADE",
+    ]
+    administrator = "".join(
+        f"    {statement};\n"
+        for statement in [
+            *([] if installed else install),
+            f"SELECT {_quoted(schema)}.ext_storage_grant('{_quoted(role)}', 'admin')",
+            *(statement for _, _, statement in attach),
+        ]
+    )
+    refusal = click.ClickException(
+        "The role of Superset may not do this. The owner or an administrator of"
+        f" database {db.session.get_bind().url.database} must run\n{administrator}"
+        "Then run this command again."
+    )
+    try:
+        if not installed:
+            for statement in install:
+                db.session.execute(text(statement))
+        report.append(_update(installed))
+        if not _may_use():
+            raise refusal
+        report.append(f"Rights: role {role} may use the store")
+        for _, _, statement in attach:
+            db.session.execute(text(statement))
+    except DBAPIError as error:
+        translated = from_database(error)
+        raise (refusal if translated.sqlstate == "42501" else translated) from None
+    now = [what for what, _, _ in attach]
+    return report + [
+        f"Deleted {what}: their entries are {'now' if what in now else 'already'}"
+        " purged with them"
+        for what, _, _ in ATTACHED
     ]
 
 
@@ -69,47 +109,53 @@ def _check_server() -> str:
     return f"Server: PostgreSQL {version}"
 
 
-def _install(schema: str) -> str:
-    """Install the extension or update it, unless that is done."""
-    quoted = _quoted(schema)
-    version = (
-        "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
-    )
-    before = _query(version)
-    if before is None:
-        _as_owner(
-            f"CREATE SCHEMA IF NOT EXISTS {quoted}",
-            f"CREATE EXTENSION extension_storage SCHEMA {quoted} CASCADE",
-        )
-        return f"Extension: {_query(version)}, installed in schema {schema}"
-    place, may_update = _row(
-        "SELECT nspname, pg_has_role(extowner, 'USAGE') FROM pg_extension"
+def _check_schema(schema: str) -> str | None:
+    """Give the installed version; refuse one in another schema."""
+    found = _row(
+        "SELECT extversion, nspname FROM pg_extension"
         " JOIN pg_namespace n ON n.oid = extnamespace"
         " WHERE extname = 'extension_storage'"
     )
+    if found is None:
+        return None
+    version, place = found
     if place != schema:
         raise click.ClickException(
             f"The extension is in schema {place}, not {schema}: set"
             f" EXTENSION_STORAGE_SCHEMA = {place!r} in superset_config.py."
         )
-    if may_update:
-        _as_owner("ALTER EXTENSION extension_storage UPDATE")
-    after = _query(version)
-    if after == "1.0":
-        raise click.ClickException(
-            "The server has version 1.0 of the extension, the add-on needs 1.1:"
-            " its administrator updates the package there, and the extension's"
-            " owner runs ALTER EXTENSION extension_storage UPDATE."
+    return version
+
+
+def _update(before: str | None) -> str:
+    """Update the extension where it is the role's own; refuse one that is too old."""
+    from superset.extensions import db
+
+    version, own = _row(
+        "SELECT extversion, pg_has_role(extowner, 'USAGE') FROM pg_extension"
+        " WHERE extname = 'extension_storage'"
+    )
+    if own:
+        db.session.execute(text("ALTER EXTENSION extension_storage UPDATE"))
+        version = _query(
+            "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
         )
-    if after == before:
-        return f"Extension: {before}, already in schema {schema}"
-    return f"Extension: updated from {before} to {after}"
+    if version == "1.0":
+        raise click.ClickException(
+            "The extension is version 1.0, the add-on needs 1.1: the server's"
+            " administrator updates its package, and the extension's owner runs"
+            " ALTER EXTENSION extension_storage UPDATE."
+        )
+    if before is None:
+        return f"Extension: {version}, now installed"
+    if version == before:
+        return f"Extension: {version}, already installed"
+    return f"Extension: {version}, updated from {before}"
 
 
-def _check_rights(schema: str) -> str:
-    """Check that the role may execute what the add-on calls."""
-    role = _query("SELECT current_user")
-    if not _query(
+def _may_use() -> bool:
+    """May the role execute what the add-on calls?"""
+    return _query(
         "SELECT has_schema_privilege(extnamespace, 'USAGE') AND NOT EXISTS ("
         " SELECT FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid"
         " WHERE d.refobjid = e.oid AND d.deptype = 'e'"
@@ -120,18 +166,12 @@ def _check_rights(schema: str) -> str:
         "   'ext_storage_count', 'ext_storage_rotate_keys', 'ext_storage_key_status')"
         "  AND NOT has_function_privilege(p.oid, 'EXECUTE'))"
         " FROM pg_extension e WHERE extname = 'extension_storage'"
-    ):
-        _ask_administrator(
-            f"SELECT {_quoted(schema)}.ext_storage_grant('{_quoted(role)}', 'admin')"
-        )
-    return f"Rights: role {role} may use the store"
+    )
 
 
-def _attach(what: str, table: str, function: str, arguments: str) -> str:
-    """Have the entries of deleted rows purged, unless that is done."""
-    from .dao import qualified
-
-    attached = _query(
+def _is_attached(table: str) -> bool:
+    """Is the table's deletion watched by a trigger of the extension?"""
+    return _query(
         "SELECT EXISTS (SELECT FROM pg_trigger t"
         " JOIN pg_depend d ON d.objid = t.tgfoid AND d.deptype = 'e'"
         "  AND d.classid = 'pg_proc'::regclass"
@@ -139,10 +179,6 @@ def _attach(what: str, table: str, function: str, arguments: str) -> str:
         " JOIN pg_extension e ON e.oid = d.refobjid"
         f" WHERE extname = 'extension_storage' AND tgrelid = '{table}'::regclass)"
     )
-    if attached:
-        return f"Deleted {what}: their entries are already purged with them"
-    _as_owner(f"SELECT {qualified(function)}({arguments})")
-    return f"Deleted {what}: their entries are now purged with them"
 
 
 def _row(statement: str) -> Any:
@@ -160,33 +196,6 @@ def _quoted(name: str) -> str:
     from superset.extensions import db
 
     return db.session.get_bind().dialect.identifier_preparer.quote(name)
-
-
-def _as_owner(*statements: str) -> None:
-    """Run what needs rights; where the role has none, say who must run it."""
-    from superset.extensions import db
-
-    from .errors import StorageUnavailable, from_database
-
-    try:
-        for statement in statements:
-            db.session.execute(text(statement))
-    except DBAPIError as error:
-        translated = from_database(error)
-        if isinstance(translated, StorageUnavailable) and translated.sqlstate == "42501":
-            _ask_administrator(*statements)
-        raise translated from None
-
-
-def _ask_administrator(*statements: str) -> None:
-    from superset.extensions import db
-
-    lines = "\n".join(f"    {statement};" for statement in statements)
-    raise click.ClickException(
-        "The role of Superset may not do this. The owner or an administrator of"
-        f" database {db.session.get_bind().url.database} must run\n{lines}\n"
-        "Then run this command again."
-    )
 
 
 def _report_keys() -> None:

@@ -154,7 +154,11 @@ _DESCRIBE = {"GET": _describe_get, "PUT": _describe_put, "DELETE": _describe_del
 
 
 def _parameter(
-    place: str, name: str, description: str, required: bool = False, type: str = "string"
+    place: str,
+    name: str,
+    description: str,
+    required: bool = False,
+    type: str = "string",
 ) -> dict[str, Any]:
     return {
         "in": place,
