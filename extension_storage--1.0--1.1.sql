@@ -16,6 +16,7 @@ CREATE TABLE @extschema@.extension_storage_usage (
     value_bytes bigint NOT NULL
 );
 REVOKE ALL ON TABLE @extschema@.extension_storage_usage FROM PUBLIC;
+REVOKE ALL ON TYPE @extschema@.extension_storage_usage FROM PUBLIC;
 COMMENT ON TABLE @extschema@.extension_storage_usage IS
     'Bytes that each extension stores, kept while the triggers extension_storage_count_rows and extension_storage_count are enabled';
 COMMENT ON COLUMN @extschema@.extension_storage_usage.extension_id IS
@@ -228,6 +229,10 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('invalid level "%s"', level),
             HINT = 'Levels are read, write and admin.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = role) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+            MESSAGE = format('role %s does not exist', role);
     END IF;
 
     IF NOT has_schema_privilege(role, '@extschema@'::regnamespace, 'USAGE') THEN

@@ -12,6 +12,9 @@
 
 #include "cipher.h"
 #include "fmgr.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
 
 /* pgcrypto is loaded once a session: a lookup a call would cost more. */
 static PGFunction pgcrypto_encrypt_iv = NULL;
@@ -59,7 +62,18 @@ run_pgcrypto(PGFunction *function, const char *symbol, const uint8 *key,
 												 make_bytea(&key_arg, key, CIPHER_KEY_LEN),
 												 make_bytea(&iv_arg, iv, CIPHER_BLOCK_LEN),
 												 make_bytea(&method_arg, method, sizeof(method) - 1)));
-	explicit_bzero(&key_arg, sizeof(key_arg));
+
+	/*
+	 * pgcrypto frees its copies of the key without wiping them.  The next call
+	 * gets the same memory, so one with a key of zeros overwrites them.
+	 */
+	explicit_bzero(VARDATA(&key_arg), CIPHER_KEY_LEN);
+	SET_VARSIZE(&data, VARHDRSZ + CIPHER_BLOCK_LEN);
+	pfree(DatumGetPointer(DirectFunctionCall4(*function,
+											  PointerGetDatum(&data),
+											  PointerGetDatum(&key_arg),
+											  PointerGetDatum(&iv_arg),
+											  PointerGetDatum(&method_arg))));
 
 	if (VARSIZE_ANY_EXHDR(result) != len)
 		elog(ERROR, "pgcrypto returned %zu bytes for %zu",

@@ -12,6 +12,9 @@
 #include "keyring.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
 
 PG_FUNCTION_INFO_V1(fernet_encrypt);
 PG_FUNCTION_INFO_V1(fernet_decrypt);

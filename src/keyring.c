@@ -49,6 +49,8 @@
 /* The extra data of a secret setting. */
 typedef struct MaskedKeys
 {
+	KeyListStatus status;		/* KEYLIST_END, or what is wrong */
+	int			ordinal;		/* with which item */
 	int			nkeys;
 	uint8		keys[FLEXIBLE_ARRAY_MEMBER][FERNET_KEY_LEN];
 } MaskedKeys;
@@ -61,6 +63,12 @@ static char *encryption_keys_file = NULL;
 /* The secrets that are in force, as the assign hooks were told. */
 static const MaskedKeys *encryption_keys = NULL;
 static const MaskedKeys *secret_key = NULL;
+
+/*
+ * Is the library being loaded?  GUC would ignore a value from before that is
+ * not valid, and another source of keys would be used instead.
+ */
+static bool loading = false;
 
 /* What masks keys in extra data; drawn once, when the library is loaded. */
 static uint8 mask[MASK_LEN];
@@ -221,8 +229,6 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 	if (!secret_source_is_safe(*newval, source, name))
 		return false;
 
-	/* from here on, no failure goes without a message that hides the value */
-	GUC_check_errmsg("invalid value for parameter \"%s\"", name);
 	secrets = *newval;
 	len = strlen(secrets);
 	if (source == PGC_S_SESSION)
@@ -232,7 +238,10 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 	masked = guc_malloc(LOG, offsetof(MaskedKeys, keys) +
 						(len + 1) / 2 * FERNET_KEY_LEN);
 	if (masked == NULL)
+	{
+		GUC_check_errmsg("invalid value for parameter \"%s\"", name);
 		return false;
+	}
 	masked->nkeys = 0;
 
 	KeyListStart(&parser, secrets, len);
@@ -259,15 +268,20 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 		pfree(secrets);
 	}
 
-	if (status == KEYLIST_END && derived && hide_secret(newval))
+	masked->status = status;
+	masked->ordinal = parser.ordinal;
+	if ((status == KEYLIST_END || loading) && derived && hide_secret(newval))
 	{
-		if (masked->nkeys > 0)
+		if (masked->nkeys > 0 || status != KEYLIST_END)
 			*extra = masked;
 		else
 			guc_free(masked);
 		return true;
 	}
 	guc_free(masked);
+
+	/* GUC's own message would quote the value */
+	GUC_check_errmsg("invalid value for parameter \"%s\"", name);
 	if (status != KEYLIST_END)
 		GUC_check_errdetail("Item %d of the list cannot be used: %s.",
 							parser.ordinal, KeyListStatusText(status));
@@ -316,17 +330,6 @@ show_secret_key(void)
 	return secret_key != NULL ? HIDDEN_TEXT : "";
 }
 
-static bool
-check_encryption_keys_file(char **newval,
-						   void **extra pg_attribute_unused(),
-						   GucSource source pg_attribute_unused())
-{
-	if (*newval == NULL || **newval == '\0' || is_absolute_path(*newval))
-		return true;
-	GUC_check_errdetail("The path of the key file must be absolute.");
-	return false;
-}
-
 static void
 assign_encryption_keys_file(const char *newval pg_attribute_unused(),
 							void *extra pg_attribute_unused())
@@ -346,6 +349,7 @@ KeyringInit(void)
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not generate random bytes")));
 
+	loading = true;
 	DefineCustomStringVariable("extension_storage.encryption_keys",
 							   "Secrets that encrypt and decrypt stored values, separated by commas.",
 							   "The first one encrypts, all decrypt. Used instead of the key file where it is set.",
@@ -375,9 +379,10 @@ KeyringInit(void)
 							   "",
 							   PGC_SIGHUP,
 							   GUC_SUPERUSER_ONLY,
-							   check_encryption_keys_file,
+							   NULL,
 							   assign_encryption_keys_file,
 							   NULL);
+	loading = false;
 }
 
 /* Appends a key to a keyring that has room for it, unless it is there. */
@@ -419,6 +424,12 @@ read_key_file(size_t *len)
 	ssize_t		nread = 0;
 	int			fd;
 
+	if (!is_absolute_path(encryption_keys_file))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("path of encryption key file \"%s\" is not absolute",
+						encryption_keys_file),
+				 errhint("Correct extension_storage.encryption_keys_file, then reload the configuration.")));
 	fd = OpenTransientFile(encryption_keys_file,
 						   O_RDONLY | O_NONBLOCK | PG_BINARY);
 	if (fd < 0 || fstat(fd, &st) < 0)
@@ -559,6 +570,13 @@ KeyringGet(void)
 
 	if (encryption_keys != NULL)
 	{
+		if (encryption_keys->status != KEYLIST_END)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("invalid value for parameter \"extension_storage.encryption_keys\""),
+					 errdetail("Item %d of the list cannot be used: %s.",
+							   encryption_keys->ordinal,
+							   KeyListStatusText(encryption_keys->status))));
 		ring = make_keyring(encryption_keys->nkeys + 1);
 		add_masked_keys(ring, encryption_keys);
 	}

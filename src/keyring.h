@@ -10,6 +10,9 @@
 
 #include "datatype/timestamp.h"
 #include "fernet.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"				/* before 16, in postgres.h */
+#endif
 
 #define KEYRING_FINGERPRINT_LEN 8	/* hex digits */
 

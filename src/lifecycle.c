@@ -43,7 +43,7 @@ typedef struct Purge
 			" WHERE u.extension_id" SQL_EQ "ANY (ARRAY(SELECT e.extension_id FROM " \
 			SQL_TABLE " WHERE " condition "))" \
 			" ORDER BY u.extension_id FOR UPDATE", \
-			.nargs = number, .argtypes = types \
+			.nargs = number, .argtypes = types, .by_index = use_index \
 		}, \
 		.delete_entries = { \
 			.sql = "DELETE FROM " SQL_TABLE " WHERE " condition, \
@@ -63,12 +63,15 @@ static Purge purge_resources = PURGE("e.resource_type" SQL_EQ
 static Purge purge_all_resources = PURGE("e.resource_type" SQL_EQ "$1", 1,
 										 resource_argtypes, false);
 
+/* A subquery is hashed, an array would be searched for each entry. */
+#define IS_GONE SQL_EQ "ANY (SELECT pg_catalog.unnest($1))"
+
 static Statement clear_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk ="
-	" CASE WHEN e.created_by_fk" SQL_EQ "ANY ($1) THEN NULL ELSE e.created_by_fk END,"
+	" CASE WHEN e.created_by_fk" IS_GONE " THEN NULL ELSE e.created_by_fk END,"
 	" changed_by_fk ="
-	" CASE WHEN e.changed_by_fk" SQL_EQ "ANY ($1) THEN NULL ELSE e.changed_by_fk END"
-	" WHERE e.created_by_fk" SQL_EQ "ANY ($1) OR e.changed_by_fk" SQL_EQ "ANY ($1)",
+	" CASE WHEN e.changed_by_fk" IS_GONE " THEN NULL ELSE e.changed_by_fk END"
+	" WHERE e.created_by_fk" IS_GONE " OR e.changed_by_fk" IS_GONE,
 	.nargs = 1, .argtypes = user_argtypes
 };
 static Statement clear_all_users_statement = {

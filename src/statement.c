@@ -15,8 +15,11 @@
 #include "catalog/pg_class.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "nodes/params.h"
+#include "tcop/dest.h"
 #include "statement.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -28,6 +31,7 @@
  * The schema that plans are made for.  Its generation goes up whenever the
  * extension turns out to be in another one, or in one of another name.
  */
+static Oid	schema_function = InvalidOid;	/* that it was last found by */
 static Oid	schema_oid = InvalidOid;
 static NameData schema_name;
 static uint64 schema_generation = 0;
@@ -55,9 +59,13 @@ StatementInit(void)
 static void
 find_schema(FunctionCallInfo fcinfo)
 {
-	Oid			oid = get_func_namespace(fcinfo->flinfo->fn_oid);
+	Oid			oid;
 	char	   *name;
 
+	if (fcinfo->flinfo->fn_oid == schema_function && !schema_may_have_changed)
+		return;
+	oid = get_func_namespace(fcinfo->flinfo->fn_oid);
+	schema_function = fcinfo->flinfo->fn_oid;
 	if (oid == schema_oid && !schema_may_have_changed)
 		return;
 	name = get_namespace_name(oid);
@@ -85,11 +93,15 @@ append_placeholder(StringInfo sql, const char *name, size_t len, int shape)
 		appendStringInfoString(sql, (shape & SHAPE_USER) ?
 							   " AND e.user_fk" SQL_EQ "$3" :
 							   " AND e.user_fk IS NULL");
-		appendStringInfoString(sql, (shape & SHAPE_RESOURCE) ?
-							   " AND e.resource_type" SQL_EQ "$4"
-							   " AND e.resource_uuid" SQL_EQ "$5" :
-							   " AND e.resource_type IS NULL"
-							   " AND e.resource_uuid IS NULL");
+		if (shape & SHAPE_RESOURCE)
+			appendStringInfoString(sql, " AND e.resource_type" SQL_EQ "$4"
+								   " AND e.resource_uuid" SQL_EQ "$5");
+		else
+			appendStringInfoString(sql, " AND e.resource_uuid IS NULL");
+
+		/* the index by category has no type, which is null with the uuid */
+		if ((shape & (SHAPE_RESOURCE | SHAPE_CATEGORY)) == 0)
+			appendStringInfoString(sql, " AND e.resource_type IS NULL");
 		if (shape & SHAPE_CATEGORY)
 			appendStringInfoString(sql, " AND e.category" SQL_EQ "$6");
 		if (shape & SHAPE_PREFIX)
@@ -97,9 +109,11 @@ append_placeholder(StringInfo sql, const char *name, size_t len, int shape)
 								   " AND e.key" SQL_LE "$8");
 	}
 	else if (strncmp(name, "order", len) == 0)
-		appendStringInfo(sql, "e.extension_id, e.user_fk, e.resource_type,"
-						 " e.resource_uuid,%s e.key",
-						 (shape & SHAPE_CATEGORY) ? " e.category," : "");
+		appendStringInfoString(sql, (shape & SHAPE_CATEGORY) ?
+							   "e.extension_id, e.user_fk, e.resource_uuid,"
+							   " e.category, e.key" :
+							   "e.extension_id, e.user_fk, e.resource_type,"
+							   " e.resource_uuid, e.key");
 	else
 		elog(ERROR, "unknown placeholder in statement");
 }
@@ -217,6 +231,99 @@ StatementRun(FunctionCallInfo fcinfo, Statement *statement, int shape,
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(result));
 	return SPI_processed;
+}
+
+/* Where StatementFetch gets a row from the executor. */
+typedef struct RowReceiver
+{
+	DestReceiver pub;
+	MemoryContext context;
+	Datum	   *row;
+	bool	   *nulls;
+} RowReceiver;
+
+static void
+start_receiver(DestReceiver *self pg_attribute_unused(),
+			   int operation pg_attribute_unused(),
+			   TupleDesc typeinfo pg_attribute_unused())
+{
+}
+
+/* Copies the columns of a row. */
+static bool
+receive_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	RowReceiver *receiver = (RowReceiver *) self;
+	TupleDesc	tupdesc = slot->tts_tupleDescriptor;
+	MemoryContext old_context = MemoryContextSwitchTo(receiver->context);
+
+	slot_getallattrs(slot);
+	for (int i = 0; i < tupdesc->natts; i++)
+	{
+		receiver->nulls[i] = slot->tts_isnull[i];
+		if (!slot->tts_isnull[i])
+			receiver->row[i] = datumCopy(slot->tts_values[i],
+										 TupleDescAttr(tupdesc, i)->attbyval,
+										 TupleDescAttr(tupdesc, i)->attlen);
+	}
+	MemoryContextSwitchTo(old_context);
+	return true;
+}
+
+static void
+end_receiver(DestReceiver *self pg_attribute_unused())
+{
+}
+
+/*
+ * StatementFetch
+ *		Runs a statement that returns one row at most; false if it returns
+ *		none.  SPI must be connected.
+ *
+ * row and row_nulls have room for its columns, whose values are copied into
+ * context.  For the rest it is as StatementRun, but for the SPI tuple table,
+ * which would cost a memory context and a copy.
+ */
+bool
+StatementFetch(FunctionCallInfo fcinfo, Statement *statement, int shape,
+			   const Datum *values, const char *nulls, bool read_only,
+			   MemoryContext context, Datum *row, bool *row_nulls)
+{
+	ParamListInfo params = makeParamList(statement->nargs);
+	RowReceiver receiver = {
+		.pub = {
+			.receiveSlot = receive_row,
+			.rStartup = start_receiver,
+			.rShutdown = end_receiver,
+			.rDestroy = end_receiver,
+			.mydest = DestNone
+		},
+		.context = context,
+		.row = row,
+		.nulls = row_nulls
+	};
+	SPIExecuteOptions options = {
+		.params = params,
+		.read_only = read_only,
+		.dest = &receiver.pub
+	};
+	int			result;
+
+	for (int i = 0; i < statement->nargs; i++)
+	{
+		ParamExternData *param = &params->params[i];
+
+		param->value = values[i];
+		param->isnull = nulls[i] == 'n';
+		param->pflags = PARAM_FLAG_CONST;
+		param->ptype = statement->argtypes[i];
+	}
+	result = SPI_execute_plan_extended(StatementPlan(fcinfo, statement, shape),
+									   &options);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_plan_extended failed: %s",
+			 SPI_result_code_string(result));
+	return SPI_processed > 0;
 }
 
 /*

@@ -91,6 +91,7 @@ static const Oid list_argtypes[] = {
 	" e.is_encrypted, e.user_fk, e.value_size, e.version, e.created_on," \
 	" e.changed_on"
 #define NUM_ENTRY_COLUMNS 11
+#define ENTRY_IS_ENCRYPTED 5
 #define THE_ENTRY " WHERE @scope@ AND e.key" SQL_EQ "$2"
 
 /* $15 and $16 say what the row that is to be replaced must look like. */
@@ -415,14 +416,6 @@ connect_spi(void)
 		elog(ERROR, "SPI_connect failed");
 }
 
-/* A column of the first row that a statement returned. */
-static Datum
-result_column(int column, bool *isnull)
-{
-	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column,
-						 isnull);
-}
-
 /*
  * Decrypts a stored value into the current memory context.
  */
@@ -476,33 +469,26 @@ seal_value(const Arguments *args, const char *data, size_t len)
 static struct varlena *
 fetch_value(FunctionCallInfo fcinfo, const Arguments *args)
 {
-	MemoryContext caller_context = CurrentMemoryContext;
-	struct varlena *result = NULL;
+	Datum		row[2];
+	bool		nulls[2];
+	MemoryContext context = CurrentMemoryContext;
+	bool		found;
 
 	connect_spi();
-	if (StatementRun(fcinfo, &get_statement, args->shape,
-					 args->values, args->nulls, true) > 0)
-	{
-		bool		isnull;
-		Datum		value = result_column(1, &isnull);
-		bool		is_encrypted = DatumGetBool(result_column(2, &isnull));
-
-		MemoryContextSwitchTo(caller_context);
-		if (is_encrypted)
-			result = open_value(args, value);
-		else
-			result = (struct varlena *) DatumGetPointer(datumCopy(value, false, -1));
-	}
+	found = StatementFetch(fcinfo, &get_statement, args->shape, args->values,
+						   args->nulls, true, context, row, nulls);
 	SPI_finish();
-	return result;
+	if (!found)
+		return NULL;
+	return DatumGetBool(row[1]) ? open_value(args, row[0]) :
+		(struct varlena *) DatumGetPointer(row[0]);
 }
 
 /* Is c a token character of HTTP?  Source: RFC 9110, section 5.6.2. */
 static inline bool
 is_token_char(char c)
 {
-	return isalnum((unsigned char) c) ||
-		(c != '\0' && strchr("!#$%&'*+-.^_`|~", c) != NULL);
+	return c > ' ' && c < '\x7f' && strchr("\"(),/:;<=>?@[\\]{}", c) == NULL;
 }
 
 /* Skips a token; false if there is none. */
@@ -533,11 +519,9 @@ is_mime_type(const char *text)
 {
 	if (!skip_token(&text) || *text++ != '/' || !skip_token(&text))
 		return false;
-	for (;;)
+	while (*text != '\0')
 	{
 		skip_blanks(&text);
-		if (*text == '\0')
-			return true;
 		if (*text++ != ';')
 			return false;
 		skip_blanks(&text);
@@ -558,6 +542,7 @@ is_mime_type(const char *text)
 		}
 		text++;
 	}
+	return true;
 }
 
 /* Takes value_type. */
@@ -606,26 +591,27 @@ static bool
 get_state(FunctionCallInfo fcinfo, const Arguments *args, int64 *version,
 		  bool *is_encrypted)
 {
-	bool		isnull;
+	Datum		row[2];
+	bool		nulls[2];
 
-	if (StatementRun(fcinfo, &get_state_statement, args->shape,
-					 args->values, args->nulls,
-					 false) == 0)
+	if (!StatementFetch(fcinfo, &get_state_statement, args->shape,
+						args->values, args->nulls, false, CurrentMemoryContext,
+						row, nulls))
 		return false;
-	*version = DatumGetInt64(result_column(1, &isnull));
-	*is_encrypted = DatumGetBool(result_column(2, &isnull));
+	*version = DatumGetInt64(row[0]);
+	*is_encrypted = DatumGetBool(row[1]);
 	return true;
 }
 
 /* Makes the result of a call that returns one entry. */
 static Datum
-make_entry(FunctionCallInfo fcinfo, HeapTuple tuple)
+make_entry(FunctionCallInfo fcinfo, Datum *row, bool *nulls)
 {
 	TupleDesc	tupdesc = lookup_rowtype_tupdesc(get_func_rettype(fcinfo->flinfo->fn_oid), -1);
-	Datum		result = heap_copy_tuple_as_datum(tuple, tupdesc);
+	HeapTuple	tuple = heap_form_tuple(tupdesc, row, nulls);
 
 	ReleaseTupleDesc(tupdesc);
-	return result;
+	return HeapTupleGetDatum(tuple);
 }
 
 /*
@@ -650,7 +636,8 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 	Statement  *statement;
 	int			shape;
 	pg_uuid_t  *uuid = palloc(sizeof(pg_uuid_t));
-	Datum		result;
+	Datum		row[NUM_ENTRY_COLUMNS];
+	bool		nulls[NUM_ENTRY_COLUMNS];
 
 	if (size > (Size) max_value_size)
 		ereport(ERROR,
@@ -710,8 +697,8 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 			set_value(args, SET_EXPECTED_ENCRYPTED, BoolGetDatum(is_encrypted));
 		else
 			set_null(args, SET_EXPECTED_ENCRYPTED);
-		if (StatementRun(fcinfo, statement, shape, args->values, args->nulls,
-						 false) > 0)
+		if (StatementFetch(fcinfo, statement, shape, args->values, args->nulls,
+						   false, caller_context, row, nulls))
 			break;
 
 		/* not as expected, or gone meanwhile: look, and try again */
@@ -723,10 +710,8 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 			is_encrypted = found_encrypted;
 	}
 
-	MemoryContextSwitchTo(caller_context);
-	result = make_entry(fcinfo, SPI_tuptable->vals[0]);
 	SPI_finish();
-	return result;
+	return make_entry(fcinfo, row, nulls);
 }
 
 /* Raises an error if the value argument is null. */
@@ -858,25 +843,24 @@ ext_storage_get_entry(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Arguments	args;
+	Datum		row[NUM_ENTRY_COLUMNS + 1];
+	bool		nulls[NUM_ENTRY_COLUMNS + 1];
+	MemoryContext context = CurrentMemoryContext;
+	bool		found;
 
 	address_arguments(&args, fcinfo, 2);
 	InitMaterializedSRF(fcinfo, 0);
 	connect_spi();
-	if (StatementRun(fcinfo, &get_entry_statement, args.shape, args.values,
-					 args.nulls, true) > 0)
-	{
-		Datum		values[NUM_ENTRY_COLUMNS + 1];
-		bool		nulls[NUM_ENTRY_COLUMNS + 1];
-		bool		isnull;
-
-		heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-						  values, nulls);
-		if (DatumGetBool(result_column(6, &isnull)))
-			values[NUM_ENTRY_COLUMNS] =
-				PointerGetDatum(open_value(&args, values[NUM_ENTRY_COLUMNS]));
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	}
+	found = StatementFetch(fcinfo, &get_entry_statement, args.shape,
+						   args.values, args.nulls, true, context, row, nulls);
 	SPI_finish();
+	if (found)
+	{
+		if (DatumGetBool(row[ENTRY_IS_ENCRYPTED]))
+			row[NUM_ENTRY_COLUMNS] =
+				PointerGetDatum(open_value(&args, row[NUM_ENTRY_COLUMNS]));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
+	}
 	return (Datum) 0;
 }
 
@@ -1006,8 +990,8 @@ Datum
 ext_storage_count(PG_FUNCTION_ARGS)
 {
 	Arguments	args;
-	int64		count;
-	bool		isnull;
+	Datum		row[1];
+	bool		nulls[1];
 
 	text_argument(&args, ARG_EXTENSION_ID, fcinfo, 0, "extension_id", 255, true);
 	scope_arguments(&args, fcinfo, 1);
@@ -1015,9 +999,8 @@ ext_storage_count(PG_FUNCTION_ARGS)
 	set_null(&args, ARG_KEY);
 
 	connect_spi();
-	StatementRun(fcinfo, &count_statement, args.shape, args.values, args.nulls,
-				 true);
-	count = DatumGetInt64(result_column(1, &isnull));
+	(void) StatementFetch(fcinfo, &count_statement, args.shape, args.values,
+						  args.nulls, true, CurrentMemoryContext, row, nulls);
 	SPI_finish();
-	PG_RETURN_INT64(count);
+	return row[0];
 }

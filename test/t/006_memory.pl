@@ -1,0 +1,93 @@
+# A session that sets and gets all day does not grow.
+
+use strict;
+use warnings FATAL => 'all';
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('main');
+$node->init(extra => [ '-E', 'UTF8', '--no-locale' ]);
+$node->append_conf('postgresql.conf', 'autovacuum = off');
+$node->start;
+$node->safe_psql('postgres', 'CREATE EXTENSION extension_storage CASCADE');
+
+# Two sizes of a value: in the row, and in TOAST.
+$node->safe_psql(
+	'postgres', q{
+	CREATE PROCEDURE work(n integer) LANGUAGE plpgsql AS $$
+	DECLARE
+		small bytea := convert_to(repeat('s', 100), 'UTF8');
+		large bytea := convert_to(repeat('l', 20000), 'UTF8');
+		value bytea;
+	BEGIN
+		FOR i IN 1 .. n LOOP
+			value := CASE WHEN i % 100 = 0 THEN large ELSE small END;
+			PERFORM ext_storage_set('acme.app', 'k' || i % 40, value,
+				is_encrypted => true);
+			IF ext_storage_get('acme.app', 'k' || i % 40) <> value THEN
+				RAISE 'another value';
+			END IF;
+			IF i % 100 = 0 THEN
+				COMMIT;
+			END IF;
+		END LOOP;
+	END $$;
+	CREATE PROCEDURE errors(n integer) LANGUAGE plpgsql AS $$
+	BEGIN
+		FOR i IN 1 .. n LOOP
+			BEGIN
+				PERFORM ext_storage_get('acme.app', 'damaged');
+				RAISE 'no error';
+			EXCEPTION WHEN SQLSTATE 'ES001' THEN
+			END;
+			IF i % 100 = 0 THEN
+				COMMIT;
+			END IF;
+		END LOOP;
+	END $$;
+	CREATE PROCEDURE keys(n integer) LANGUAGE plpgsql AS $$
+	BEGIN
+		FOR i IN 1 .. n LOOP
+			PERFORM set_config('extension_storage.encryption_keys',
+				'secret,' || repeat('x', i % 500 + 1), false);
+			PERFORM ext_storage_get('acme.app', 'k1');
+			IF i % 100 = 0 THEN
+				COMMIT;
+			END IF;
+		END LOOP;
+	END $$});
+
+# What the contexts hold, and all that the process holds, malloc included.
+my $memory = q{
+	SELECT sum(total_bytes) FROM pg_backend_memory_contexts;
+	SELECT substring(pg_read_file('/proc/self/status') FROM 'RssAnon:\s+(\d+)')::bigint * 1024};
+
+my $session = $node->background_psql('postgres');
+$session->query("SET extension_storage.encryption_keys = 'secret,other'");
+$session->query(q{SELECT ext_storage_set('acme.app', 'damaged', 'x', is_encrypted => true)});
+$session->query(q{UPDATE extension_storage SET value = set_byte(value, 50, 65 + get_byte(value, 50) % 2)
+	WHERE key = 'damaged'});
+
+foreach my $case (
+	[ 'work', 1000, 100_000, 'encrypted sets and gets' ],
+	[ 'errors', 1000, 20_000, 'errors' ],
+	[ 'keys', 1000, 20_000, 'changes of keys' ])
+{
+	my ($procedure, $warm_up, $n, $name) = @$case;
+	$session->query_safe("CALL $procedure($warm_up)");
+	$session->query($memory);
+	my @before = split(/\n/, $session->query($memory));
+	$session->query_safe("CALL $procedure($n)");
+	my @after = split(/\n/, $session->query($memory));
+	note("$n $name: contexts $before[0] to $after[0] bytes, process $before[1] to $after[1]");
+	cmp_ok($after[0] - $before[0], '<', 64 * 1024,
+		"$n $name: memory contexts stay flat");
+	cmp_ok($after[1] - $before[1], '<', 1024 * 1024,
+		"$n $name: the process too");
+}
+$session->quit;
+
+$node->stop;
+done_testing();

@@ -1,0 +1,830 @@
+/*-------------------------------------------------------------------------
+ *
+ * test_fernet.c
+ *	  The Fernet codec and the parsers of key texts, without a server.
+ *
+ * Reads the specification's vectors from test/fernet-spec below the current
+ * folder, as github.com/fernet/spec has them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres_fe.h"
+
+#include <time.h>
+
+#include "cipher.h"
+#include "common/hmac.h"
+#include "fernet.h"
+#include "keylist.h"
+
+#define BASE64URL                                                             \
+	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+static int	passed = 0;
+static int	failed = 0;
+
+static FernetKey test_key;
+static FernetKey other_key;
+static const uint8 test_iv[FERNET_IV_LEN] = {
+	0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+};
+
+/* Counts a test, and says which one has failed. */
+static void check(bool ok, const char *format,...) pg_attribute_printf(2, 3);
+
+static void
+check(bool ok, const char *format,...)
+{
+	va_list		args;
+
+	if (ok)
+	{
+		passed++;
+		return;
+	}
+	failed++;
+	va_start(args, format);
+	printf("failed: ");
+	vprintf(format, args);
+	printf("\n");
+	va_end(args);
+}
+
+/* Stops the test: it cannot go on. */
+static void
+die(const char *what, const char *name)
+{
+	fprintf(stderr, "test_fernet: %s: %s\n", what, name);
+	exit(1);
+}
+
+static char *
+new_buffer(size_t len)
+{
+	char	   *buffer = malloc(len + 1);
+
+	if (buffer == NULL)
+		die("out of memory", "buffer");
+	return buffer;
+}
+
+/* Makes len bytes that are different for each seed, and the same each time. */
+static uint8 *
+new_message(size_t len, uint32 seed)
+{
+	uint8	   *message = (uint8 *) new_buffer(len);
+	uint32		state = seed * 2654435761u + 1;
+
+	for (size_t i = 0; i < len; i++)
+	{
+		state = state * 1664525u + 1013904223u;
+		message[i] = (uint8) (state >> 24);
+	}
+	return message;
+}
+
+/* A token in a buffer that ends where the token does. */
+static char *
+new_token(const uint8 *message, size_t len)
+{
+	char	   *token = new_buffer(FernetTokenLen(len));
+
+	if (FernetSeal(&test_key, 1700000000, test_iv, message, len, token) !=
+		FERNET_OK)
+		die("cannot seal", "message");
+	return token;
+}
+
+/* Decodes and verifies a copy of a token. */
+static FernetStatus
+try_token(const char *token, size_t len, const FernetKey *key)
+{
+	char	   *copy = new_buffer(len);
+	FernetToken decoded;
+	size_t		message_len;
+	FernetStatus status;
+
+	memcpy(copy, token, len);
+	status = FernetDecode(copy, len, &decoded);
+	if (status == FERNET_OK)
+		status = FernetVerify(&decoded, key, &message_len);
+	free(copy);
+	return status;
+}
+
+/* Seals a message and opens it again, in the token's own buffer or another. */
+static void
+check_round_trip(size_t len)
+{
+	uint8	   *message = new_message(len, (uint32) len);
+	size_t		token_len = FernetTokenLen(len);
+	char	   *token = new_token(message, len);
+	FernetToken decoded;
+	size_t		message_len = 0;
+	uint8	   *opened;
+
+	check(memcmp(token, "gAAAA", 5) == 0, "start of the token of %zu bytes",
+		  len);
+	check(try_token(token, token_len, &other_key) == FERNET_BAD_MAC,
+		  "token of %zu bytes under another key", len);
+	if (FernetDecode(token, token_len, &decoded) != FERNET_OK ||
+		FernetVerify(&decoded, &test_key, &message_len) != FERNET_OK ||
+		message_len != len)
+	{
+		check(false, "token of %zu bytes: not read", len);
+		free(token);
+		free(message);
+		return;
+	}
+	check(decoded.timestamp == 1700000000, "timestamp of %zu bytes", len);
+	check(FernetMaxMessageLen(&decoded) - len < 16,
+		  "largest length of %zu bytes", len);
+
+	opened = (uint8 *) new_buffer(FernetMaxMessageLen(&decoded));
+	FernetDecrypt(&decoded, &test_key, message_len, opened);
+	check(memcmp(opened, message, len) == 0, "message of %zu bytes", len);
+	for (size_t i = len; i <= FernetMaxMessageLen(&decoded); i++)
+		if (opened[i] != 0)
+		{
+			check(false, "padding stays behind %zu bytes", len);
+			break;
+		}
+
+	FernetDecrypt(&decoded, &test_key, message_len, (uint8 *) token);
+	check(memcmp(token, message, len) == 0, "%zu bytes in place", len);
+	free(opened);
+	free(token);
+	free(message);
+}
+
+static void
+test_round_trips(void)
+{
+	for (size_t len = 0; len <= 100; len++)
+		check_round_trip(len);
+
+	/* around the borders of pieces, blocks and base64 groups */
+	for (size_t pieces = 1; pieces <= 3; pieces++)
+		for (int off = -49; off <= 49; off++)
+			check_round_trip(pieces * CIPHER_PIECE_LEN + off);
+	for (size_t len = 48; len <= 48 * 40; len += 48)
+	{
+		check_round_trip(len - 1);
+		check_round_trip(len);
+		check_round_trip(len + 1);
+	}
+	check_round_trip(16777215);
+}
+
+/* No change of a single byte, and no missing end, goes unnoticed. */
+static void
+test_damage(void)
+{
+	uint8	   *message = new_message(50, 1);
+	size_t		len = FernetTokenLen(50);
+	char	   *token = new_token(message, 50);
+
+	check(try_token(token, len, &test_key) == FERNET_OK, "undamaged token");
+	for (size_t i = 0; i < len; i++)
+	{
+		char		original = token[i];
+
+		for (int c = 0; c < 256; c++)
+		{
+			if ((char) c == original)
+				continue;
+			token[i] = (char) c;
+			check(try_token(token, len, &test_key) != FERNET_OK,
+				  "byte %zu of a token changed to %d", i, c);
+		}
+		token[i] = original;
+	}
+	for (size_t i = 0; i < len; i++)
+	{
+		check(try_token(token, i, &test_key) != FERNET_OK,
+			  "token cut to %zu characters", i);
+		check(try_token(token + len - i, i, &test_key) != FERNET_OK,
+			  "last %zu characters of a token", i);
+	}
+	free(token);
+	free(message);
+}
+
+/* Only one text stands for given bytes. */
+static void
+test_base64(void)
+{
+	static const char *const not_base64[] = {
+		"", "g", "gA", "gAA", "gAAA=", "gA==gAAA", "====", "g===", "gA=A",
+		"gAA=gAAA", "gAA gAAA", "gAA\n", " gAA", "gA+A", "gA/A", "=AAA"
+	};
+	char		longer[512];
+	uint8		message[3] = "abc";
+
+	for (size_t i = 0; i < lengthof(not_base64); i++)
+		check(try_token(not_base64[i], strlen(not_base64[i]), &test_key) ==
+			  FERNET_BAD_BASE64,
+			  "\"%s\" as base64url", not_base64[i]);
+	check(try_token("gAAA", 4, &test_key) == FERNET_BAD_FORMAT,
+		  "token of three bytes");
+
+	/*
+	 * A token has 73 + 16 n bytes: the last group of base64 has two, one or
+	 * none of padding, and the bits that padding leaves over must be zero.
+	 */
+	for (size_t len = 0; len <= 32; len += 16)
+	{
+		uint8	   *text = new_message(len, 2);
+		size_t		token_len = FernetTokenLen(len);
+		char	   *token = new_token(text, len);
+		char	   *end = token + token_len;
+		int			npad = (end[-1] == '=') + (end[-2] == '=');
+		char	   *last = end - npad - 1;
+		char		original = *last;
+		int			nfree = 1 << (2 * npad);
+
+		check((size_t) npad == (2 + len / 16 * 2) % 3,
+			  "padding of the token of %zu bytes", len);
+		for (int i = 1; i < nfree; i++)
+		{
+			*last = BASE64URL[(strchr(BASE64URL, original) - BASE64URL) + i];
+			check(try_token(token, token_len, &test_key) == FERNET_BAD_BASE64,
+				  "token of %zu bytes with spare bits %d", len, i);
+		}
+		*last = original;
+		check(try_token(token, token_len, &test_key) == FERNET_OK,
+			  "token of %zu bytes with no spare bits", len);
+		if (npad > 0)
+			check(try_token(token, token_len - npad, &test_key) ==
+				  FERNET_BAD_BASE64,
+				  "token of %zu bytes without padding", len);
+
+		memcpy(longer, token, token_len);
+		memcpy(longer + token_len, token, token_len);
+		check(try_token(longer, 2 * token_len, &test_key) != FERNET_OK,
+			  "token of %zu bytes twice", len);
+		memcpy(longer + token_len, "AAAA", 4);
+		check(try_token(longer, token_len + 4, &test_key) != FERNET_OK,
+			  "token of %zu bytes and more", len);
+		longer[token_len] = '\0';
+		check(try_token(longer, token_len + 1, &test_key) != FERNET_OK,
+			  "token of %zu bytes and a NUL byte", len);
+		free(token);
+		free(text);
+	}
+
+	/* a NUL byte is a byte like any other that is not of the alphabet */
+	{
+		char	   *token = new_token(message, sizeof(message));
+
+		token[20] = '\0';
+		check(try_token(token, FernetTokenLen(sizeof(message)), &test_key) ==
+			  FERNET_BAD_BASE64,
+			  "NUL byte in a token");
+		free(token);
+	}
+}
+
+/*
+ * Signs a token of our own making: version, one block of plaintext as it is to
+ * be, and nextra bytes more.
+ */
+static FernetStatus
+try_signed(uint8 version, const uint8 *block, int nextra)
+{
+	uint8		bytes[128] = {version};
+	uint8	   *end = bytes + 9;
+	char		text[256];
+	char	   *at = text;
+	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
+
+	memcpy(end, test_iv, FERNET_IV_LEN);
+	end += FERNET_IV_LEN;
+	CipherEncrypt(test_key.encryption, test_iv, block, CIPHER_BLOCK_LEN, end);
+	end += CIPHER_BLOCK_LEN + nextra;
+	if (hmac == NULL ||
+		pg_hmac_init(hmac, test_key.signing, sizeof(test_key.signing)) < 0 ||
+		pg_hmac_update(hmac, bytes, end - bytes) < 0 ||
+		pg_hmac_final(hmac, end, 32) < 0)
+		die("cannot sign", "token");
+	pg_hmac_free(hmac);
+	end += 32;
+
+	for (const uint8 *group = bytes; group < end; group += 3)
+	{
+		*at++ = BASE64URL[group[0] >> 2];
+		*at++ = BASE64URL[(group[0] & 3) << 4 | group[1] >> 4];
+		*at++ = group + 1 < end
+			? BASE64URL[(group[1] & 15) << 2 | group[2] >> 6]
+			: '=';
+		*at++ = group + 2 < end ? BASE64URL[group[2] & 63] : '=';
+	}
+	return try_token(text, at - text, &test_key);
+}
+
+/* A right signature does not make a wrong form right. */
+static void
+test_signed(void)
+{
+	uint8		block[CIPHER_BLOCK_LEN];
+
+	for (int npad = 0; npad < 256; npad++)
+	{
+		bool		valid = npad >= 1 && npad <= CIPHER_BLOCK_LEN;
+
+		memset(block, npad, sizeof(block));
+		check(try_signed(0x80, block, 0) ==
+			  (valid ? FERNET_OK : FERNET_BAD_PADDING),
+			  "padding %d", npad);
+		for (int i = 0; i < CIPHER_BLOCK_LEN && valid; i++)
+		{
+			block[i] ^= 0x40;
+			check(try_signed(0x80, block, 0) ==
+				  (i < CIPHER_BLOCK_LEN - npad ? FERNET_OK
+				   : FERNET_BAD_PADDING),
+				  "padding %d with byte %d wrong", npad, i);
+			block[i] ^= 0x40;
+		}
+	}
+
+	memset(block, 1, sizeof(block));
+	for (int version = 0; version < 256; version++)
+		check(try_signed((uint8) version, block, 0) ==
+			  (version == 0x80 ? FERNET_OK : FERNET_BAD_FORMAT),
+			  "version %d", version);
+	for (int nextra = -CIPHER_BLOCK_LEN; nextra < CIPHER_BLOCK_LEN; nextra++)
+		check(try_signed(0x80, block, nextra) ==
+			  (nextra == 0 ? FERNET_OK : FERNET_BAD_FORMAT),
+			  "ciphertext of %d bytes", CIPHER_BLOCK_LEN + nextra);
+}
+
+static void
+test_keys(void)
+{
+	static const char text[] = "XYZd6uBvvTT-nOhI8-X8Q2jy9hKxiu9H8p8hZFY6AUA=";
+	static const char message[] = "{\"token\":\"abc123\"}";
+	static const char token[] =
+	"gAAAAABlU_EAAAECAwQFBgcICQoLDA0ODxoCqNNrt09qZCxT1Z47ojE6JB6_JBVpXVy7"
+	"GBv2xbej3iui6exnwa5uYr1R2e3UxMCK8khggMpcCSwVYmmdOV0=";
+	char		written[FERNET_KEY_TEXT_LEN];
+	char		changed[FERNET_KEY_TEXT_LEN];
+	char	   *sealed;
+	FernetKey	derived;
+	FernetKey	read;
+
+	check(FernetKeyFromSecret("old-secret", 10, &derived) == FERNET_OK,
+		  "key of a secret");
+	FernetKeyToText(&derived, written);
+	check(memcmp(written, text, FERNET_KEY_TEXT_LEN) == 0,
+		  "text of the key of a secret");
+	check(FernetKeyFromText(text, FERNET_KEY_TEXT_LEN, &read) == FERNET_OK &&
+		  memcmp(&read, &derived, sizeof(read)) == 0,
+		  "key from its text");
+
+	sealed = new_buffer(FernetTokenLen(strlen(message)));
+	check(FernetTokenLen(strlen(message)) == strlen(token) &&
+		  FernetSeal(&derived, 1700000000, test_iv,
+					 (const uint8 *) message, strlen(message),
+					 sealed) == FERNET_OK &&
+		  memcmp(sealed, token, strlen(token)) == 0,
+		  "token that Python's cryptography makes");
+	free(sealed);
+
+	/* SHA-256 of nothing, and of more than one block */
+	check(FernetKeyFromSecret("", 0, &derived) == FERNET_OK, "empty secret");
+	FernetKeyToText(&derived, written);
+	check(memcmp(written, "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU=",
+				 FERNET_KEY_TEXT_LEN) == 0,
+		  "key of an empty secret");
+
+	for (size_t len = 0; len < FERNET_KEY_TEXT_LEN; len++)
+		check(FernetKeyFromText(text, len, &read) != FERNET_OK,
+			  "key text of %zu characters", len);
+	check(FernetKeyFromText("XYZd6uBvvTT-nOhI8-X8Q2jy9hKxiu9H8p8hZFY6AUAAXYZd",
+							48, &read) != FERNET_OK,
+		  "key text of 36 bytes");
+	check(FernetKeyFromText("XYZd6uBvvTT-nOhI8-X8Q2jy9hKxiu9H8p8hZFY6AUAA", 44,
+							&read) != FERNET_OK,
+		  "key text of 33 bytes");
+	check(FernetKeyFromText("XYZd6uBvvTT-nOhI8-X8Q2jy9hKxiu9H8p8hZFY6AQ==", 44,
+							&read) != FERNET_OK,
+		  "key text of 31 bytes");
+	check(FernetKeyFromText("XYZd6uBvvTT-nOhI8-X8Q2jy9hKxiu9H8p8hZFY6AUB=", 44,
+							&read) != FERNET_OK,
+		  "key text with a spare bit");
+	for (size_t i = 0; i < FERNET_KEY_TEXT_LEN; i++)
+	{
+		memcpy(changed, text, FERNET_KEY_TEXT_LEN);
+		changed[i] = '+';
+		check(FernetKeyFromText(changed, FERNET_KEY_TEXT_LEN, &read) !=
+			  FERNET_OK,
+			  "key text with '+' at %zu", i);
+	}
+}
+
+/* What step 3 of "Verifying" says, at its edges. */
+static void
+test_age(void)
+{
+	static const struct
+	{
+		uint64		timestamp;
+		int64		now;
+		int64		ttl;
+		FernetStatus status;
+	}			cases[] = {
+		{1000, 1000, 0, FERNET_OK},
+		{1000, 1001, 0, FERNET_EXPIRED},
+		{1000, 1060, 60, FERNET_OK},
+		{1000, 1061, 60, FERNET_EXPIRED},
+		{1060, 1000, 60, FERNET_OK},
+		{1061, 1000, 60, FERNET_FROM_FUTURE},
+		{0, 1000, 1000, FERNET_OK},
+		{0, 1000, 999, FERNET_EXPIRED},
+		{UINT64_C(0x7FFFFFFFFFFFFFFF), 1000, 60, FERNET_FROM_FUTURE},
+		{UINT64_C(0x8000000000000000), 1000, 60, FERNET_FROM_FUTURE},
+		{UINT64_C(0xFFFFFFFFFFFFFFFF), 1000, 60, FERNET_FROM_FUTURE},
+		{1000, 1000, PG_INT64_MAX, FERNET_OK},
+	};
+
+	for (size_t i = 0; i < lengthof(cases); i++)
+	{
+		FernetToken token = {.timestamp = cases[i].timestamp};
+
+		check(FernetCheckAge(&token, cases[i].now, cases[i].ttl) ==
+			  cases[i].status,
+			  "age, case %zu", i);
+	}
+}
+
+/* A timestamp fills its eight bytes, the highest first. */
+static void
+test_timestamps(void)
+{
+	static const uint64 timestamps[] = {
+		0, 1, UINT64_C(0x0102030405060708), UINT64_C(0xFFFFFFFFFFFFFFFF)
+	};
+
+	for (size_t i = 0; i < lengthof(timestamps); i++)
+	{
+		char		token[256];
+		FernetToken decoded;
+		size_t		message_len;
+
+		check(FernetSeal(&test_key, timestamps[i], test_iv,
+						 (const uint8 *) "x", 1, token) == FERNET_OK &&
+			  FernetDecode(token, FernetTokenLen(1), &decoded) ==
+			  FERNET_OK &&
+			  FernetVerify(&decoded, &test_key, &message_len) ==
+			  FERNET_OK &&
+			  decoded.timestamp == timestamps[i],
+			  "timestamp, case %zu", i);
+	}
+}
+
+/* ---------------------------------------------------------------------------
+ * The vectors of the specification
+ */
+
+static char *
+read_file(const char *path)
+{
+	FILE	   *file = fopen(path, "rb");
+	char	   *text = new_buffer(65536);
+	size_t		len;
+
+	if (file == NULL)
+		die("cannot open", path);
+	len = fread(text, 1, 65536, file);
+	if (len == 0 || !feof(file))
+		die("empty, too large or not readable", path);
+	text[len] = '\0';
+	fclose(file);
+	return text;
+}
+
+/*
+ * Finds the value of a member of the object at text.  The objects are flat and
+ * their strings have no escapes, which is checked.
+ */
+static const char *
+member(const char *text, const char *name)
+{
+	const char *end = strchr(text, '}');
+	char		quoted[32];
+	const char *at;
+
+	snprintf(quoted, sizeof(quoted), "\"%s\": ", name);
+	at = strstr(text, quoted);
+	if (at == NULL || end == NULL || at > end)
+		die("no member in vector", name);
+	return at + strlen(quoted);
+}
+
+static char *
+string_member(const char *text, const char *name)
+{
+	const char *start = member(text, name) + 1;
+	size_t		len = strcspn(start, "\"\\");
+	char	   *value = new_buffer(len);
+
+	if (start[-1] != '"' || start[len] != '"')
+		die("no plain string in vector", name);
+	memcpy(value, start, len);
+	value[len] = '\0';
+	return value;
+}
+
+/* Reads a time like 1985-10-26T01:20:00-07:00. */
+static int64
+time_member(const char *text, const char *name)
+{
+	char	   *value = string_member(text, name);
+	struct tm	tm = {0};
+	char		sign;
+	int			hours;
+	int			minutes;
+	int64		offset;
+
+	if (sscanf(value, "%d-%d-%dT%d:%d:%d%c%d:%d", &tm.tm_year, &tm.tm_mon,
+			   &tm.tm_mday, &tm.tm_hour, &tm.tm_min, &tm.tm_sec, &sign, &hours,
+			   &minutes) != 9)
+		die("no time in vector", value);
+	tm.tm_year -= 1900;
+	tm.tm_mon -= 1;
+	offset = hours * 3600 + minutes * 60;
+	free(value);
+	return (int64) timegm(&tm) - (sign == '-' ? -offset : offset);
+}
+
+static FernetKey
+key_member(const char *text, const char *name)
+{
+	char	   *value = string_member(text, name);
+	FernetKey	key;
+
+	if (FernetKeyFromText(value, strlen(value), &key) != FERNET_OK)
+		die("no key in vector", value);
+	free(value);
+	return key;
+}
+
+static void
+check_generate(const char *text)
+{
+	FernetKey	key = key_member(text, "secret");
+	char	   *message = string_member(text, "src");
+	char	   *token = string_member(text, "token");
+	int64		now = time_member(text, "now");
+	const char *list = member(text, "iv");
+	uint8		iv[FERNET_IV_LEN];
+	char	   *made = new_buffer(FernetTokenLen(strlen(message)));
+
+	for (int i = 0; i < FERNET_IV_LEN; i++)
+		iv[i] = (uint8) strtol(list + 1, (char **) &list, 10);
+	check(strlen(token) == FernetTokenLen(strlen(message)) &&
+		  FernetSeal(&key, (uint64) now, iv, (const uint8 *) message,
+					 strlen(message), made) == FERNET_OK &&
+		  memcmp(made, token, strlen(token)) == 0,
+		  "vector generate.json");
+	free(made);
+	free(message);
+	free(token);
+}
+
+/* Reads a vector's token as fernet_decrypt() does. */
+static FernetStatus
+open_vector(const char *text, uint8 *message, size_t *len)
+{
+	FernetKey	key = key_member(text, "secret");
+	int64		now = time_member(text, "now");
+	int64		ttl = strtol(member(text, "ttl_sec"), NULL, 10);
+	char	   *token = string_member(text, "token");
+	FernetToken decoded;
+	FernetStatus status = FernetDecode(token, strlen(token), &decoded);
+
+	if (status == FERNET_OK)
+		status = FernetVerify(&decoded, &key, len);
+	if (status == FERNET_OK)
+		status = FernetCheckAge(&decoded, now, ttl);
+	if (status == FERNET_OK)
+		FernetDecrypt(&decoded, &key, *len, message);
+	free(token);
+	return status;
+}
+
+static void
+check_verify(const char *text)
+{
+	char	   *message = string_member(text, "src");
+	uint8		opened[256];
+	size_t		len;
+
+	check(open_vector(text, opened, &len) == FERNET_OK &&
+		  len == strlen(message) && memcmp(opened, message, len) == 0,
+		  "vector verify.json");
+	free(message);
+}
+
+/* The reason must be the one that the vector is about. */
+static void
+check_invalid(const char *text)
+{
+	static const struct
+	{
+		const char *desc;
+		FernetStatus status;
+	}			reasons[] = {
+		{"incorrect mac", FERNET_BAD_MAC},
+		{"too short", FERNET_BAD_FORMAT},
+		{"invalid base64", FERNET_BAD_BASE64},
+		{"payload size not multiple of block size", FERNET_BAD_FORMAT},
+		{"payload padding error", FERNET_BAD_PADDING},
+		{"far-future TS (unacceptable clock skew)", FERNET_FROM_FUTURE},
+		{"expired TTL", FERNET_EXPIRED},
+		{"incorrect IV (causes padding error)", FERNET_BAD_PADDING},
+	};
+	char	   *desc = string_member(text, "desc");
+	uint8		opened[256];
+	size_t		len;
+	FernetStatus status = open_vector(text, opened, &len);
+	bool		known = false;
+
+	for (size_t i = 0; i < lengthof(reasons); i++)
+		if (strcmp(desc, reasons[i].desc) == 0)
+		{
+			known = true;
+			check(status == reasons[i].status, "vector invalid.json, %s: %s",
+				  desc, FernetStatusText(status));
+		}
+	check(known && status != FERNET_OK, "vector invalid.json, %s", desc);
+	free(desc);
+}
+
+static void
+test_vectors(void)
+{
+	static const struct
+	{
+		const char *path;
+		void		(*check_vector) (const char *text);
+	}			files[] = {
+		{"test/fernet-spec/generate.json", check_generate},
+		{"test/fernet-spec/verify.json", check_verify},
+		{"test/fernet-spec/invalid.json", check_invalid},
+	};
+	int			nvectors = 0;
+
+	for (size_t i = 0; i < lengthof(files); i++)
+	{
+		char	   *text = read_file(files[i].path);
+
+		for (char *at = text; (at = strchr(at, '{')) != NULL; at++)
+		{
+			files[i].check_vector(at);
+			nvectors++;
+		}
+		free(text);
+	}
+	check(nvectors == 10, "%d vectors were read", nvectors);
+}
+
+/* ---------------------------------------------------------------------------
+ * Key texts
+ */
+
+typedef struct KeyTextCase
+{
+	const char *text;
+	size_t		len;
+	const char *secrets;		/* each followed by a bar */
+	KeyListStatus end;
+	int			ordinal;		/* of the last item or line */
+} KeyTextCase;
+
+#define TEXT(s) s, sizeof(s) - 1
+
+static void
+check_key_text(const KeyTextCase *test, const char *kind,
+			   KeyListStatus (*next) (KeyListParser *parser))
+{
+	/* a buffer that ends with the text shows reads behind it */
+	char	   *text = malloc(Max(test->len, 1));
+	char		secrets[256];
+	size_t		at = 0;
+	KeyListParser parser;
+	KeyListStatus status;
+
+	if (text == NULL)
+		die("out of memory", kind);
+	memcpy(text, test->text, test->len);
+	KeyListStart(&parser, text, test->len);
+	while ((status = next(&parser)) == KEYLIST_SECRET)
+	{
+		if (at + parser.len + 1 >= sizeof(secrets))
+			die("too many secrets", test->text);
+		memcpy(secrets + at, parser.secret, parser.len);
+		at += parser.len;
+		secrets[at++] = '|';
+	}
+	secrets[at] = '\0';
+	check(status == test->end, "%s <%s> ends: %s", kind, test->text,
+		  KeyListStatusText(status));
+	check(strcmp(secrets, test->secrets) == 0, "%s <%s> gives <%s>", kind,
+		  test->text, secrets);
+	check(parser.ordinal == test->ordinal, "%s <%s> ends at %d", kind,
+		  test->text, parser.ordinal);
+	free(text);
+}
+
+static void
+test_key_lists(void)
+{
+	static const KeyTextCase lists[] = {
+		{TEXT(""), "", KEYLIST_END, 0},
+		{TEXT(" \t\r\n"), "", KEYLIST_END, 0},
+		{TEXT("a"), "a|", KEYLIST_END, 1},
+		{TEXT("a,b,c"), "a|b|c|", KEYLIST_END, 3},
+		{TEXT(" a , b\t,\nc\r\n"), "a|b|c|", KEYLIST_END, 3},
+		{TEXT("a b, c d"), "a b|c d|", KEYLIST_END, 2},
+		{TEXT("\"a\""), "a|", KEYLIST_END, 1},
+		{TEXT("\"a,b\",c"), "a,b|c|", KEYLIST_END, 2},
+		{TEXT(" \" a \" , b"), " a |b|", KEYLIST_END, 2},
+		{TEXT("\"a\"\"b\""), "a\"b|", KEYLIST_END, 1},
+		{TEXT("\"\"\"\""), "\"|", KEYLIST_END, 1},
+		{TEXT("\"\"\"a\"\"\",b"), "\"a\"|b|", KEYLIST_END, 2},
+		{TEXT("a'b,c\\d"), "a'b|c\\d|", KEYLIST_END, 2},
+		{TEXT("gr\xC3\xBC\xC3\x9F,\xE2\x82\xAC"),
+		"gr\xC3\xBC\xC3\x9F|\xE2\x82\xAC|", KEYLIST_END, 2},
+		{TEXT(","), "", KEYLIST_EMPTY_ITEM, 1},
+		{TEXT("a,"), "a|", KEYLIST_EMPTY_ITEM, 2},
+		{TEXT("a, "), "a|", KEYLIST_EMPTY_ITEM, 2},
+		{TEXT("a,,b"), "a|", KEYLIST_EMPTY_ITEM, 2},
+		{TEXT("\"\""), "", KEYLIST_EMPTY_ITEM, 1},
+		{TEXT("a,\"\""), "a|", KEYLIST_EMPTY_ITEM, 2},
+		{TEXT("\"a"), "", KEYLIST_UNCLOSED_QUOTE, 1},
+		{TEXT("\""), "", KEYLIST_UNCLOSED_QUOTE, 1},
+		{TEXT("a,\"b\"\""), "a|", KEYLIST_UNCLOSED_QUOTE, 2},
+		{TEXT("a\"b"), "", KEYLIST_STRAY_QUOTE, 1},
+		{TEXT("\"a\"b"), "", KEYLIST_STRAY_QUOTE, 1},
+		{TEXT("\"a\" b,c"), "", KEYLIST_STRAY_QUOTE, 1},
+		{TEXT("a,b\""), "a|", KEYLIST_STRAY_QUOTE, 2},
+		{TEXT("a\0b"), "", KEYLIST_NUL_BYTE, 1},
+		{TEXT("a,\"b\0\""), "a|", KEYLIST_NUL_BYTE, 2},
+		{TEXT("a\xFF"), "", KEYLIST_NOT_UTF8, 1},
+		{TEXT("a,\xC3"), "a|", KEYLIST_NOT_UTF8, 2},
+		{TEXT("\"\xED\xA0\x80\""), "", KEYLIST_NOT_UTF8, 1},
+		{TEXT("\xC0\x80"), "", KEYLIST_NOT_UTF8, 1},
+	};
+	static const KeyTextCase lines[] = {
+		{TEXT(""), "", KEYLIST_END, 0},
+		{TEXT("\n"), "", KEYLIST_END, 1},
+		{TEXT("\n\r\n\n"), "", KEYLIST_END, 3},
+		{TEXT("a"), "a|", KEYLIST_END, 1},
+		{TEXT("a\n"), "a|", KEYLIST_END, 1},
+		{TEXT("a\nb\n"), "a|b|", KEYLIST_END, 2},
+		{TEXT("a\r\nb\r\n"), "a|b|", KEYLIST_END, 2},
+		{TEXT("a\nb\r"), "a|b|", KEYLIST_END, 2},
+		{TEXT("a\r\rb\n"), "a\r\rb|", KEYLIST_END, 1},
+		{TEXT("\n\na\n\nb"), "a|b|", KEYLIST_END, 5},
+		{TEXT(" a \n\tb"), " a |\tb|", KEYLIST_END, 2},
+		{TEXT("a,b\n\"c\"\n#d"), "a,b|\"c\"|#d|", KEYLIST_END, 3},
+		{TEXT("\xC3\xBC\n\xF0\x9F\x94\x91"), "\xC3\xBC|\xF0\x9F\x94\x91|",
+		KEYLIST_END, 2},
+		{TEXT("\xEF\xBB\xBF"
+			  "a\n"),
+		"", KEYLIST_BYTE_ORDER_MARK, 1},
+		{TEXT("\xEF\xBB\xBF"), "", KEYLIST_BYTE_ORDER_MARK, 1},
+		{TEXT("\xEF\xBB"), "", KEYLIST_NOT_UTF8, 1},
+		{TEXT("a\nb\0c\n"), "a|", KEYLIST_NUL_BYTE, 2},
+		{TEXT("\0"), "", KEYLIST_NUL_BYTE, 1},
+		{TEXT("a\n\xFF\xFE\n"), "a|", KEYLIST_NOT_UTF8, 2},
+		{TEXT("a\nb\xE2\x82\n\xAC"), "a|", KEYLIST_NOT_UTF8, 2},
+	};
+
+	for (size_t i = 0; i < lengthof(lists); i++)
+		check_key_text(&lists[i], "list", KeyListNextItem);
+	for (size_t i = 0; i < lengthof(lines); i++)
+		check_key_text(&lines[i], "file", KeyListNextLine);
+}
+
+int
+main(void)
+{
+	if (FernetKeyFromSecret("test", 4, &test_key) != FERNET_OK ||
+		FernetKeyFromSecret("other", 5, &other_key) != FERNET_OK)
+		die("cannot make", "keys");
+
+	test_vectors();
+	test_round_trips();
+	test_damage();
+	test_base64();
+	test_signed();
+	test_keys();
+	test_age();
+	test_timestamps();
+	test_key_lists();
+
+	printf("%d passed, %d failed\n", passed, failed);
+	return failed == 0 ? 0 : 1;
+}
