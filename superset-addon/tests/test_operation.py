@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from base64 import urlsafe_b64encode
@@ -20,6 +21,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from conftest import README, SECRET_KEY, Client, Superset, sql
 
 EXTVERSION = "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
+SUMMARY = re.compile(r"^\d+ scanned, .*$", re.MULTILINE)
 SECRETS = ["new-strong-secret", "old-secret"]
 TABLE = "ext_storage.extension_storage"
 
@@ -253,16 +255,15 @@ def test_rotate_bad_arguments(app: Any) -> None:
     assert done.exit_code == 1 and "extension_id" in done.stderr
 
 
-def test_rotate_shows_a_bar_on_a_terminal(second: Superset) -> None:
-    """The bar moves while the command works, not at its end."""
-    second.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["first", "other"]
+def test_rotate_shows_a_bar_and_can_be_stopped(second: Superset, app: Any) -> None:
+    """On a terminal; a second run goes on where Ctrl-C has stopped the first."""
     plant("other", 1)
     sql(
         f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
         f" SELECT extension_id, key || n, value, true FROM {TABLE}"
-        " CROSS JOIN generate_series(1, 10000) n"
+        " CROSS JOIN generate_series(1, 19999) n"
     )
-    second.configure()
+    second.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["first", "other"]
     master, terminal = pty.openpty()
     process = subprocess.Popen(
         [
@@ -274,27 +275,32 @@ def test_rotate_shows_a_bar_on_a_terminal(second: Superset) -> None:
         env={**second.environment(), "TERM": "xterm", "COLUMNS": "80"},
         stdin=subprocess.DEVNULL,
         stdout=terminal,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     os.close(terminal)
-    shown, moved_while_running = "", False
+    shown, stopped = "", False
     while True:
         try:
-            part = os.read(master, 4096).decode()
+            shown += os.read(master, 4096).decode()
         except OSError:
             break
-        shown += part
-        if "%" in part and "100%" not in part and not moved_while_running:
-            moved_while_running = sql(
-                "SELECT count(*) = 1 FROM pg_stat_activity"
-                " WHERE query LIKE 'CALL ext%' AND state = 'active'"
-            ) == [(True,)]
+        if not stopped and re.search(r"#-+\] +\d+%", shown):
+            process.send_signal(signal.SIGINT)
+            stopped = True
     os.close(master)
-    assert process.wait(60) == 0
-    assert re.search(r"Re-encrypting  \[#+-*\] +\d+%", shown)
-    assert moved_while_running
-    assert "10001 scanned, 10001 re-encrypted" in shown
-    assert "rows done" not in shown
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "What was done stays; run the command again to go on." in stderr
+    assert re.search(r"Re-encrypting  \[#+-+\] +\d+%", shown)
+    assert "100%" not in shown and "rows done" not in shown
+
+    done = rotate(app)
+    scanned, rotated, current, failed = map(
+        int, re.findall(r"\d+", SUMMARY.search(done.stdout)[0])
+    )
+    assert (scanned, failed) == (20000, 0)
+    assert rotated > 0 and current > 0 and rotated + current == scanned
 
 
 # Deletions

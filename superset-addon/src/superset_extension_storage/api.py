@@ -223,7 +223,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         address["category"] = request.args.get("category")
         page = request.args.get("page", 0, type=int)
         page_size = request.args.get("page_size", 25, type=int)
-        entries = ExtensionStorageDAO._list(
+        entries = ExtensionStorageDAO.list_scope(
             **address,
             page=min(max(page, 0), MAX_PAGE),
             page_size=min(max(page_size, 1), MAX_PAGE_SIZE),
@@ -267,7 +267,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         version = None
         if "If-Match" in request.headers or "If-None-Match" in request.headers:
             # An entry's own key is the first of those that begin with it.
-            found = ExtensionStorageDAO._list(
+            found = ExtensionStorageDAO.list_scope(
                 extension_id=address["extension_id"],
                 key_prefix=key,
                 page_size=1,

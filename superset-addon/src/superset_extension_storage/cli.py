@@ -10,7 +10,7 @@ from flask.cli import with_appcontext
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-# Deleted what, from which table, and the call that has their entries purged.
+# Whose deletion is watched, in which table, and the call that sees to it.
 ATTACHED = (
     ("users", "ab_user", "ext_storage_attach_users('ab_user')"),
     (
@@ -50,11 +50,11 @@ def _set_up() -> list[str]:
     report = [_check_server()]
     installed = _check_schema(schema)
     role = _query("SELECT current_user")
-    attach = [
-        (what, table, f"SELECT {_quoted(schema)}.{call}")
+    attach = {
+        what: f"SELECT {_quoted(schema)}.{call}"
         for what, table, call in ATTACHED
-        if not (installed and _is_attached(table))
-    ]
+        if not _is_attached(table)
+    }
     install = [
         f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}",
         f"CREATE EXTENSION extension_storage SCHEMA {_quoted(schema)} CASCADE",
@@ -64,7 +64,7 @@ def _set_up() -> list[str]:
         for statement in [
             *([] if installed else install),
             f"SELECT {_quoted(schema)}.ext_storage_grant('{_quoted(role)}', 'admin')",
-            *(statement for _, _, statement in attach),
+            *attach.values(),
         ]
     )
     refusal = click.ClickException(
@@ -80,14 +80,13 @@ def _set_up() -> list[str]:
         if not _may_use():
             raise refusal
         report.append(f"Rights: role {role} may use the store")
-        for _, _, statement in attach:
+        for statement in attach.values():
             db.session.execute(text(statement))
     except DBAPIError as error:
         translated = from_database(error)
         raise (refusal if translated.sqlstate == "42501" else translated) from None
-    now = [what for what, _, _ in attach]
     return report + [
-        f"Deleted {what}: their entries are {'now' if what in now else 'already'}"
+        f"Deleted {what}: their entries are {'now' if what in attach else 'already'}"
         " purged with them"
         for what, _, _ in ATTACHED
     ]
@@ -177,7 +176,7 @@ def _is_attached(table: str) -> bool:
         "  AND d.classid = 'pg_proc'::regclass"
         "  AND d.refclassid = 'pg_extension'::regclass"
         " JOIN pg_extension e ON e.oid = d.refobjid"
-        f" WHERE extname = 'extension_storage' AND tgrelid = '{table}'::regclass)"
+        f" WHERE extname = 'extension_storage' AND tgrelid = to_regclass('{table}'))"
     )
 
 

@@ -197,14 +197,14 @@ class ExtensionStorageDAO:
     @classmethod
     def list_global(cls, extension_id: str, **page: Any) -> list[Entry]:
         """List global entries by key: category, key_prefix, page, page_size."""
-        return cls._list(extension_id=extension_id, **page)
+        return cls.list_scope(extension_id=extension_id, **page)
 
     @classmethod
     def list_user(cls, extension_id: str, user_fk: int, **page: Any) -> list[Entry]:
         """List a user's entries by key: category, key_prefix, page, page_size."""
         if user_fk is None:
             raise InvalidArgument("user_fk must not be None", "22004")
-        return cls._list(extension_id=extension_id, user_fk=user_fk, **page)
+        return cls.list_scope(extension_id=extension_id, user_fk=user_fk, **page)
 
     @classmethod
     def list_resource(
@@ -218,7 +218,7 @@ class ExtensionStorageDAO:
         """List a resource's shared entries, or a user's own on it."""
         if resource_type is None or resource_uuid is None:
             raise InvalidArgument("a resource has a type and a uuid", "22004")
-        return cls._list(
+        return cls.list_scope(
             extension_id=extension_id,
             resource_type=resource_type,
             resource_uuid=resource_uuid,
@@ -227,7 +227,7 @@ class ExtensionStorageDAO:
         )
 
     @staticmethod
-    def _list(
+    def list_scope(
         *,
         extension_id: str,
         user_fk: int | None = None,
@@ -238,6 +238,7 @@ class ExtensionStorageDAO:
         page: int = 0,
         page_size: int = 25,
     ) -> list[Entry]:
+        """List the entries of the scope that the arguments name."""
         rows = call(
             "ext_storage_list",
             extension_id=extension_id,

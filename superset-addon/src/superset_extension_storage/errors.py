@@ -80,7 +80,7 @@ def from_database(error: DBAPIError) -> ExtensionStorageError:
     diagnosis = getattr(error.orig, "diag", None)
     message = getattr(diagnosis, "message_primary", None)
     return _BY_SQLSTATE.get(sqlstate, ExtensionStorageError)(
-        message or type(error.orig).__name__,
+        message or str(error.orig),  # libpq's own words: the connection is gone
         sqlstate,
         getattr(diagnosis, "message_detail", None),
         getattr(diagnosis, "message_hint", None),
