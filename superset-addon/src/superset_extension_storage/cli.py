@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import click
@@ -298,7 +299,7 @@ class Progress:
     """Shows the server's notices: a bar on a terminal, lines elsewhere."""
 
     def __init__(self) -> None:
-        self._terminal = click.get_text_stream("stdout").isatty()
+        self._terminal = sys.stdout.isatty()
         self._bar: Any = None
         self._warnings: list[str] = []
 
