@@ -32,14 +32,12 @@ SHLIB_LINK = -luuid
 # One topic a file; install goes first, it makes what the others use.
 topics = $(sort $(basename $(notdir $(wildcard $(srcdir)/$(1)))))
 sql_topics = $(call topics,sql/*.sql)
-# RUNNING=1: on the server that PGHOST names
-own_instance = $(if $(RUNNING),,--temp-instance=$(1))
 instance_opts = --no-locale --encoding=UTF8 $(TEMP_CONF)
 
 REGRESS = $(filter install,$(sql_topics)) $(filter-out install,$(sql_topics))
-REGRESS_OPTS = $(call own_instance,./tmp_check) $(instance_opts)
+REGRESS_OPTS = --temp-instance=./tmp_check $(instance_opts)
 ISOLATION = $(call topics,test/isolation/specs/*.spec)
-ISOLATION_OPTS = $(call own_instance,./tmp_check_iso) $(instance_opts) \
+ISOLATION_OPTS = --temp-instance=./tmp_check_iso $(instance_opts) \
 	--load-extension=pgcrypto --load-extension=$(EXTENSION) \
 	--inputdir=$(srcdir)/test/isolation
 TAP_TESTS = 1

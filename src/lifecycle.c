@@ -16,6 +16,7 @@
 #include "quota.h"
 #include "statement.h"
 #include "storage.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -28,7 +29,8 @@ static const Oid usage_argtypes[] = {INT8OID};
 
 /*
  * How the entries that match a condition go: where bytes are counted, the
- * counts of their extensions are locked first, in order (see QuotaPrepare).
+ * table and the counts of their extensions are locked first, these in order
+ * (see QuotaPrepare).
  */
 typedef struct Purge
 {
@@ -111,7 +113,10 @@ run_purge(FunctionCallInfo fcinfo, Purge *purge, const Datum *values,
 		  bool as_owner)
 {
 	if (QuotaIsCounting(fcinfo))
+	{
+		LockRelationOid(StatementTable(fcinfo), RowExclusiveLock);
 		StatementRunAsOwner(fcinfo, &purge->lock_usage, values, NULL);
+	}
 	if (as_owner)
 		return StatementRunAsOwner(fcinfo, &purge->delete_entries, values, NULL);
 	return StatementRun(fcinfo, &purge->delete_entries, 0, values, NULL, false);

@@ -236,10 +236,20 @@ static void
 start_counting(FunctionCallInfo fcinfo)
 {
 	Relation	table;
+	LOCKMODE	release = NoLock;
 
 	PreventCommandIfReadOnly(get_func_name(fcinfo->flinfo->fn_oid));
+	if (!OidIsValid(get_relname_relid("extension_storage_usage",
+									  get_func_namespace(fcinfo->flinfo->fn_oid))))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this version of the extension cannot keep to a quota"),
+				 errdetail("extension_storage.quota_per_extension is set, and table \"extension_storage_usage\" does not exist."),
+				 errhint("Run ALTER EXTENSION extension_storage UPDATE.")));
 	table = table_open(StatementTable(fcinfo), ShareRowExclusiveLock);
-	if (!QuotaIsCounting(fcinfo))
+	if (QuotaIsCounting(fcinfo))
+		release = ShareRowExclusiveLock;	/* somebody else was first */
+	else
 	{
 		if (table->rd_refcnt > 1 &&
 			CheckRelationLockedByMe(table, RowExclusiveLock, false))
@@ -253,7 +263,7 @@ start_counting(FunctionCallInfo fcinfo)
 		enable_trigger(table, STATEMENT_TRIGGER);
 		CommandCounterIncrement();
 	}
-	table_close(table, NoLock);
+	table_close(table, release);
 }
 
 /*
@@ -311,9 +321,10 @@ run_usage(FunctionCallInfo fcinfo, Statement *placed_statement,
  *		Gets ready for a change of an extension's entries.  SPI must be
  *		connected.
  *
- * Where bytes are counted, the extension's count is locked before any of its
- * entries: two writers of several entries would otherwise wait for each other,
- * one for the count and one for an entry.
+ * Where bytes are counted, the table is locked as any writer locks it, then
+ * the extension's count, and only then its entries: two writers of several
+ * entries would otherwise wait for each other, one for the count and one for
+ * an entry or for the table.
  */
 void
 QuotaPrepare(FunctionCallInfo fcinfo, Datum extension_id)
@@ -324,6 +335,7 @@ QuotaPrepare(FunctionCallInfo fcinfo, Datum extension_id)
 			return;
 		start_counting(fcinfo);
 	}
+	LockRelationOid(StatementTable(fcinfo), RowExclusiveLock);
 	if (run_usage(fcinfo, &lock_placed_statement, &lock_usage_statement,
 				  extension_id, 0) < 0)
 		run_usage(fcinfo, &add_placed_statement, &add_usage_statement,

@@ -101,6 +101,7 @@ typedef struct Rotation
 {
 	FunctionCallInfo fcinfo;
 	const Keyring *keyring;
+	int			old_key;		/* that read the last old token */
 	bool		commits;		/* false inside a transaction block */
 	bool		dry_run;
 	Datum		extension_id;	/* which one, or (Datum) 0 */
@@ -165,7 +166,7 @@ reencrypt(Rotation *rotation, const EncryptedRow *row, const bytea *token)
 	bytea	   *check;
 	uint64		timestamp;
 	uint64		check_timestamp;
-	int			ordinal;
+	int			ordinal = rotation->old_key;
 
 	message = KeyringOpen(rotation->keyring,
 						  DatumGetByteaPCopy(PointerGetDatum(token)),
@@ -187,6 +188,8 @@ reencrypt(Rotation *rotation, const EncryptedRow *row, const bytea *token)
 	}
 	else
 	{
+		rotation->old_key = ordinal;
+		ordinal = 0;
 		MemoryContextSwitchTo(rotation->batch_context);
 		sealed = KeyringSeal(rotation->keyring, VARDATA(message),
 							 VARSIZE(message) - VARHDRSZ, timestamp);

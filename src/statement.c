@@ -13,11 +13,13 @@
 
 #include "access/htup_details.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_namespace.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/params.h"
 #include "tcop/dest.h"
 #include "statement.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/guc.h"
@@ -363,6 +365,28 @@ StatementTableOwner(FunctionCallInfo fcinfo)
 	return owner;
 }
 
+/* Raises an error if the table's owner may not look anything up in the schema. */
+static void
+check_schema_usage(Oid owner)
+{
+	const char *schema = quote_identifier(NameStr(schema_name));
+	AclResult	result;
+
+#if PG_VERSION_NUM >= 160000
+	result = object_aclcheck(NamespaceRelationId, schema_oid, owner, ACL_USAGE);
+#else
+	result = pg_namespace_aclcheck(schema_oid, owner, ACL_USAGE);
+#endif
+	if (result != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" owns table \"extension_storage\", but has no right to use schema \"%s\"",
+						GetUserNameFromId(owner, false), NameStr(schema_name)),
+				 errhint("Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s",
+						 schema,
+						 quote_identifier(GetUserNameFromId(owner, false)))));
+}
+
 /*
  * StatementRunAsOwner
  *		Runs a statement with the rights of the table's owner, as a foreign key
@@ -378,9 +402,11 @@ StatementRunAsOwner(FunctionCallInfo fcinfo, Statement *statement,
 	Oid			saved_user;
 	int			saved_context;
 	int			result;
+	Oid			owner = StatementTableOwner(fcinfo);
 
+	check_schema_usage(owner);
 	GetUserIdAndSecContext(&saved_user, &saved_context);
-	SetUserIdAndSecContext(StatementTableOwner(fcinfo),
+	SetUserIdAndSecContext(owner,
 						   saved_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_NOFORCE_RLS);
 	result = SPI_execute_snapshot(StatementPlan(fcinfo, statement, 0),
