@@ -16,6 +16,7 @@ CREATE TABLE @extschema@.extension_storage_usage (
     value_bytes bigint NOT NULL
 );
 REVOKE ALL ON TABLE @extschema@.extension_storage_usage FROM PUBLIC;
+REVOKE ALL ON TYPE @extschema@.extension_storage_usage FROM PUBLIC;
 COMMENT ON TABLE @extschema@.extension_storage_usage IS
     'Bytes that each extension stores, kept while the triggers extension_storage_count_rows and extension_storage_count are enabled';
 COMMENT ON COLUMN @extschema@.extension_storage_usage.extension_id IS
@@ -229,6 +230,10 @@ BEGIN
             MESSAGE = format('invalid level "%s"', level),
             HINT = 'Levels are read, write and admin.';
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = role) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+            MESSAGE = format('role %s does not exist', role);
+    END IF;
 
     IF NOT has_schema_privilege(role, '@extschema@'::regnamespace, 'USAGE') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %s', role);
@@ -274,6 +279,8 @@ COMMENT ON FUNCTION @extschema@.ext_storage_grant(regrole, text) IS
     'Grants a role what it needs to read, to write or to administer';
 
 -- The holder of the extension has what 1.0 gave it, on what is new as well.
+-- Nothing is granted again: that would make rights that others were given
+-- since part of the extension, and they would be missing from dumps.
 DO $holder$
 DECLARE
     holder pg_catalog.regrole;
@@ -283,6 +290,14 @@ BEGIN
     WHERE oid OPERATOR(pg_catalog.=) '@extschema@.extension_storage'::pg_catalog.regclass;
     EXECUTE pg_catalog.format(
         'ALTER TABLE @extschema@.extension_storage_usage OWNER TO %s', holder);
+    IF NOT pg_catalog.has_schema_privilege(
+            holder, '@extschema@'::pg_catalog.regnamespace, 'USAGE') THEN
+        RAISE WARNING USING
+            MESSAGE = pg_catalog.format(
+                'role %s owns table extension_storage, but has no right to use schema @extschema@', holder),
+            DETAIL = 'Quotas and attached tables need it.',
+            HINT = pg_catalog.format('Run GRANT USAGE ON SCHEMA @extschema@ TO %s', holder);
+    END IF;
     FOR member IN
         SELECT d.objid
         FROM pg_catalog.pg_depend d
@@ -291,6 +306,8 @@ BEGIN
             AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
             AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
             AND d.deptype OPERATOR(pg_catalog.=) 'e'
+            AND NOT pg_catalog.has_function_privilege(
+                holder, d.objid, 'EXECUTE WITH GRANT OPTION')
     LOOP
         EXECUTE pg_catalog.format(
             'GRANT EXECUTE ON ROUTINE %s TO %s WITH GRANT OPTION', member, holder);

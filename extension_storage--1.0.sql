@@ -48,9 +48,12 @@ CREATE TABLE @extschema@.extension_storage (
         CHECK ((resource_type IS NULL) OPERATOR(pg_catalog.=) (resource_uuid IS NULL))
 );
 REVOKE ALL ON TABLE @extschema@.extension_storage FROM PUBLIC;
+REVOKE ALL ON TYPE @extschema@.extension_storage FROM PUBLIC;
 
+-- Without resource_type: all the columns at their longest, in characters of four
+-- bytes, would be too long for an index row.
 CREATE INDEX ix_extension_storage_category ON @extschema@.extension_storage
-    (extension_id, user_fk, resource_type, resource_uuid, category, key)
+    (extension_id, user_fk, resource_uuid, category, key)
     WHERE category IS NOT NULL;
 
 COMMENT ON TABLE @extschema@.extension_storage IS
@@ -91,6 +94,13 @@ COMMENT ON COLUMN @extschema@.extension_storage.version IS
     '1, and 1 more with every set; key rotation leaves it alone';
 COMMENT ON COLUMN @extschema@.extension_storage.value_size IS
     'Bytes of the value before encryption; null where another program wrote the row';
+DO $comment$
+BEGIN
+    EXECUTE pg_catalog.format('COMMENT ON SEQUENCE %s IS %L',
+        pg_catalog.pg_get_serial_sequence('@extschema@.extension_storage', 'id'),
+        'Ids of the table extension_storage');
+END
+$comment$;
 
 -- The table is user data: pg_dump saves its rows, and where its ids have come to.
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.extension_storage', '');

@@ -12,6 +12,7 @@
 
 #include "cipher.h"
 #include "fmgr.h"
+#include "utils/memutils.h"
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
 #endif
@@ -30,7 +31,20 @@ make_bytea(void *dst, const void *data, size_t len)
 }
 
 /*
+ * Wipes what was freed last of the chunks that serve a request of this size:
+ * the allocator gives it out again first.
+ */
+static void
+wipe_freed(MemoryContext context, Size size)
+{
+	pfree(MemoryContextAllocZero(context, size));
+}
+
+/*
  * Runs one of the two pgcrypto functions over one piece.
+ *
+ * What pgcrypto frees are an array as long as the longest AES key, and its
+ * cipher object, whose size depends on the version of PostgreSQL.
  */
 static void
 run_pgcrypto(PGFunction *function, const char *symbol, const uint8 *key,
@@ -63,17 +77,11 @@ run_pgcrypto(PGFunction *function, const char *symbol, const uint8 *key,
 												 make_bytea(&iv_arg, iv, CIPHER_BLOCK_LEN),
 												 make_bytea(&method_arg, method, sizeof(method) - 1)));
 
-	/*
-	 * pgcrypto frees its copies of the key without wiping them.  The next call
-	 * gets the same memory, so one with a key of zeros overwrites them.
-	 */
-	explicit_bzero(VARDATA(&key_arg), CIPHER_KEY_LEN);
-	SET_VARSIZE(&data, VARHDRSZ + CIPHER_BLOCK_LEN);
-	pfree(DatumGetPointer(DirectFunctionCall4(*function,
-											  PointerGetDatum(&data),
-											  PointerGetDatum(&key_arg),
-											  PointerGetDatum(&iv_arg),
-											  PointerGetDatum(&method_arg))));
+	/* pgcrypto frees its copies of the key without wiping them */
+	wipe_freed(CurrentMemoryContext, 32);
+	wipe_freed(TopMemoryContext, 128);
+	wipe_freed(TopMemoryContext, 256);
+	explicit_bzero(&key_arg, sizeof(key_arg));
 
 	if (VARSIZE_ANY_EXHDR(result) != len)
 		elog(ERROR, "pgcrypto returned %zu bytes for %zu",

@@ -29,6 +29,7 @@
 #include "common/cryptohash.h"
 #include "common/hmac.h"
 #include "fernet.h"
+#include "port/pg_bswap.h"
 
 #define FERNET_VERSION 0x80
 #define FERNET_TIMESTAMP_AT 1
@@ -106,6 +107,18 @@ base64_put(Base64Writer *writer, const uint8 *src, size_t len)
 			writer->npending = 0;
 		}
 	}
+	/* two groups at a time, as long as eight bytes can be read */
+	for (; end - src >= 8; src += 6, dst += 8)
+	{
+		uint64		bits;
+
+		memcpy(&bits, src, sizeof(bits));
+		bits = pg_ntoh64(bits);
+		memcpy(dst, encode_pair[bits >> 52], 2);
+		memcpy(dst + 2, encode_pair[(bits >> 40) & 4095], 2);
+		memcpy(dst + 4, encode_pair[(bits >> 28) & 4095], 2);
+		memcpy(dst + 6, encode_pair[(bits >> 16) & 4095], 2);
+	}
 	for (; end - src >= 3; src += 3, dst += 4)
 		base64_put_group(dst, src);
 	while (src < end)
@@ -125,10 +138,18 @@ base64_finish(Base64Writer *writer)
 	memset(writer->dst + writer->npending + 1, '=', 3 - writer->npending);
 }
 
+/* Returns the three bytes of a group, or something with NOT_BASE64 in it. */
+static inline uint32
+decode_group(const uint8 *src)
+{
+	return decode_char[0][src[0]] | decode_char[1][src[1]] |
+		decode_char[2][src[2]] | decode_char[3][src[3]];
+}
+
 /*
  * Decodes strict base64url: whole groups, '=' only as the padding of the last
- * one, no bit set in what padding leaves over.  dst may be src.  Returns the
- * number of bytes, or -1.
+ * one, no bit set in what padding leaves over.  dst has room for len bytes and
+ * may be src.  Returns the number of bytes, or -1.
  */
 static ssize_t
 base64_decode(const char *text, size_t len, uint8 *dst)
@@ -144,10 +165,22 @@ base64_decode(const char *text, size_t len, uint8 *dst)
 		return -1;
 	fill_tables();
 
-	for (last = src + len - 4; src < last; src += 4)
+	last = src + len - 4;
+
+	/* two groups at a time: the two bytes too many are written over later */
+	for (; last - src >= 8; src += 8, dst += 6)
 	{
-		bits = decode_char[0][src[0]] | decode_char[1][src[1]] |
-			decode_char[2][src[2]] | decode_char[3][src[3]];
+		uint32		first = decode_group(src);
+		uint32		second = decode_group(src + 4);
+		uint64		both = pg_hton64((uint64) first << 40 |
+									 (uint64) second << 16);
+
+		seen |= first | second;
+		memcpy(dst, &both, sizeof(both));
+	}
+	for (; src < last; src += 4)
+	{
+		bits = decode_group(src);
 		seen |= bits;
 		*dst++ = (uint8) (bits >> 16);
 		*dst++ = (uint8) (bits >> 8);
@@ -285,7 +318,7 @@ leave:
  *		Takes a token apart, in place: text holds the bytes afterwards.
  *
  * Checks the form of the token only.  Nobody has vouched for the timestamp
- * until FernetVerify has.
+ * until FernetVerify or FernetOpen has.
  */
 FernetStatus
 FernetDecode(char *text, size_t len, FernetToken *token)
@@ -308,52 +341,66 @@ FernetDecode(char *text, size_t len, FernetToken *token)
 	return FERNET_OK;
 }
 
+/* Checks that key made the token. */
+static FernetStatus
+check_mac(const FernetToken *token, const FernetKey *key)
+{
+	FernetStatus status = FERNET_LIBRARY_FAILED;
+	size_t		signed_len = token->len - FERNET_MAC_LEN;
+	uint8		mac[FERNET_MAC_LEN];
+	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
+
+	if (hmac != NULL &&
+		pg_hmac_init(hmac, key->signing, sizeof(key->signing)) == 0 &&
+		pg_hmac_update(hmac, token->bytes, signed_len) == 0 &&
+		pg_hmac_final(hmac, mac, sizeof(mac)) == 0)
+		status = mac_equal(mac, token->bytes + signed_len) ?
+			FERNET_OK : FERNET_BAD_MAC;
+	pg_hmac_free(hmac);
+	return status;
+}
+
+/* Length of the PKCS #7 padding in the last block of a plaintext, or 0. */
+static int
+padding_len(const uint8 *block)
+{
+	int			npad = block[CIPHER_BLOCK_LEN - 1];
+
+	if (npad < 1 || npad > CIPHER_BLOCK_LEN)
+		return 0;
+	for (int i = 1; i <= npad; i++)
+		if (block[CIPHER_BLOCK_LEN - i] != npad)
+			return 0;
+	return npad;
+}
+
 /*
  * FernetVerify
  *		Checks that key made the token, and that it decrypts.
  *
  * CBC decryption can fail in the padding alone, so the HMAC and the last
- * block decide, before any other plaintext exists.  Sets the length of the
- * message.
+ * block decide; no other plaintext is made.  Sets the length of the message.
  */
 FernetStatus
 FernetVerify(const FernetToken *token, const FernetKey *key,
 			 size_t *message_len)
 {
-	FernetStatus status = FERNET_LIBRARY_FAILED;
+	FernetStatus status = check_mac(token, key);
 	size_t		signed_len = token->len - FERNET_MAC_LEN;
 	const uint8 *last = token->bytes + signed_len - CIPHER_BLOCK_LEN;
-	uint8		mac[FERNET_MAC_LEN];
 	uint8		block[CIPHER_BLOCK_LEN];
 	int			npad;
-	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
 
-	if (hmac == NULL ||
-		pg_hmac_init(hmac, key->signing, sizeof(key->signing)) < 0 ||
-		pg_hmac_update(hmac, token->bytes, signed_len) < 0 ||
-		pg_hmac_final(hmac, mac, sizeof(mac)) < 0)
-		goto leave;
-	status = FERNET_BAD_MAC;
-	if (!mac_equal(mac, token->bytes + signed_len))
-		goto leave;
-
-	status = FERNET_BAD_PADDING;
+	if (status != FERNET_OK)
+		return status;
 	CipherDecrypt(key->encryption, last - CIPHER_BLOCK_LEN, last,
 				  CIPHER_BLOCK_LEN, block);
-	npad = block[CIPHER_BLOCK_LEN - 1];
-	if (npad < 1 || npad > CIPHER_BLOCK_LEN)
-		goto leave;
-	for (int i = 1; i <= npad; i++)
-		if (block[CIPHER_BLOCK_LEN - i] != npad)
-			goto leave;
-
-	*message_len = signed_len - FERNET_HEADER_LEN - npad;
-	status = FERNET_OK;
-
-leave:
-	pg_hmac_free(hmac);
+	npad = padding_len(block);
 	explicit_bzero(block, sizeof(block));
-	return status;
+	if (npad == 0)
+		return FERNET_BAD_PADDING;
+	*message_len = signed_len - FERNET_HEADER_LEN - npad;
+	return FERNET_OK;
 }
 
 /*
@@ -373,37 +420,47 @@ FernetCheckAge(const FernetToken *token, int64 now, int64 ttl)
 }
 
 /*
- * FernetDecrypt
- *		Decrypts a token that FernetVerify has passed with the same key.
+ * FernetOpen
+ *		Decrypts a token, if key made it.
  *
  * message has room for FernetMaxMessageLen(token) + 1 bytes, and may be the
- * token's own buffer, or any place before it in the same one.
+ * token's own buffer, or any place before it in the same one.  It is left
+ * alone where the key is another, so that the next key can be tried.
  */
-void
-FernetDecrypt(const FernetToken *token, const FernetKey *key,
-			  size_t message_len, uint8 *message)
+FernetStatus
+FernetOpen(const FernetToken *token, const FernetKey *key, uint8 *message,
+		   size_t *message_len)
 {
+	FernetStatus status = check_mac(token, key);
 	const uint8 *in = token->bytes + FERNET_HEADER_LEN;
-	size_t		left = token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN;
+	size_t		total = token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN;
 	uint8		chain[FERNET_IV_LEN];
+	int			npad;
 
+	if (status != FERNET_OK)
+		return status;
 	memcpy(chain, token->bytes + FERNET_IV_AT, FERNET_IV_LEN);
-	while (left > 0)
+	for (size_t done = 0; done < total;)
 	{
-		size_t		len = Min(left, CIPHER_PIECE_LEN);
+		size_t		len = Min(total - done, CIPHER_PIECE_LEN);
 		uint8		next[FERNET_IV_LEN];
 
-		memcpy(next, in + len - FERNET_IV_LEN, FERNET_IV_LEN);
-		CipherDecrypt(key->encryption, chain, in, len, message);
+		memcpy(next, in + done + len - FERNET_IV_LEN, FERNET_IV_LEN);
+		CipherDecrypt(key->encryption, chain, in + done, len, message + done);
 		memcpy(chain, next, FERNET_IV_LEN);
-		in += len;
-		message += len;
-		left -= len;
+		done += len;
+	}
+
+	npad = padding_len(message + total - CIPHER_BLOCK_LEN);
+	if (npad == 0)
+	{
+		explicit_bzero(message, total);
+		return FERNET_BAD_PADDING;
 	}
 	/* what follows the message is padding, not for the caller */
-	message -= token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN;
-	memset(message + message_len, 0,
-		   token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN - message_len);
+	*message_len = total - npad;
+	memset(message + *message_len, 0, npad);
+	return FERNET_OK;
 }
 
 /*

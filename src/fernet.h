@@ -57,8 +57,8 @@ extern FernetStatus FernetVerify(const FernetToken *token,
 								 const FernetKey *key, size_t *message_len);
 extern FernetStatus FernetCheckAge(const FernetToken *token, int64 now,
 								   int64 ttl);
-extern void FernetDecrypt(const FernetToken *token, const FernetKey *key,
-						  size_t message_len, uint8 *message);
+extern FernetStatus FernetOpen(const FernetToken *token, const FernetKey *key,
+							   uint8 *message, size_t *message_len);
 extern FernetStatus FernetKeyFromText(const char *text, size_t len,
 									  FernetKey *key);
 extern void FernetKeyToText(const FernetKey *key, char *text);

@@ -137,16 +137,13 @@ fernet_decrypt(PG_FUNCTION_ARGS)
 	result = (bytea *) PG_GETARG_TEXT_P_COPY(0);
 	status = FernetDecode(VARDATA(result), VARSIZE(result) - VARHDRSZ, &decoded);
 	if (status == FERNET_OK)
-		status = FernetVerify(&decoded, &key, &message_len);
+		status = FernetOpen(&decoded, &key, (uint8 *) VARDATA(result),
+							&message_len);
+	explicit_bzero(&key, sizeof(key));
 	if (status == FERNET_OK && !PG_ARGISNULL(2))
 		status = FernetCheckAge(&decoded, (int64) FernetNow(), ttl);
 	if (status != FERNET_OK)
-	{
-		explicit_bzero(&key, sizeof(key));
 		report_bad_token(status);
-	}
-	FernetDecrypt(&decoded, &key, message_len, (uint8 *) VARDATA(result));
-	explicit_bzero(&key, sizeof(key));
 	SET_VARSIZE(result, VARHDRSZ + message_len);
 	PG_RETURN_BYTEA_P(result);
 }

@@ -168,6 +168,8 @@ KeyListStatusText(KeyListStatus status)
 			return "it is not valid UTF-8";
 		case KEYLIST_BYTE_ORDER_MARK:
 			return "it starts with a byte order mark";
+		case KEYLIST_HIDDEN_TEXT:
+			return "it is the text that is shown in place of a secret";
 	}
 	return "it is valid";
 }

@@ -20,7 +20,9 @@ typedef enum KeyListStatus
 	KEYLIST_STRAY_QUOTE,		/* a quote that does not enclose an item */
 	KEYLIST_NUL_BYTE,
 	KEYLIST_NOT_UTF8,
-	KEYLIST_BYTE_ORDER_MARK
+	KEYLIST_BYTE_ORDER_MARK,
+	KEYLIST_HIDDEN_TEXT			/* what is shown in place of secrets;
+								 * keyring.c says so */
 } KeyListStatus;
 
 /* Where a parser stands; the text belongs to the caller. */

@@ -154,11 +154,11 @@ forget_keyring(void)
 }
 
 /*
- * Refuses the sources of a secret that end in a catalog, and the text that is
- * shown in place of a secret; warns, once a process, of a configuration file.
+ * Refuses the sources of a secret that end in a catalog; warns, once a process,
+ * of a configuration file.
  */
 static bool
-secret_source_is_safe(const char *value, GucSource source, const char *name)
+secret_source_is_safe(GucSource source, const char *name)
 {
 	static bool warned = false;
 
@@ -171,12 +171,6 @@ secret_source_is_safe(const char *value, GucSource source, const char *name)
 						 name);
 		GUC_check_errdetail("Every user can read it there.");
 		GUC_check_errhint("Use extension_storage.encryption_keys_file, or pass the parameter when the connection is made.");
-		return false;
-	}
-	if (strcmp(value, HIDDEN_TEXT) == 0)
-	{
-		GUC_check_errmsg("invalid value for parameter \"%s\"", name);
-		GUC_check_errdetail("This text is shown in place of a secret and is none.");
 		return false;
 	}
 	if (source == PGC_S_FILE && !warned)
@@ -218,7 +212,7 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 			  const char *name)
 {
 	KeyListParser parser;
-	KeyListStatus status = KEYLIST_END;
+	KeyListStatus status;
 	MaskedKeys *masked;
 	char	   *secrets;
 	size_t		len;
@@ -226,7 +220,7 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 
 	if (*newval == NULL || **newval == '\0')
 		return true;			/* unset: no extra data */
-	if (!secret_source_is_safe(*newval, source, name))
+	if (!secret_source_is_safe(source, name))
 		return false;
 
 	secrets = *newval;
@@ -245,14 +239,19 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 	masked->nkeys = 0;
 
 	KeyListStart(&parser, secrets, len);
-	if (!is_list)
+	if (strcmp(*newval, HIDDEN_TEXT) == 0)
+	{
+		parser.ordinal = 1;
+		status = KEYLIST_HIDDEN_TEXT;
+	}
+	else if (is_list)
+		status = KeyListNextItem(&parser);
+	else
 	{
 		parser.secret = secrets;
 		parser.len = len;
 		status = KEYLIST_SECRET;
 	}
-	else
-		status = KeyListNextItem(&parser);
 	while (status == KEYLIST_SECRET && derived)
 	{
 		FernetKey	key;
@@ -552,6 +551,19 @@ load_key_file(void)
 			 errhint("Correct the file, then reload the configuration.")));
 }
 
+/* Raises an error if a setting came with the library, and is not valid. */
+static void
+require_valid(const MaskedKeys *masked, const char *name)
+{
+	if (masked != NULL && masked->status != KEYLIST_END)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for parameter \"%s\"", name),
+				 errdetail("Item %d of the list cannot be used: %s.",
+						   masked->ordinal,
+						   KeyListStatusText(masked->status))));
+}
+
 /*
  * KeyringGet
  *		Returns the keys that are in force, none if none is configured.
@@ -568,15 +580,10 @@ KeyringGet(void)
 		return keyring;
 	forget_keyring();
 
+	require_valid(encryption_keys, "extension_storage.encryption_keys");
+	require_valid(secret_key, "extension_storage.secret_key");
 	if (encryption_keys != NULL)
 	{
-		if (encryption_keys->status != KEYLIST_END)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("invalid value for parameter \"extension_storage.encryption_keys\""),
-					 errdetail("Item %d of the list cannot be used: %s.",
-							   encryption_keys->ordinal,
-							   KeyListStatusText(encryption_keys->status))));
 		ring = make_keyring(encryption_keys->nkeys + 1);
 		add_masked_keys(ring, encryption_keys);
 	}
@@ -619,6 +626,32 @@ FernetTimestamp(uint64 seconds, TimestampTz *timestamp)
 }
 
 /*
+ * Draws an IV that is used once.
+ *
+ * Random bytes cost the library about a microsecond a call, a quarter of what a
+ * short token costs, so they are drawn in stock, by the process that uses them.
+ */
+static void
+draw_iv(uint8 *iv)
+{
+	static uint8 stock[32][FERNET_IV_LEN];
+	static int	nleft = 0;
+	static int	drawn_by = 0;
+
+	if (nleft == 0 || drawn_by != MyProcPid)
+	{
+		nleft = 0;
+		if (!pg_strong_random(stock, sizeof(stock)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate random bytes")));
+		nleft = lengthof(stock);
+		drawn_by = MyProcPid;
+	}
+	memcpy(iv, stock[--nleft], FERNET_IV_LEN);
+}
+
+/*
  * FernetSealRandom
  *		Makes a token with a random IV; the result is as good as text or bytea.
  */
@@ -635,11 +668,7 @@ FernetSealRandom(const FernetKey *key, uint64 timestamp, const char *message,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("message of %zu bytes is too large for a Fernet token",
 						len)));
-	if (!pg_strong_random(iv, sizeof(iv)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random bytes")));
-
+	draw_iv(iv);
 	token = palloc(VARHDRSZ + token_len);
 	SET_VARSIZE(token, VARHDRSZ + token_len);
 	if (FernetSeal(key, timestamp, iv, (const uint8 *) message, len,
@@ -666,12 +695,16 @@ KeyringSeal(const Keyring *ring, const char *message, size_t len,
 }
 
 /*
- * Decodes a token in place and finds the first key that made it.  Returns the
- * key's index, or what KeyringFind returns instead.
+ * Decodes a token in place and finds the key that made it.  Returns the key's
+ * index, or what KeyringFind returns instead.  The message, if message is not
+ * NULL, is decrypted to there as FernetOpen does.
+ *
+ * All keys differ, so at most one fits, and any order will do: first is the
+ * one to begin with.
  */
 static int
-find_key(const Keyring *ring, bytea *token, FernetToken *decoded,
-		 size_t *message_len)
+find_key(const Keyring *ring, bytea *token, int first, FernetToken *decoded,
+		 uint8 *message, size_t *message_len)
 {
 	FernetStatus status = FernetDecode(VARDATA(token),
 									   VARSIZE(token) - VARHDRSZ, decoded);
@@ -682,9 +715,14 @@ find_key(const Keyring *ring, bytea *token, FernetToken *decoded,
 		status = FERNET_BAD_MAC;
 		for (int i = 0; i < ring->nkeys && status == FERNET_BAD_MAC; i++)
 		{
-			status = FernetVerify(decoded, &ring->keys[i], message_len);
+			int			at = (first + i) % ring->nkeys;
+			const FernetKey *key = &ring->keys[at];
+
+			status = message != NULL ?
+				FernetOpen(decoded, key, message, message_len) :
+				FernetVerify(decoded, key, message_len);
 			if (status == FERNET_OK)
-				return i;
+				return at;
 		}
 		if (status == FERNET_LIBRARY_FAILED)
 			ereport(ERROR,
@@ -711,7 +749,7 @@ KeyringFind(const Keyring *ring, Datum token, uint64 *timestamp)
 	bytea	   *copy = DatumGetByteaPCopy(token);
 	FernetToken decoded;
 	size_t		message_len;
-	int			found = find_key(ring, copy, &decoded, &message_len);
+	int			found = find_key(ring, copy, 0, &decoded, NULL, &message_len);
 
 	if (found != KEYRING_NO_TOKEN)
 		*timestamp = decoded.timestamp;
@@ -724,8 +762,9 @@ KeyringFind(const Keyring *ring, Datum token, uint64 *timestamp)
  *		Decrypts a token in its own memory, with whichever key made it.
  *
  * token is a plain varlena that belongs to the caller and is overwritten.
- * Returns it as the message, or NULL if no key reads it.  ordinal (the index
- * of the key) and timestamp may be NULL.
+ * Returns it as the message, or NULL if no key reads it.  ordinal is the index
+ * of the key to try first, and then of the one that fitted.  ordinal and
+ * timestamp may be NULL.
  */
 bytea *
 KeyringOpen(const Keyring *ring, bytea *token, int *ordinal,
@@ -733,7 +772,9 @@ KeyringOpen(const Keyring *ring, bytea *token, int *ordinal,
 {
 	FernetToken decoded;
 	size_t		message_len;
-	int			found = find_key(ring, token, &decoded, &message_len);
+	int			found = find_key(ring, token, ordinal != NULL ? *ordinal : 0,
+								 &decoded, (uint8 *) VARDATA(token),
+								 &message_len);
 
 	if (found < 0)
 		return NULL;
@@ -741,8 +782,6 @@ KeyringOpen(const Keyring *ring, bytea *token, int *ordinal,
 		*ordinal = found;
 	if (timestamp != NULL)
 		*timestamp = decoded.timestamp;
-	FernetDecrypt(&decoded, &ring->keys[found], message_len,
-				  (uint8 *) VARDATA(token));
 	SET_VARSIZE(token, VARHDRSZ + message_len);
 	return token;
 }

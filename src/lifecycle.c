@@ -16,6 +16,7 @@
 #include "quota.h"
 #include "statement.h"
 #include "storage.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -28,7 +29,8 @@ static const Oid usage_argtypes[] = {INT8OID};
 
 /*
  * How the entries that match a condition go: where bytes are counted, the
- * counts of their extensions are locked first, in order (see QuotaPrepare).
+ * table and the counts of their extensions are locked first, these in order
+ * (see QuotaPrepare).
  */
 typedef struct Purge
 {
@@ -43,7 +45,7 @@ typedef struct Purge
 			" WHERE u.extension_id" SQL_EQ "ANY (ARRAY(SELECT e.extension_id FROM " \
 			SQL_TABLE " WHERE " condition "))" \
 			" ORDER BY u.extension_id FOR UPDATE", \
-			.nargs = number, .argtypes = types \
+			.nargs = number, .argtypes = types, .by_index = use_index \
 		}, \
 		.delete_entries = { \
 			.sql = "DELETE FROM " SQL_TABLE " WHERE " condition, \
@@ -63,12 +65,15 @@ static Purge purge_resources = PURGE("e.resource_type" SQL_EQ
 static Purge purge_all_resources = PURGE("e.resource_type" SQL_EQ "$1", 1,
 										 resource_argtypes, false);
 
+/* A subquery is hashed, an array would be searched for each entry. */
+#define IS_GONE SQL_EQ "ANY (SELECT pg_catalog.unnest($1))"
+
 static Statement clear_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk ="
-	" CASE WHEN e.created_by_fk" SQL_EQ "ANY ($1) THEN NULL ELSE e.created_by_fk END,"
+	" CASE WHEN e.created_by_fk" IS_GONE " THEN NULL ELSE e.created_by_fk END,"
 	" changed_by_fk ="
-	" CASE WHEN e.changed_by_fk" SQL_EQ "ANY ($1) THEN NULL ELSE e.changed_by_fk END"
-	" WHERE e.created_by_fk" SQL_EQ "ANY ($1) OR e.changed_by_fk" SQL_EQ "ANY ($1)",
+	" CASE WHEN e.changed_by_fk" IS_GONE " THEN NULL ELSE e.changed_by_fk END"
+	" WHERE e.created_by_fk" IS_GONE " OR e.changed_by_fk" IS_GONE,
 	.nargs = 1, .argtypes = user_argtypes
 };
 static Statement clear_all_users_statement = {
@@ -108,7 +113,10 @@ run_purge(FunctionCallInfo fcinfo, Purge *purge, const Datum *values,
 		  bool as_owner)
 {
 	if (QuotaIsCounting(fcinfo))
+	{
+		LockRelationOid(StatementTable(fcinfo), RowExclusiveLock);
 		StatementRunAsOwner(fcinfo, &purge->lock_usage, values, NULL);
+	}
 	if (as_owner)
 		return StatementRunAsOwner(fcinfo, &purge->delete_entries, values, NULL);
 	return StatementRun(fcinfo, &purge->delete_entries, 0, values, NULL, false);

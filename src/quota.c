@@ -22,6 +22,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
@@ -39,7 +40,8 @@
 #define ROWS_TRIGGER "extension_storage_count_rows"
 #define STATEMENT_TRIGGER "extension_storage_count"
 
-static const Oid usage_argtypes[] = {TEXTOID, INT8OID};
+/* An extension, the bytes to add, and where its row is. */
+static const Oid usage_argtypes[] = {TEXTOID, INT8OID, TIDOID};
 
 static Statement empty_statement = {
 	.sql = "DELETE FROM " SQL_USAGE,
@@ -52,18 +54,47 @@ static Statement fill_statement = {
 	" GROUP BY e.extension_id",
 	.argtypes = usage_argtypes
 };
+
+#define FIND_USAGE " WHERE u.extension_id" SQL_EQ "$1"
+#define PLACED_USAGE FIND_USAGE " AND u.ctid" SQL_EQ "$3"
+#define LOCK_USAGE(condition) \
+	"SELECT u.value_bytes, u.ctid FROM " SQL_USAGE condition " FOR UPDATE"
+#define RETURN_USAGE " RETURNING u.value_bytes, u.ctid"
+
 static Statement lock_usage_statement = {
-	.sql = "SELECT u.value_bytes FROM " SQL_USAGE " WHERE u.extension_id" SQL_EQ
-	"$1 FOR UPDATE",
+	.sql = LOCK_USAGE(FIND_USAGE),
 	.nargs = 1, .argtypes = usage_argtypes, .by_index = true
+};
+static Statement lock_placed_statement = {
+	.sql = LOCK_USAGE(PLACED_USAGE),
+	.nargs = 3, .argtypes = usage_argtypes, .by_index = true
 };
 static Statement add_usage_statement = {
 	.sql = "INSERT INTO " SQL_USAGE " (extension_id, value_bytes)"
 	" VALUES ($1, $2) ON CONFLICT (extension_id) DO UPDATE"
 	" SET value_bytes = u.value_bytes" SQL_PLUS "excluded.value_bytes"
-	" RETURNING u.value_bytes",
+	RETURN_USAGE,
 	.nargs = 2, .argtypes = usage_argtypes
 };
+static Statement add_placed_statement = {
+	.sql = "UPDATE " SQL_USAGE " SET value_bytes = u.value_bytes" SQL_PLUS "$2"
+	PLACED_USAGE RETURN_USAGE,
+	.nargs = 3, .argtypes = usage_argtypes, .by_index = true
+};
+
+/*
+ * Where this transaction last met the row of an extension.  By the index, it
+ * would find all the versions that it has made of it: the more it writes, the
+ * slower.  A place that is out of date does no harm, the row is just not there.
+ */
+typedef struct UsagePlace
+{
+	Datum		extension_id;
+	ItemPointerData ctid;
+} UsagePlace;
+
+/* In TopTransactionContext. */
+static List *places = NIL;
 
 /* Bytes that a running statement has added to an extension so far. */
 typedef struct PendingUsage
@@ -94,12 +125,13 @@ show_quota(void)
 	return psprintf("%.0f", quota_per_extension);
 }
 
-/* Forgets the sums of a transaction that ends. */
+/* Forgets what belongs to a transaction that ends. */
 static void
-forget_pending(XactEvent event pg_attribute_unused(),
-			   void *arg pg_attribute_unused())
+end_transaction(XactEvent event pg_attribute_unused(),
+				void *arg pg_attribute_unused())
 {
 	pending = NIL;
+	places = NIL;
 }
 
 /* Hands the sums of a subtransaction to its parent, or forgets them. */
@@ -141,7 +173,7 @@ QuotaInit(void)
 							 PGC_SUSET,
 							 GUC_UNIT_BYTE,
 							 NULL, NULL, show_quota);
-	RegisterXactCallback(forget_pending, NULL);
+	RegisterXactCallback(end_transaction, NULL);
 	RegisterSubXactCallback(end_subtransaction, NULL);
 }
 
@@ -179,34 +211,109 @@ QuotaIsCounting(FunctionCallInfo fcinfo)
 	return enabled == 2;
 }
 
+/* Enables a trigger, on whatever server the table's rows are written. */
+static void
+enable_trigger(Relation table, const char *name)
+{
+#if PG_VERSION_NUM >= 160000
+	EnableDisableTrigger(table, name, InvalidOid, TRIGGER_FIRES_ALWAYS, false,
+						 false, ShareRowExclusiveLock);
+#else
+	EnableDisableTrigger(table, name, TRIGGER_FIRES_ALWAYS, false,
+						 ShareRowExclusiveLock);
+#endif
+}
+
 /*
  * Counts what is there and enables the triggers, with all writers locked out
  * until the transaction ends.
+ *
+ * A statement that reads the table may do it.  One that changes the table
+ * may not: its changes from here on would escape the triggers.  ALTER TABLE
+ * would refuse both.
  */
 static void
 start_counting(FunctionCallInfo fcinfo)
 {
-	Oid			table = StatementTable(fcinfo);
-	Oid			saved_user;
-	int			saved_context;
-	char	   *sql;
+	Relation	table;
+	LOCKMODE	release = NoLock;
 
-	LockRelationOid(table, ShareRowExclusiveLock);
+	PreventCommandIfReadOnly(get_func_name(fcinfo->flinfo->fn_oid));
+	if (!OidIsValid(get_relname_relid("extension_storage_usage",
+									  get_func_namespace(fcinfo->flinfo->fn_oid))))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this version of the extension cannot keep to a quota"),
+				 errdetail("extension_storage.quota_per_extension is set, and table \"extension_storage_usage\" does not exist."),
+				 errhint("Run ALTER EXTENSION extension_storage UPDATE.")));
+	table = table_open(StatementTable(fcinfo), ShareRowExclusiveLock);
 	if (QuotaIsCounting(fcinfo))
-		return;					/* somebody else did it while we waited */
-	StatementRunAsOwner(fcinfo, &empty_statement, NULL, NULL);
-	StatementRunAsOwner(fcinfo, &fill_statement, NULL, NULL);
+		release = ShareRowExclusiveLock;	/* somebody else was first */
+	else
+	{
+		if (table->rd_refcnt > 1 &&
+			CheckRelationLockedByMe(table, RowExclusiveLock, false))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("bytes cannot start to be counted by a statement that changes table \"extension_storage\""),
+					 errhint("Write an entry in a statement of its own first.")));
+		StatementRunAsOwner(fcinfo, &empty_statement, NULL, NULL);
+		StatementRunAsOwner(fcinfo, &fill_statement, NULL, NULL);
+		enable_trigger(table, ROWS_TRIGGER);
+		enable_trigger(table, STATEMENT_TRIGGER);
+		CommandCounterIncrement();
+	}
+	table_close(table, release);
+}
 
-	sql = psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER " ROWS_TRIGGER
-				   ", ENABLE ALWAYS TRIGGER " STATEMENT_TRIGGER,
-				   quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)),
-											  "extension_storage"));
-	GetUserIdAndSecContext(&saved_user, &saved_context);
-	SetUserIdAndSecContext(StatementTableOwner(fcinfo),
-						   saved_context | SECURITY_LOCAL_USERID_CHANGE);
-	if (SPI_execute(sql, false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not enable the triggers of the quota");
-	SetUserIdAndSecContext(saved_user, saved_context);
+/*
+ * Locks the row of an extension, or adds to it: with the statement for a row
+ * whose place is known or, where it is not there, the other one.  Returns the
+ * bytes that it has then, or -1 if there is no row.
+ */
+static int64
+run_usage(FunctionCallInfo fcinfo, Statement *placed_statement,
+		  Statement *statement, Datum extension_id, int64 bytes)
+{
+	UsagePlace *place = NULL;
+	Datum		values[3] = {extension_id, Int64GetDatum(bytes)};
+	uint64		nrows = 0;
+	ListCell   *cell;
+	bool		isnull;
+
+	foreach(cell, places)
+	{
+		place = lfirst(cell);
+		if (DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
+												 place->extension_id,
+												 extension_id)))
+			break;
+		place = NULL;
+	}
+	if (place != NULL)
+	{
+		values[2] = PointerGetDatum(&place->ctid);
+		nrows = StatementRunAsOwner(fcinfo, placed_statement, values, NULL);
+	}
+	if (nrows == 0)
+		nrows = StatementRunAsOwner(fcinfo, statement, values, NULL);
+	if (nrows == 0)
+		return -1;
+
+	if (place == NULL)
+	{
+		MemoryContext old_context = MemoryContextSwitchTo(TopTransactionContext);
+
+		place = palloc(sizeof(UsagePlace));
+		place->extension_id = datumCopy(extension_id, false, -1);
+		places = lappend(places, place);
+		MemoryContextSwitchTo(old_context);
+	}
+	place->ctid = *(ItemPointer) DatumGetPointer(SPI_getbinval(SPI_tuptable->vals[0],
+															   SPI_tuptable->tupdesc,
+															   2, &isnull));
+	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+									   SPI_tuptable->tupdesc, 1, &isnull));
 }
 
 /*
@@ -214,23 +321,25 @@ start_counting(FunctionCallInfo fcinfo)
  *		Gets ready for a change of an extension's entries.  SPI must be
  *		connected.
  *
- * Where bytes are counted, the extension's count is locked before any of its
- * entries: two writers of several entries would otherwise wait for each other,
- * one for the count and one for an entry.
+ * Where bytes are counted, the table is locked as any writer locks it, then
+ * the extension's count, and only then its entries: two writers of several
+ * entries would otherwise wait for each other, one for the count and one for
+ * an entry or for the table.
  */
 void
 QuotaPrepare(FunctionCallInfo fcinfo, Datum extension_id)
 {
-	Datum		values[2] = {extension_id, Int64GetDatum(0)};
-
 	if (!QuotaIsCounting(fcinfo))
 	{
 		if (quota_per_extension == 0)
 			return;
 		start_counting(fcinfo);
 	}
-	if (StatementRunAsOwner(fcinfo, &lock_usage_statement, values, NULL) == 0)
-		StatementRunAsOwner(fcinfo, &add_usage_statement, values, NULL);
+	LockRelationOid(StatementTable(fcinfo), RowExclusiveLock);
+	if (run_usage(fcinfo, &lock_placed_statement, &lock_usage_statement,
+				  extension_id, 0) < 0)
+		run_usage(fcinfo, &add_placed_statement, &add_usage_statement,
+				  extension_id, 0);
 }
 
 /* Adds to the sum of an extension. */
@@ -334,16 +443,13 @@ ext_storage_count_statement(PG_FUNCTION_ARGS)
 	while (pending != NIL)
 	{
 		PendingUsage *usage = linitial(pending);
-		Datum		values[2] = {usage->extension_id, Int64GetDatum(usage->bytes)};
-		bool		isnull;
 		int64		total;
 
 		pending = list_delete_first(pending);
 		if (usage->bytes == 0)
 			continue;
-		StatementRunAsOwner(fcinfo, &add_usage_statement, values, NULL);
-		total = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-											SPI_tuptable->tupdesc, 1, &isnull));
+		total = run_usage(fcinfo, &add_placed_statement, &add_usage_statement,
+						  usage->extension_id, usage->bytes);
 		if (quota_per_extension > 0 && usage->bytes > 0 &&
 			total > QuotaPerExtension())
 			ereport(ERROR,

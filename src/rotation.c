@@ -42,9 +42,8 @@
 #define NUM_ROW_COLUMNS 8
 
 static const Oid walk_argtypes[] = {TEXTOID, INT8OID, INT8OID, INT8OID};
-static const Oid write_argtypes[] = {
-	TEXTOID, INT4ARRAYOID, BYTEAARRAYOID, BYTEAARRAYOID
-};
+static const Oid lock_argtypes[] = {TEXTOID, INT4ARRAYOID};
+static const Oid write_argtypes[] = {TEXTOID, INT4OID, BYTEAOID, BYTEAOID};
 static const Oid one_argtypes[] = {TEXTOID, INT4OID};
 
 #define OF_EXTENSION " AND ($1 IS NULL OR e.extension_id" SQL_EQ "$1)"
@@ -64,7 +63,7 @@ static Statement lock_statement = {
 	.sql = "SELECT e.id FROM " SQL_TABLE
 	" WHERE e.extension_id" SQL_EQ "$1 AND e.id" SQL_EQ "ANY ($2)"
 	" ORDER BY e.id FOR NO KEY UPDATE SKIP LOCKED",
-	.nargs = 2, .argtypes = write_argtypes, .by_index = true
+	.nargs = 2, .argtypes = lock_argtypes, .by_index = true
 };
 static Statement lock_one_statement = {
 	.sql = "SELECT " ROW_COLUMNS " FROM " SQL_TABLE
@@ -73,11 +72,9 @@ static Statement lock_one_statement = {
 	.nargs = 2, .argtypes = one_argtypes, .by_index = true
 };
 static Statement write_statement = {
-	.sql = "UPDATE " SQL_TABLE " SET value = new.sealed"
-	" FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3),"
-	" pg_catalog.unnest($4)) AS new (id, token, sealed)"
-	" WHERE e.extension_id" SQL_EQ "$1 AND e.id" SQL_EQ "new.id"
-	" AND e.value" SQL_EQ "new.token RETURNING e.id",
+	.sql = "UPDATE " SQL_TABLE " SET value = $4"
+	" WHERE e.extension_id" SQL_EQ "$1 AND e.id" SQL_EQ "$2"
+	" AND e.value" SQL_EQ "$3",
 	.nargs = 4, .argtypes = write_argtypes, .by_index = true
 };
 
@@ -104,6 +101,7 @@ typedef struct Rotation
 {
 	FunctionCallInfo fcinfo;
 	const Keyring *keyring;
+	int			old_key;		/* that read the last old token */
 	bool		commits;		/* false inside a transaction block */
 	bool		dry_run;
 	Datum		extension_id;	/* which one, or (Datum) 0 */
@@ -168,7 +166,7 @@ reencrypt(Rotation *rotation, const EncryptedRow *row, const bytea *token)
 	bytea	   *check;
 	uint64		timestamp;
 	uint64		check_timestamp;
-	int			ordinal;
+	int			ordinal = rotation->old_key;
 
 	message = KeyringOpen(rotation->keyring,
 						  DatumGetByteaPCopy(PointerGetDatum(token)),
@@ -190,6 +188,8 @@ reencrypt(Rotation *rotation, const EncryptedRow *row, const bytea *token)
 	}
 	else
 	{
+		rotation->old_key = ordinal;
+		ordinal = 0;
 		MemoryContextSwitchTo(rotation->batch_context);
 		sealed = KeyringSeal(rotation->keyring, VARDATA(message),
 							 VARSIZE(message) - VARHDRSZ, timestamp);
@@ -234,34 +234,17 @@ returned_ids(uint64 *nids)
 	return ids;
 }
 
-/*
- * Writes new tokens of one extension: rows are PendingRow.  Returns the ids of
- * the rows that still held the token that was read, and so were written.
- */
-static int32 *
-write_rows(Rotation *rotation, PendingRow **rows, int nrows, uint64 *nwritten)
+/* Writes a new token; false if the row no longer holds the one read. */
+static bool
+write_row(Rotation *rotation, const PendingRow *row)
 {
-	Datum	   *ids = palloc(nrows * sizeof(Datum));
-	Datum	   *tokens = palloc(nrows * sizeof(Datum));
-	Datum	   *sealed = palloc(nrows * sizeof(Datum));
-	Datum		values[4];
+	Datum		values[4] = {
+		PointerGetDatum(row->extension_id), Int32GetDatum(row->id),
+		PointerGetDatum(row->token), PointerGetDatum(row->sealed)
+	};
 
-	for (int i = 0; i < nrows; i++)
-	{
-		ids[i] = Int32GetDatum(rows[i]->id);
-		tokens[i] = PointerGetDatum(rows[i]->token);
-		sealed[i] = PointerGetDatum(rows[i]->sealed);
-	}
-	values[0] = PointerGetDatum(rows[0]->extension_id);
-	values[1] = PointerGetDatum(construct_array(ids, nrows, INT4OID,
-												sizeof(int32), true,
-												TYPALIGN_INT));
-	values[2] = PointerGetDatum(construct_array(tokens, nrows, BYTEAOID, -1,
-												false, TYPALIGN_INT));
-	values[3] = PointerGetDatum(construct_array(sealed, nrows, BYTEAOID, -1,
-												false, TYPALIGN_INT));
-	StatementRun(rotation->fcinfo, &write_statement, 0, values, NULL, false);
-	return returned_ids(nwritten);
+	return StatementRun(rotation->fcinfo, &write_statement, 0, values, NULL,
+						false) == 1;
 }
 
 /* Remembers a row for later, when no other row is locked. */
@@ -285,8 +268,6 @@ write_unlocked_rows(Rotation *rotation, PendingRow **rows, int nrows)
 {
 	Datum		values[2];
 	Datum	   *ids = palloc(nrows * sizeof(Datum));
-	PendingRow **ours = palloc(nrows * sizeof(PendingRow *));
-	int			nours = 0;
 	int32	   *locked;
 	uint64		nlocked;
 
@@ -302,21 +283,11 @@ write_unlocked_rows(Rotation *rotation, PendingRow **rows, int nrows)
 	for (int i = 0; i < nrows; i++)
 	{
 		if (bsearch(&rows[i]->id, locked, nlocked, sizeof(int32),
-					compare_ids) != NULL)
-			ours[nours++] = rows[i];
+					compare_ids) != NULL &&
+			write_row(rotation, rows[i]))
+			rotation->rotated++;
 		else
 			skip_row(rotation, rows[i]);
-	}
-	if (nours > 0)
-	{
-		uint64		nwritten;
-		int32	   *written = write_rows(rotation, ours, nours, &nwritten);
-
-		rotation->rotated += nwritten;
-		for (int i = 0; nwritten < (uint64) nours && i < nours; i++)
-			if (bsearch(&ours[i]->id, written, nwritten, sizeof(int32),
-						compare_ids) == NULL)
-				skip_row(rotation, ours[i]);
 	}
 }
 
@@ -454,15 +425,13 @@ rotate_skipped(Rotation *rotation)
 		{
 			SPITupleTable *table = SPI_tuptable;
 			EncryptedRow row;
-			uint64		nwritten;
 
 			read_row(&row, table->vals[0], table->tupdesc);
 			pending->token = DatumGetByteaPCopy(row.token);
 			pending->sealed = reencrypt(rotation, &row, pending->token);
 			if (pending->sealed != NULL)
 			{
-				(void) write_rows(rotation, &pending, 1, &nwritten);
-				if (nwritten != 1)
+				if (!write_row(rotation, pending))
 					elog(ERROR, "locked row of %s was not written",
 						 DescribeEntry(row.address, row.nulls));
 				rotation->rotated++;
@@ -562,7 +531,8 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 	bool		nulls[4] = {false};
 	HeapTuple	tuple;
 
-	extension_id = TextArgument(fcinfo, 0, "extension_id", 255, false);
+	extension_id = TextArgument(fcinfo, 0, "extension_id", 255,
+								!PG_ARGISNULL(0));
 	if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
@@ -738,7 +708,8 @@ Datum
 ext_storage_verify(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	text	   *extension_id = TextArgument(fcinfo, 0, "extension_id", 255, false);
+	text	   *extension_id = TextArgument(fcinfo, 0, "extension_id", 255,
+											!PG_ARGISNULL(0));
 	const Keyring *keyring = KeyringGet();
 	Portal		portal;
 

@@ -13,11 +13,13 @@
 
 #include "access/htup_details.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_namespace.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/params.h"
 #include "tcop/dest.h"
 #include "statement.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/guc.h"
@@ -93,11 +95,15 @@ append_placeholder(StringInfo sql, const char *name, size_t len, int shape)
 		appendStringInfoString(sql, (shape & SHAPE_USER) ?
 							   " AND e.user_fk" SQL_EQ "$3" :
 							   " AND e.user_fk IS NULL");
-		appendStringInfoString(sql, (shape & SHAPE_RESOURCE) ?
-							   " AND e.resource_type" SQL_EQ "$4"
-							   " AND e.resource_uuid" SQL_EQ "$5" :
-							   " AND e.resource_type IS NULL"
-							   " AND e.resource_uuid IS NULL");
+		if (shape & SHAPE_RESOURCE)
+			appendStringInfoString(sql, " AND e.resource_type" SQL_EQ "$4"
+								   " AND e.resource_uuid" SQL_EQ "$5");
+		else
+			appendStringInfoString(sql, " AND e.resource_uuid IS NULL");
+
+		/* the index by category has no type, which is null with the uuid */
+		if ((shape & (SHAPE_RESOURCE | SHAPE_CATEGORY)) == 0)
+			appendStringInfoString(sql, " AND e.resource_type IS NULL");
 		if (shape & SHAPE_CATEGORY)
 			appendStringInfoString(sql, " AND e.category" SQL_EQ "$6");
 		if (shape & SHAPE_PREFIX)
@@ -105,9 +111,11 @@ append_placeholder(StringInfo sql, const char *name, size_t len, int shape)
 								   " AND e.key" SQL_LE "$8");
 	}
 	else if (strncmp(name, "order", len) == 0)
-		appendStringInfo(sql, "e.extension_id, e.user_fk, e.resource_type,"
-						 " e.resource_uuid,%s e.key",
-						 (shape & SHAPE_CATEGORY) ? " e.category," : "");
+		appendStringInfoString(sql, (shape & SHAPE_CATEGORY) ?
+							   "e.extension_id, e.user_fk, e.resource_uuid,"
+							   " e.category, e.key" :
+							   "e.extension_id, e.user_fk, e.resource_type,"
+							   " e.resource_uuid, e.key");
 	else
 		elog(ERROR, "unknown placeholder in statement");
 }
@@ -304,13 +312,14 @@ StatementFetch(FunctionCallInfo fcinfo, Statement *statement, int shape,
 	int			result;
 
 	for (int i = 0; i < statement->nargs; i++)
-		params->params[i] = (ParamExternData)
 	{
-		.value = values[i],
-		.isnull = nulls[i] == 'n',
-		.pflags = PARAM_FLAG_CONST,
-		.ptype = statement->argtypes[i]
-	};
+		ParamExternData *param = &params->params[i];
+
+		param->value = values[i];
+		param->isnull = nulls[i] == 'n';
+		param->pflags = PARAM_FLAG_CONST;
+		param->ptype = statement->argtypes[i];
+	}
 	result = SPI_execute_plan_extended(StatementPlan(fcinfo, statement, shape),
 									   &options);
 	if (result < 0)
@@ -356,6 +365,28 @@ StatementTableOwner(FunctionCallInfo fcinfo)
 	return owner;
 }
 
+/* Raises an error if the table's owner may not look anything up in the schema. */
+static void
+check_schema_usage(Oid owner)
+{
+	const char *schema = quote_identifier(NameStr(schema_name));
+	AclResult	result;
+
+#if PG_VERSION_NUM >= 160000
+	result = object_aclcheck(NamespaceRelationId, schema_oid, owner, ACL_USAGE);
+#else
+	result = pg_namespace_aclcheck(schema_oid, owner, ACL_USAGE);
+#endif
+	if (result != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" owns table \"extension_storage\", but has no right to use schema \"%s\"",
+						GetUserNameFromId(owner, false), NameStr(schema_name)),
+				 errhint("Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s",
+						 schema,
+						 quote_identifier(GetUserNameFromId(owner, false)))));
+}
+
 /*
  * StatementRunAsOwner
  *		Runs a statement with the rights of the table's owner, as a foreign key
@@ -371,9 +402,11 @@ StatementRunAsOwner(FunctionCallInfo fcinfo, Statement *statement,
 	Oid			saved_user;
 	int			saved_context;
 	int			result;
+	Oid			owner = StatementTableOwner(fcinfo);
 
+	check_schema_usage(owner);
 	GetUserIdAndSecContext(&saved_user, &saved_context);
-	SetUserIdAndSecContext(StatementTableOwner(fcinfo),
+	SetUserIdAndSecContext(owner,
 						   saved_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_NOFORCE_RLS);
 	result = SPI_execute_snapshot(StatementPlan(fcinfo, statement, 0),

@@ -36,6 +36,9 @@
 #define MAX_VALUE_SIZE 16777215
 #define MAX_KEY_CHARS 255
 
+/* From this many bytes on, what a copy of a value costs counts. */
+#define LARGE_VALUE_SIZE (1024 * 1024)
+
 /* The parameters of a statement; the first ones are the address. */
 #define MAX_STATEMENT_ARGS 16
 
@@ -488,8 +491,7 @@ fetch_value(FunctionCallInfo fcinfo, const Arguments *args)
 static inline bool
 is_token_char(char c)
 {
-	return isalnum((unsigned char) c) ||
-		(c != '\0' && strchr("!#$%&'*+-.^_`|~", c) != NULL);
+	return c > ' ' && c < '\x7f' && strchr("\"(),/:;<=>?@[\\]{}", c) == NULL;
 }
 
 /* Skips a token; false if there is none. */
@@ -520,11 +522,9 @@ is_mime_type(const char *text)
 {
 	if (!skip_token(&text) || *text++ != '/' || !skip_token(&text))
 		return false;
-	for (;;)
+	while (*text != '\0')
 	{
 		skip_blanks(&text);
-		if (*text == '\0')
-			return true;
 		if (*text++ != ';')
 			return false;
 		skip_blanks(&text);
@@ -545,6 +545,7 @@ is_mime_type(const char *text)
 		}
 		text++;
 	}
+	return true;
 }
 
 /* Takes value_type. */
@@ -664,8 +665,13 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 	set_value(args, SET_NOW, TimestampGetDatum(GetCurrentTimestamp()));
 	set_value(args, SET_VALUE_SIZE, Int32GetDatum((int32) size));
 
-	/* a version above 0 can only be replaced, anything else may be new */
-	if (expected > 0)
+	/*
+	 * A version above 0 can only be replaced, anything else may be new.  An
+	 * upsert that replaces copies the value twice, so a large one is first
+	 * tried as an update, which copies it once.
+	 */
+	if (expected > 0 ||
+		(size >= LARGE_VALUE_SIZE && args->nulls[SET_EXPECTED_VERSION] == 'n'))
 	{
 		statement = &update_statement;
 		shape = args->shape;
@@ -691,6 +697,8 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 
 			sealed = seal_value(args, VARDATA_ANY(plain),
 								VARSIZE_ANY_EXHDR(plain));
+			if ((Pointer) plain != DatumGetPointer(value))
+				pfree(plain);
 		}
 		set_value(args, SET_VALUE,
 				  is_encrypted ? PointerGetDatum(sealed) : value);
@@ -710,6 +718,11 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 			report_version_mismatch(args, expected, exists, version);
 		if (keep_encryption)
 			is_encrypted = found_encrypted;
+		if (!exists)
+		{
+			statement = &upsert_statement;
+			shape = 0;
+		}
 	}
 
 	SPI_finish();

@@ -53,6 +53,7 @@ open_token(const char *text, size_t len, const FernetKey *with,
 {
 	char	   *bytes = copy(text, len);
 	uint8	   *message = NULL;
+	size_t		opened_len;
 	FernetToken token;
 
 	*status = FernetDecode(bytes, len, &token);
@@ -68,12 +69,19 @@ open_token(const char *text, size_t len, const FernetKey *with,
 		require(FernetStatusText(age)[0] != '\0', "an age has a text");
 		message = malloc(max_len + 1);
 		require(message != NULL, "there is memory");
-		FernetDecrypt(&token, with, *message_len, message);
+		require(FernetOpen(&token, with, message, &opened_len) == FERNET_OK &&
+				opened_len == *message_len, "what is verified can be opened");
 		/* in place, as the server does it */
-		FernetDecrypt(&token, with, *message_len, (uint8 *) bytes);
-		require(memcmp(message, bytes, *message_len) == 0,
+		require(FernetOpen(&token, with, (uint8 *) bytes,
+						   &opened_len) == FERNET_OK &&
+				opened_len == *message_len &&
+				memcmp(message, bytes, *message_len) == 0,
 				"decryption in place gives the same");
 	}
+	else if (*status != FERNET_BAD_BASE64 && *status != FERNET_BAD_FORMAT)
+		require(FernetOpen(&token, with, (uint8 *) bytes,
+						   &opened_len) == *status,
+				"what is not verified cannot be opened");
 	require(FernetStatusText(*status)[0] != '\0', "a status has a text");
 	free(bytes);
 	return message;

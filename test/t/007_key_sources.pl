@@ -241,6 +241,13 @@ like(answer("SET extension_storage.encryption_keys = 'file-secret,\"'", $read),
 like(answer($read, "SET extension_storage.encryption_keys = 'file-secret,\"'"),
 	qr/ERROR:  22023: .*\nDETAIL:  Item 2 of the list cannot be used: its double quote is not closed.$/,
 	'and after');
+for my $setting ('encryption_keys', 'secret_key')
+{
+	local $options = "-c extension_storage.$setting=********";
+	like(answer($read),
+		qr/ERROR:  22023: invalid value for parameter "extension_storage.$setting"\nDETAIL:  Item 1 of the list cannot be used: it is the text that is shown in place of a secret.$/,
+		"what SHOW shows is no $setting");
+}
 {
 	local $options = '-c extension_storage.secret_key=superset';
 	is(answer($status), 2, 'secret_key comes after the file');

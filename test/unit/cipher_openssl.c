@@ -16,9 +16,9 @@ static void
 run_openssl(int encrypt, const uint8 *key, const uint8 *iv, const uint8 *in,
 			size_t len, uint8 *out)
 {
-	uint8 copy[CIPHER_PIECE_LEN];
+	uint8		copy[CIPHER_PIECE_LEN];
 	EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
-	int nout = 0;
+	int			nout = 0;
 
 	if (len > sizeof(copy) || len % CIPHER_BLOCK_LEN != 0)
 	{
@@ -28,7 +28,7 @@ run_openssl(int encrypt, const uint8 *key, const uint8 *iv, const uint8 *in,
 	memcpy(copy, in, len);
 	if (ctx == NULL ||
 		EVP_CipherInit_ex(ctx, EVP_aes_128_cbc(), NULL, key, iv, encrypt) !=
-			1 ||
+		1 ||
 		EVP_CIPHER_CTX_set_padding(ctx, 0) != 1 ||
 		EVP_CipherUpdate(ctx, out, &nout, copy, (int) len) != 1 ||
 		(size_t) nout != len)

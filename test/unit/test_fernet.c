@@ -20,21 +20,22 @@
 #define BASE64URL                                                             \
 	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
-static int passed = 0;
-static int failed = 0;
+static int	passed = 0;
+static int	failed = 0;
 
 static FernetKey test_key;
 static FernetKey other_key;
-static const uint8 test_iv[FERNET_IV_LEN] = {0, 1, 2,  3,  4,  5,  6,  7,
-											 8, 9, 10, 11, 12, 13, 14, 15};
+static const uint8 test_iv[FERNET_IV_LEN] = {
+	0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+};
 
 /* Counts a test, and says which one has failed. */
-static void check(bool ok, const char *format, ...) pg_attribute_printf(2, 3);
+static void check(bool ok, const char *format,...) pg_attribute_printf(2, 3);
 
 static void
-check(bool ok, const char *format, ...)
+check(bool ok, const char *format,...)
 {
-	va_list args;
+	va_list		args;
 
 	if (ok)
 	{
@@ -60,7 +61,7 @@ die(const char *what, const char *name)
 static char *
 new_buffer(size_t len)
 {
-	char *buffer = malloc(len + 1);
+	char	   *buffer = malloc(len + 1);
 
 	if (buffer == NULL)
 		die("out of memory", "buffer");
@@ -71,8 +72,8 @@ new_buffer(size_t len)
 static uint8 *
 new_message(size_t len, uint32 seed)
 {
-	uint8 *message = (uint8 *) new_buffer(len);
-	uint32 state = seed * 2654435761u + 1;
+	uint8	   *message = (uint8 *) new_buffer(len);
+	uint32		state = seed * 2654435761u + 1;
 
 	for (size_t i = 0; i < len; i++)
 	{
@@ -86,7 +87,7 @@ new_message(size_t len, uint32 seed)
 static char *
 new_token(const uint8 *message, size_t len)
 {
-	char *token = new_buffer(FernetTokenLen(len));
+	char	   *token = new_buffer(FernetTokenLen(len));
 
 	if (FernetSeal(&test_key, 1700000000, test_iv, message, len, token) !=
 		FERNET_OK)
@@ -98,15 +99,19 @@ new_token(const uint8 *message, size_t len)
 static FernetStatus
 try_token(const char *token, size_t len, const FernetKey *key)
 {
-	char *copy = new_buffer(len);
+	char	   *copy = new_buffer(len);
 	FernetToken decoded;
-	size_t message_len;
+	size_t		message_len;
 	FernetStatus status;
 
 	memcpy(copy, token, len);
 	status = FernetDecode(copy, len, &decoded);
 	if (status == FERNET_OK)
+	{
 		status = FernetVerify(&decoded, key, &message_len);
+		check(FernetOpen(&decoded, key, (uint8 *) copy, &message_len) == status,
+			  "opening what verification says %d of", status);
+	}
 	free(copy);
 	return status;
 }
@@ -115,12 +120,12 @@ try_token(const char *token, size_t len, const FernetKey *key)
 static void
 check_round_trip(size_t len)
 {
-	uint8 *message = new_message(len, (uint32) len);
-	size_t token_len = FernetTokenLen(len);
-	char *token = new_token(message, len);
+	uint8	   *message = new_message(len, (uint32) len);
+	size_t		token_len = FernetTokenLen(len);
+	char	   *token = new_token(message, len);
 	FernetToken decoded;
-	size_t message_len = 0;
-	uint8 *opened;
+	size_t		message_len = 0;
+	uint8	   *opened;
 
 	check(memcmp(token, "gAAAA", 5) == 0, "start of the token of %zu bytes",
 		  len);
@@ -140,7 +145,8 @@ check_round_trip(size_t len)
 		  "largest length of %zu bytes", len);
 
 	opened = (uint8 *) new_buffer(FernetMaxMessageLen(&decoded));
-	FernetDecrypt(&decoded, &test_key, message_len, opened);
+	check(FernetOpen(&decoded, &test_key, opened, &message_len) == FERNET_OK &&
+		  message_len == len, "opening %zu bytes", len);
 	check(memcmp(opened, message, len) == 0, "message of %zu bytes", len);
 	for (size_t i = len; i <= FernetMaxMessageLen(&decoded); i++)
 		if (opened[i] != 0)
@@ -149,7 +155,9 @@ check_round_trip(size_t len)
 			break;
 		}
 
-	FernetDecrypt(&decoded, &test_key, message_len, (uint8 *) token);
+	check(FernetOpen(&decoded, &test_key, (uint8 *) token,
+					 &message_len) == FERNET_OK && message_len == len,
+		  "opening %zu bytes in place", len);
 	check(memcmp(token, message, len) == 0, "%zu bytes in place", len);
 	free(opened);
 	free(token);
@@ -179,14 +187,14 @@ test_round_trips(void)
 static void
 test_damage(void)
 {
-	uint8 *message = new_message(50, 1);
-	size_t len = FernetTokenLen(50);
-	char *token = new_token(message, 50);
+	uint8	   *message = new_message(50, 1);
+	size_t		len = FernetTokenLen(50);
+	char	   *token = new_token(message, 50);
 
 	check(try_token(token, len, &test_key) == FERNET_OK, "undamaged token");
 	for (size_t i = 0; i < len; i++)
 	{
-		char original = token[i];
+		char		original = token[i];
 
 		for (int c = 0; c < 256; c++)
 		{
@@ -214,15 +222,15 @@ static void
 test_base64(void)
 {
 	static const char *const not_base64[] = {
-		"",     "g",    "gA",   "gAA",      "gAAA=",    "gA==gAAA",
-		"====", "g===", "gA=A", "gAA=gAAA", "gAA gAAA", "gAA\n",
-		" gAA", "gA+A", "gA/A", "=AAA"};
-	char longer[512];
-	uint8 message[3] = "abc";
+		"", "g", "gA", "gAA", "gAAA=", "gA==gAAA", "====", "g===", "gA=A",
+		"gAA=gAAA", "gAA gAAA", "gAA\n", " gAA", "gA+A", "gA/A", "=AAA"
+	};
+	char		longer[512];
+	uint8		message[3] = "abc";
 
 	for (size_t i = 0; i < lengthof(not_base64); i++)
 		check(try_token(not_base64[i], strlen(not_base64[i]), &test_key) ==
-				  FERNET_BAD_BASE64,
+			  FERNET_BAD_BASE64,
 			  "\"%s\" as base64url", not_base64[i]);
 	check(try_token("gAAA", 4, &test_key) == FERNET_BAD_FORMAT,
 		  "token of three bytes");
@@ -233,14 +241,14 @@ test_base64(void)
 	 */
 	for (size_t len = 0; len <= 32; len += 16)
 	{
-		uint8 *text = new_message(len, 2);
-		size_t token_len = FernetTokenLen(len);
-		char *token = new_token(text, len);
-		char *end = token + token_len;
-		int npad = (end[-1] == '=') + (end[-2] == '=');
-		char *last = end - npad - 1;
-		char original = *last;
-		int nfree = 1 << (2 * npad);
+		uint8	   *text = new_message(len, 2);
+		size_t		token_len = FernetTokenLen(len);
+		char	   *token = new_token(text, len);
+		char	   *end = token + token_len;
+		int			npad = (end[-1] == '=') + (end[-2] == '=');
+		char	   *last = end - npad - 1;
+		char		original = *last;
+		int			nfree = 1 << (2 * npad);
 
 		check((size_t) npad == (2 + len / 16 * 2) % 3,
 			  "padding of the token of %zu bytes", len);
@@ -255,7 +263,7 @@ test_base64(void)
 			  "token of %zu bytes with no spare bits", len);
 		if (npad > 0)
 			check(try_token(token, token_len - npad, &test_key) ==
-					  FERNET_BAD_BASE64,
+				  FERNET_BAD_BASE64,
 				  "token of %zu bytes without padding", len);
 
 		memcpy(longer, token, token_len);
@@ -274,11 +282,11 @@ test_base64(void)
 
 	/* a NUL byte is a byte like any other that is not of the alphabet */
 	{
-		char *token = new_token(message, sizeof(message));
+		char	   *token = new_token(message, sizeof(message));
 
 		token[20] = '\0';
 		check(try_token(token, FernetTokenLen(sizeof(message)), &test_key) ==
-				  FERNET_BAD_BASE64,
+			  FERNET_BAD_BASE64,
 			  "NUL byte in a token");
 		free(token);
 	}
@@ -291,10 +299,10 @@ test_base64(void)
 static FernetStatus
 try_signed(uint8 version, const uint8 *block, int nextra)
 {
-	uint8 bytes[128] = {version};
-	uint8 *end = bytes + 9;
-	char text[256];
-	char *at = text;
+	uint8		bytes[128] = {version};
+	uint8	   *end = bytes + 9;
+	char		text[256];
+	char	   *at = text;
 	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
 
 	memcpy(end, test_iv, FERNET_IV_LEN);
@@ -325,22 +333,22 @@ try_signed(uint8 version, const uint8 *block, int nextra)
 static void
 test_signed(void)
 {
-	uint8 block[CIPHER_BLOCK_LEN];
+	uint8		block[CIPHER_BLOCK_LEN];
 
 	for (int npad = 0; npad < 256; npad++)
 	{
-		bool valid = npad >= 1 && npad <= CIPHER_BLOCK_LEN;
+		bool		valid = npad >= 1 && npad <= CIPHER_BLOCK_LEN;
 
 		memset(block, npad, sizeof(block));
 		check(try_signed(0x80, block, 0) ==
-				  (valid ? FERNET_OK : FERNET_BAD_PADDING),
+			  (valid ? FERNET_OK : FERNET_BAD_PADDING),
 			  "padding %d", npad);
 		for (int i = 0; i < CIPHER_BLOCK_LEN && valid; i++)
 		{
 			block[i] ^= 0x40;
 			check(try_signed(0x80, block, 0) ==
-					  (i < CIPHER_BLOCK_LEN - npad ? FERNET_OK
-												   : FERNET_BAD_PADDING),
+				  (i < CIPHER_BLOCK_LEN - npad ? FERNET_OK
+				   : FERNET_BAD_PADDING),
 				  "padding %d with byte %d wrong", npad, i);
 			block[i] ^= 0x40;
 		}
@@ -349,11 +357,11 @@ test_signed(void)
 	memset(block, 1, sizeof(block));
 	for (int version = 0; version < 256; version++)
 		check(try_signed((uint8) version, block, 0) ==
-				  (version == 0x80 ? FERNET_OK : FERNET_BAD_FORMAT),
+			  (version == 0x80 ? FERNET_OK : FERNET_BAD_FORMAT),
 			  "version %d", version);
 	for (int nextra = -CIPHER_BLOCK_LEN; nextra < CIPHER_BLOCK_LEN; nextra++)
 		check(try_signed(0x80, block, nextra) ==
-				  (nextra == 0 ? FERNET_OK : FERNET_BAD_FORMAT),
+			  (nextra == 0 ? FERNET_OK : FERNET_BAD_FORMAT),
 			  "ciphertext of %d bytes", CIPHER_BLOCK_LEN + nextra);
 }
 
@@ -363,13 +371,13 @@ test_keys(void)
 	static const char text[] = "XYZd6uBvvTT-nOhI8-X8Q2jy9hKxiu9H8p8hZFY6AUA=";
 	static const char message[] = "{\"token\":\"abc123\"}";
 	static const char token[] =
-		"gAAAAABlU_EAAAECAwQFBgcICQoLDA0ODxoCqNNrt09qZCxT1Z47ojE6JB6_JBVpXVy7"
-		"GBv2xbej3iui6exnwa5uYr1R2e3UxMCK8khggMpcCSwVYmmdOV0=";
-	char written[FERNET_KEY_TEXT_LEN];
-	char changed[FERNET_KEY_TEXT_LEN];
-	char *sealed;
-	FernetKey derived;
-	FernetKey read;
+	"gAAAAABlU_EAAAECAwQFBgcICQoLDA0ODxoCqNNrt09qZCxT1Z47ojE6JB6_JBVpXVy7"
+	"GBv2xbej3iui6exnwa5uYr1R2e3UxMCK8khggMpcCSwVYmmdOV0=";
+	char		written[FERNET_KEY_TEXT_LEN];
+	char		changed[FERNET_KEY_TEXT_LEN];
+	char	   *sealed;
+	FernetKey	derived;
+	FernetKey	read;
 
 	check(FernetKeyFromSecret("old-secret", 10, &derived) == FERNET_OK,
 		  "key of a secret");
@@ -377,15 +385,15 @@ test_keys(void)
 	check(memcmp(written, text, FERNET_KEY_TEXT_LEN) == 0,
 		  "text of the key of a secret");
 	check(FernetKeyFromText(text, FERNET_KEY_TEXT_LEN, &read) == FERNET_OK &&
-			  memcmp(&read, &derived, sizeof(read)) == 0,
+		  memcmp(&read, &derived, sizeof(read)) == 0,
 		  "key from its text");
 
 	sealed = new_buffer(FernetTokenLen(strlen(message)));
 	check(FernetTokenLen(strlen(message)) == strlen(token) &&
-			  FernetSeal(&derived, 1700000000, test_iv,
-						 (const uint8 *) message, strlen(message),
-						 sealed) == FERNET_OK &&
-			  memcmp(sealed, token, strlen(token)) == 0,
+		  FernetSeal(&derived, 1700000000, test_iv,
+					 (const uint8 *) message, strlen(message),
+					 sealed) == FERNET_OK &&
+		  memcmp(sealed, token, strlen(token)) == 0,
 		  "token that Python's cryptography makes");
 	free(sealed);
 
@@ -416,7 +424,7 @@ test_keys(void)
 		memcpy(changed, text, FERNET_KEY_TEXT_LEN);
 		changed[i] = '+';
 		check(FernetKeyFromText(changed, FERNET_KEY_TEXT_LEN, &read) !=
-				  FERNET_OK,
+			  FERNET_OK,
 			  "key text with '+' at %zu", i);
 	}
 }
@@ -427,11 +435,11 @@ test_age(void)
 {
 	static const struct
 	{
-		uint64 timestamp;
-		int64 now;
-		int64 ttl;
+		uint64		timestamp;
+		int64		now;
+		int64		ttl;
 		FernetStatus status;
-	} cases[] = {
+	}			cases[] = {
 		{1000, 1000, 0, FERNET_OK},
 		{1000, 1001, 0, FERNET_EXPIRED},
 		{1000, 1060, 60, FERNET_OK},
@@ -451,7 +459,7 @@ test_age(void)
 		FernetToken token = {.timestamp = cases[i].timestamp};
 
 		check(FernetCheckAge(&token, cases[i].now, cases[i].ttl) ==
-				  cases[i].status,
+			  cases[i].status,
 			  "age, case %zu", i);
 	}
 }
@@ -460,22 +468,23 @@ test_age(void)
 static void
 test_timestamps(void)
 {
-	static const uint64 timestamps[] = {0, 1, UINT64_C(0x0102030405060708),
-										UINT64_C(0xFFFFFFFFFFFFFFFF)};
+	static const uint64 timestamps[] = {
+		0, 1, UINT64_C(0x0102030405060708), UINT64_C(0xFFFFFFFFFFFFFFFF)
+	};
 
 	for (size_t i = 0; i < lengthof(timestamps); i++)
 	{
-		char token[256];
+		char		token[256];
 		FernetToken decoded;
-		size_t message_len;
+		size_t		message_len;
 
 		check(FernetSeal(&test_key, timestamps[i], test_iv,
 						 (const uint8 *) "x", 1, token) == FERNET_OK &&
-				  FernetDecode(token, FernetTokenLen(1), &decoded) ==
-					  FERNET_OK &&
-				  FernetVerify(&decoded, &test_key, &message_len) ==
-					  FERNET_OK &&
-				  decoded.timestamp == timestamps[i],
+			  FernetDecode(token, FernetTokenLen(1), &decoded) ==
+			  FERNET_OK &&
+			  FernetVerify(&decoded, &test_key, &message_len) ==
+			  FERNET_OK &&
+			  decoded.timestamp == timestamps[i],
 			  "timestamp, case %zu", i);
 	}
 }
@@ -487,9 +496,9 @@ test_timestamps(void)
 static char *
 read_file(const char *path)
 {
-	FILE *file = fopen(path, "rb");
-	char *text = new_buffer(65536);
-	size_t len;
+	FILE	   *file = fopen(path, "rb");
+	char	   *text = new_buffer(65536);
+	size_t		len;
 
 	if (file == NULL)
 		die("cannot open", path);
@@ -509,7 +518,7 @@ static const char *
 member(const char *text, const char *name)
 {
 	const char *end = strchr(text, '}');
-	char quoted[32];
+	char		quoted[32];
 	const char *at;
 
 	snprintf(quoted, sizeof(quoted), "\"%s\": ", name);
@@ -523,8 +532,8 @@ static char *
 string_member(const char *text, const char *name)
 {
 	const char *start = member(text, name) + 1;
-	size_t len = strcspn(start, "\"\\");
-	char *value = new_buffer(len);
+	size_t		len = strcspn(start, "\"\\");
+	char	   *value = new_buffer(len);
 
 	if (start[-1] != '"' || start[len] != '"')
 		die("no plain string in vector", name);
@@ -537,12 +546,12 @@ string_member(const char *text, const char *name)
 static int64
 time_member(const char *text, const char *name)
 {
-	char *value = string_member(text, name);
-	struct tm tm = {0};
-	char sign;
-	int hours;
-	int minutes;
-	int64 offset;
+	char	   *value = string_member(text, name);
+	struct tm	tm = {0};
+	char		sign;
+	int			hours;
+	int			minutes;
+	int64		offset;
 
 	if (sscanf(value, "%d-%d-%dT%d:%d:%d%c%d:%d", &tm.tm_year, &tm.tm_mon,
 			   &tm.tm_mday, &tm.tm_hour, &tm.tm_min, &tm.tm_sec, &sign, &hours,
@@ -558,8 +567,8 @@ time_member(const char *text, const char *name)
 static FernetKey
 key_member(const char *text, const char *name)
 {
-	char *value = string_member(text, name);
-	FernetKey key;
+	char	   *value = string_member(text, name);
+	FernetKey	key;
 
 	if (FernetKeyFromText(value, strlen(value), &key) != FERNET_OK)
 		die("no key in vector", value);
@@ -570,20 +579,20 @@ key_member(const char *text, const char *name)
 static void
 check_generate(const char *text)
 {
-	FernetKey key = key_member(text, "secret");
-	char *message = string_member(text, "src");
-	char *token = string_member(text, "token");
-	int64 now = time_member(text, "now");
+	FernetKey	key = key_member(text, "secret");
+	char	   *message = string_member(text, "src");
+	char	   *token = string_member(text, "token");
+	int64		now = time_member(text, "now");
 	const char *list = member(text, "iv");
-	uint8 iv[FERNET_IV_LEN];
-	char *made = new_buffer(FernetTokenLen(strlen(message)));
+	uint8		iv[FERNET_IV_LEN];
+	char	   *made = new_buffer(FernetTokenLen(strlen(message)));
 
 	for (int i = 0; i < FERNET_IV_LEN; i++)
 		iv[i] = (uint8) strtol(list + 1, (char **) &list, 10);
 	check(strlen(token) == FernetTokenLen(strlen(message)) &&
-			  FernetSeal(&key, (uint64) now, iv, (const uint8 *) message,
-						 strlen(message), made) == FERNET_OK &&
-			  memcmp(made, token, strlen(token)) == 0,
+		  FernetSeal(&key, (uint64) now, iv, (const uint8 *) message,
+					 strlen(message), made) == FERNET_OK &&
+		  memcmp(made, token, strlen(token)) == 0,
 		  "vector generate.json");
 	free(made);
 	free(message);
@@ -594,19 +603,17 @@ check_generate(const char *text)
 static FernetStatus
 open_vector(const char *text, uint8 *message, size_t *len)
 {
-	FernetKey key = key_member(text, "secret");
-	int64 now = time_member(text, "now");
-	int64 ttl = strtol(member(text, "ttl_sec"), NULL, 10);
-	char *token = string_member(text, "token");
+	FernetKey	key = key_member(text, "secret");
+	int64		now = time_member(text, "now");
+	int64		ttl = strtol(member(text, "ttl_sec"), NULL, 10);
+	char	   *token = string_member(text, "token");
 	FernetToken decoded;
 	FernetStatus status = FernetDecode(token, strlen(token), &decoded);
 
 	if (status == FERNET_OK)
-		status = FernetVerify(&decoded, &key, len);
+		status = FernetOpen(&decoded, &key, message, len);
 	if (status == FERNET_OK)
 		status = FernetCheckAge(&decoded, now, ttl);
-	if (status == FERNET_OK)
-		FernetDecrypt(&decoded, &key, *len, message);
 	free(token);
 	return status;
 }
@@ -614,12 +621,12 @@ open_vector(const char *text, uint8 *message, size_t *len)
 static void
 check_verify(const char *text)
 {
-	char *message = string_member(text, "src");
-	uint8 opened[256];
-	size_t len;
+	char	   *message = string_member(text, "src");
+	uint8		opened[256];
+	size_t		len;
 
 	check(open_vector(text, opened, &len) == FERNET_OK &&
-			  len == strlen(message) && memcmp(opened, message, len) == 0,
+		  len == strlen(message) && memcmp(opened, message, len) == 0,
 		  "vector verify.json");
 	free(message);
 }
@@ -632,7 +639,7 @@ check_invalid(const char *text)
 	{
 		const char *desc;
 		FernetStatus status;
-	} reasons[] = {
+	}			reasons[] = {
 		{"incorrect mac", FERNET_BAD_MAC},
 		{"too short", FERNET_BAD_FORMAT},
 		{"invalid base64", FERNET_BAD_BASE64},
@@ -642,11 +649,11 @@ check_invalid(const char *text)
 		{"expired TTL", FERNET_EXPIRED},
 		{"incorrect IV (causes padding error)", FERNET_BAD_PADDING},
 	};
-	char *desc = string_member(text, "desc");
-	uint8 opened[256];
-	size_t len;
+	char	   *desc = string_member(text, "desc");
+	uint8		opened[256];
+	size_t		len;
 	FernetStatus status = open_vector(text, opened, &len);
-	bool known = false;
+	bool		known = false;
 
 	for (size_t i = 0; i < lengthof(reasons); i++)
 		if (strcmp(desc, reasons[i].desc) == 0)
@@ -665,17 +672,17 @@ test_vectors(void)
 	static const struct
 	{
 		const char *path;
-		void (*check_vector)(const char *text);
-	} files[] = {
+		void		(*check_vector) (const char *text);
+	}			files[] = {
 		{"test/fernet-spec/generate.json", check_generate},
 		{"test/fernet-spec/verify.json", check_verify},
 		{"test/fernet-spec/invalid.json", check_invalid},
 	};
-	int nvectors = 0;
+	int			nvectors = 0;
 
 	for (size_t i = 0; i < lengthof(files); i++)
 	{
-		char *text = read_file(files[i].path);
+		char	   *text = read_file(files[i].path);
 
 		for (char *at = text; (at = strchr(at, '{')) != NULL; at++)
 		{
@@ -694,22 +701,22 @@ test_vectors(void)
 typedef struct KeyTextCase
 {
 	const char *text;
-	size_t len;
-	const char *secrets; /* each followed by a bar */
+	size_t		len;
+	const char *secrets;		/* each followed by a bar */
 	KeyListStatus end;
-	int ordinal; /* of the last item or line */
+	int			ordinal;		/* of the last item or line */
 } KeyTextCase;
 
 #define TEXT(s) s, sizeof(s) - 1
 
 static void
 check_key_text(const KeyTextCase *test, const char *kind,
-			   KeyListStatus (*next)(KeyListParser *parser))
+			   KeyListStatus (*next) (KeyListParser *parser))
 {
 	/* a buffer that ends with the text shows reads behind it */
-	char *text = malloc(Max(test->len, 1));
-	char secrets[256];
-	size_t at = 0;
+	char	   *text = malloc(Max(test->len, 1));
+	char		secrets[256];
+	size_t		at = 0;
 	KeyListParser parser;
 	KeyListStatus status;
 
@@ -753,7 +760,7 @@ test_key_lists(void)
 		{TEXT("\"\"\"a\"\"\",b"), "\"a\"|b|", KEYLIST_END, 2},
 		{TEXT("a'b,c\\d"), "a'b|c\\d|", KEYLIST_END, 2},
 		{TEXT("gr\xC3\xBC\xC3\x9F,\xE2\x82\xAC"),
-		 "gr\xC3\xBC\xC3\x9F|\xE2\x82\xAC|", KEYLIST_END, 2},
+		"gr\xC3\xBC\xC3\x9F|\xE2\x82\xAC|", KEYLIST_END, 2},
 		{TEXT(","), "", KEYLIST_EMPTY_ITEM, 1},
 		{TEXT("a,"), "a|", KEYLIST_EMPTY_ITEM, 2},
 		{TEXT("a, "), "a|", KEYLIST_EMPTY_ITEM, 2},
@@ -788,10 +795,10 @@ test_key_lists(void)
 		{TEXT(" a \n\tb"), " a |\tb|", KEYLIST_END, 2},
 		{TEXT("a,b\n\"c\"\n#d"), "a,b|\"c\"|#d|", KEYLIST_END, 3},
 		{TEXT("\xC3\xBC\n\xF0\x9F\x94\x91"), "\xC3\xBC|\xF0\x9F\x94\x91|",
-		 KEYLIST_END, 2},
+		KEYLIST_END, 2},
 		{TEXT("\xEF\xBB\xBF"
 			  "a\n"),
-		 "", KEYLIST_BYTE_ORDER_MARK, 1},
+		"", KEYLIST_BYTE_ORDER_MARK, 1},
 		{TEXT("\xEF\xBB\xBF"), "", KEYLIST_BYTE_ORDER_MARK, 1},
 		{TEXT("\xEF\xBB"), "", KEYLIST_NOT_UTF8, 1},
 		{TEXT("a\nb\0c\n"), "a|", KEYLIST_NUL_BYTE, 2},

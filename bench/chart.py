@@ -1,0 +1,127 @@
+"""Draws the result of the benchmark as SVG."""
+
+import math
+import statistics
+from html import escape
+
+WIDTH = 860
+LABEL = 400  # where the bars begin
+BAR = 300  # how long they may get
+LINE = 20
+GROWTH_HEIGHT = 220
+COLOURS = ("#0b6e99", "#c4572b", "#4f7d38", "#7a4b94", "#8a7300")
+
+STYLE = (
+    "text{font:12px sans-serif;fill:#222}.s{fill:#666}.h{font-weight:bold}"
+    "rect.bg{fill:#fff}"
+)
+
+
+def number_text(number):
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def text(x, y, words, css="", anchor="start"):
+    return (
+        f'<text x="{x:.0f}" y="{y:.0f}" class="{css}" text-anchor="{anchor}">'
+        f"{escape(words)}</text>"
+    )
+
+
+def bar(row, y, longest):
+    """One row: how far it is beyond its goal, on a logarithmic scale."""
+    against_goal = row["goal"] / row["median"] if row["lower"] else row["median"] / row["goal"]
+    length = BAR / 2 * max(-1, min(1, math.log(against_goal) / longest))
+    middle = LABEL + BAR / 2
+    reached = against_goal >= 0.995
+    goal = f"{'≤' if row['lower'] else '≥'} {row['goal']:g}"
+    return [
+        text(20, y + 13, row["number"], "s"),
+        text(52, y + 13, f"{row['name']} / {row['against']}"),
+        f'<rect x="{min(middle, middle + length):.1f}" y="{y + 3}"'
+        f' width="{max(abs(length), 1):.1f}" height="{LINE - 6}"'
+        f' fill="{COLOURS[0] if reached else COLOURS[1]}"/>',
+        text(LABEL + BAR + 70, y + 13, number_text(row["median"]) + " ×", "h", "end"),
+        text(LABEL + BAR + 80, y + 13, goal, "s"),
+    ]
+
+
+def growth(series, top):
+    """The cost of each operation by the number of entries."""
+    left, right, bottom = 70, 560, top + GROWTH_HEIGHT
+    medians = {
+        name: {int(n): 1000 * statistics.median(times) for n, times in samples.items()}
+        for name, samples in series.items()
+    }
+    entries = sorted(next(iter(medians.values())))
+    costs = [cost for samples in medians.values() for cost in samples.values()]
+    low = math.floor(math.log10(min(costs)))
+    high = math.ceil(math.log10(max(costs)))
+
+    def x(n):
+        return left + (right - left) * math.log(n / entries[0]) / math.log(
+            entries[-1] / entries[0]
+        )
+
+    def y(cost):
+        return bottom - (bottom - top) * (math.log10(cost) - low) / (high - low)
+
+    parts = [text(20, top - 16, "Cost of one call or row, in µs, by entries", "h")]
+    for power in range(low, high + 1):
+        at = y(10**power)
+        parts.append(
+            f'<line x1="{left}" y1="{at:.0f}" x2="{right}" y2="{at:.0f}" stroke="#ddd"/>'
+        )
+        parts.append(text(left - 8, at + 4, f"{10**power:g}", "s", "end"))
+    for n in entries:
+        parts.append(text(x(n), bottom + 18, f"{n:,}", "s", "middle"))
+    labels = sorted(medians, key=lambda name: -medians[name][entries[-1]])
+    label_y = top
+    for colour, name in zip(COLOURS, labels):
+        points = " ".join(f"{x(n):.1f},{y(c):.1f}" for n, c in sorted(medians[name].items()))
+        last = medians[name][entries[-1]]
+        label_y = max(label_y + 15, y(last) + 4)
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
+        parts.append(
+            f'<text x="{right + 10}" y="{label_y:.0f}" style="fill:{colour}">'
+            f"{escape(name)}: {number_text(last)}</text>"
+        )
+    return parts
+
+
+def draw(result):
+    """Returns the SVG of a result as bench.py writes it."""
+    rows = result["rows"]
+    longest = max(abs(math.log(row["median"] / row["goal"])) for row in rows)
+    longest = min(longest, math.log(8)) or 1
+    top = 62
+    parts = [
+        text(20, 24, "extension_storage against what one would use instead", "h"),
+        text(
+            20,
+            44,
+            "Ratios in one run; bars show how far beyond its goal a ratio is"
+            f" (the line). {result['machine']['processor']}, {result['made']}",
+            "s",
+        ),
+    ]
+    for number, row in enumerate(rows):
+        parts += bar(row, top + LINE * number, longest)
+    bottom = top + LINE * len(rows)
+    middle = LABEL + BAR / 2
+    parts.append(
+        f'<line x1="{middle:.0f}" y1="{top}" x2="{middle:.0f}" y2="{bottom}" stroke="#222"/>'
+    )
+    height = bottom + 20
+    if result["growth"]:
+        parts += growth(result["growth"], bottom + 50)
+        height = bottom + 50 + GROWTH_HEIGHT + 40
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
+        f' viewBox="0 0 {WIDTH} {height}">\n<style>{STYLE}</style>\n'
+        f'<rect class="bg" width="{WIDTH}" height="{height}"/>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )

@@ -1,0 +1,259 @@
+-- Attached tables: what belonged to a deleted user or resource goes with it.
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set setup :abs_srcdir '/test/setup.sql'
+\i :setup
+
+-- Superset's tables, in a schema and of an owner of their own.
+CREATE ROLE regress_superset;
+CREATE SCHEMA regress_app AUTHORIZATION regress_superset;
+CREATE TABLE regress_app.ab_user (id integer PRIMARY KEY, username text);
+CREATE TABLE regress_app.dashboards (id integer PRIMARY KEY, uuid uuid);
+CREATE TABLE regress_app."Odd 'slices" (id integer PRIMARY KEY, "the ""uuid'" text);
+ALTER TABLE regress_app.ab_user OWNER TO regress_superset;
+ALTER TABLE regress_app.dashboards OWNER TO regress_superset;
+ALTER TABLE regress_app."Odd 'slices" OWNER TO regress_superset;
+CREATE VIEW pg_temp.attached AS
+SELECT tgrelid::regclass AS relation, tgname, tgenabled FROM pg_trigger
+WHERE tgname ~ '^extension_storage_(users|resources)_' ORDER BY 1, 2;
+CREATE VIEW pg_temp.entries AS
+SELECT key, user_fk, resource_type AS type, resource_uuid, created_by_fk AS created_by,
+    changed_by_fk AS changed_by, version
+FROM extension_storage ORDER BY key COLLATE "C";
+CREATE FUNCTION pg_temp.fill_users() RETURNS bigint LANGUAGE sql AS $$
+    SELECT count((ext_storage_set('acme.tasks', key, 'x', 'text/plain', user_fk, type,
+        uuid, actor_fk => user_fk)).version)
+    FROM (VALUES ('own1', 1, NULL, NULL), ('own2', 2, NULL, NULL), ('own3', 3, NULL, NULL),
+        ('private1', 1, 'dashboard', 'd'), ('private2', 2, 'dashboard', 'd'),
+        ('shared', NULL, 'dashboard', 'd'), ('global', NULL, NULL, NULL))
+        v (key, user_fk, type, uuid);
+    UPDATE extension_storage SET created_by_fk = 1, changed_by_fk = 2
+    WHERE key = 'global';
+    UPDATE extension_storage SET created_by_fk = 2, changed_by_fk = 1
+    WHERE key = 'shared';
+    SELECT count(*) FROM extension_storage
+$$;
+
+-- The users' table is found by search_path.
+SELECT pg_temp.error_of('SELECT ext_storage_attach_users()');
+SET search_path = regress_app, public;
+SELECT ext_storage_attach_users();
+-- Twice is once.
+SELECT ext_storage_attach_users(users => 'ab_user');
+RESET search_path;
+SELECT * FROM pg_temp.attached;
+
+-- The owner of ab_user has no rights on the entries, and needs none.
+INSERT INTO regress_app.ab_user SELECT i, 'user' || i FROM generate_series(1, 9) i;
+SELECT pg_temp.fill_users();
+SET ROLE regress_superset;
+SELECT pg_temp.error_of('SELECT * FROM extension_storage');
+DELETE FROM regress_app.ab_user WHERE id = 1;
+RESET ROLE;
+-- Neither version nor changed_on says that somebody has set an entry.
+SELECT * FROM pg_temp.entries;
+SELECT count(*) FROM extension_storage WHERE changed_on <> created_on;
+-- A delete that does not happen.
+BEGIN;
+DELETE FROM regress_app.ab_user WHERE id = 2;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+ROLLBACK;
+DELETE FROM regress_app.ab_user WHERE id > 100;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+-- Many at once, in a cascade from another table, in MERGE and in a CTE.
+TRUNCATE extension_storage;
+SELECT pg_temp.fill_users();
+DELETE FROM regress_app.ab_user WHERE id IN (2, 3);
+SELECT * FROM pg_temp.entries;
+INSERT INTO regress_app.ab_user VALUES (2, 'user2'), (3, 'user3');
+CREATE TABLE regress_app.tenants (id integer PRIMARY KEY);
+INSERT INTO regress_app.tenants VALUES (1), (2);
+ALTER TABLE regress_app.ab_user ADD tenant integer
+    REFERENCES regress_app.tenants ON DELETE CASCADE;
+UPDATE regress_app.ab_user SET tenant = 1 WHERE id <= 2;
+SELECT pg_temp.fill_users();
+DELETE FROM regress_app.tenants WHERE id = 1;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+MERGE INTO regress_app.ab_user u USING (VALUES (3)) v (id) ON u.id = v.id
+WHEN MATCHED THEN DELETE;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+INSERT INTO regress_app.ab_user VALUES (1, 'user1'), (2, 'user2');
+SELECT pg_temp.fill_users();
+WITH gone AS (DELETE FROM regress_app.ab_user WHERE id = 1 RETURNING id)
+SELECT count(*) FROM gone;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+-- TRUNCATE: there is no user left.
+SET ROLE regress_superset;
+TRUNCATE regress_app.ab_user;
+RESET ROLE;
+SELECT * FROM pg_temp.entries;
+
+-- Under a quota, the bytes are given back, and the audit columns cost none.
+TRUNCATE extension_storage;
+INSERT INTO regress_app.ab_user VALUES (1, 'user1'), (2, 'user2');
+SET extension_storage.quota_per_extension = 7;
+SELECT pg_temp.fill_users();
+DELETE FROM regress_app.ab_user WHERE id = 1;
+SELECT * FROM extension_storage_usage;
+SET ROLE regress_superset;
+TRUNCATE regress_app.ab_user;
+RESET ROLE;
+SELECT * FROM extension_storage_usage;
+RESET extension_storage.quota_per_extension;
+TRUNCATE extension_storage;
+ALTER TABLE extension_storage DISABLE TRIGGER extension_storage_count_rows,
+    DISABLE TRIGGER extension_storage_count;
+
+-- A primary key of another name; one that is renamed later must be attached
+-- again, and until then no row goes and leaves entries behind.
+CREATE TABLE regress_app.people (name text, "The id" integer PRIMARY KEY);
+SELECT ext_storage_attach_users('regress_app.people');
+INSERT INTO regress_app.people VALUES ('a', 1), ('b', 2), ('c', 3);
+SELECT pg_temp.fill_users();
+DELETE FROM regress_app.people WHERE name = 'a';
+ALTER TABLE regress_app.people RENAME "The id" TO user_id;
+SELECT pg_temp.error_of($$DELETE FROM regress_app.people WHERE name = 'b'$$);
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+SELECT ext_storage_attach_users('regress_app.people');
+DELETE FROM regress_app.people WHERE name = 'b';
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+
+-- Detaching: true where there was something.
+SELECT ext_storage_detach('regress_app.people'), ext_storage_detach('regress_app.people'),
+    ext_storage_detach(relation => 'regress_app.dashboards');
+DELETE FROM regress_app.people;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+SELECT * FROM pg_temp.attached;
+TRUNCATE extension_storage;
+
+-- Resources: a uuid column, and a text one with UUIDs as somebody typed them.
+SELECT ext_storage_attach_resource('dashboard', 'regress_app.dashboards');
+SELECT ext_storage_attach_resource('dashboard', 'regress_app.dashboards');
+SELECT ext_storage_attach_resource(resource_type => 'it''s a chart',
+    resources => 'regress_app."Odd ''slices"', uuid_column => 'the "uuid''');
+SELECT * FROM pg_temp.attached;
+CREATE FUNCTION pg_temp.fill_resources() RETURNS bigint LANGUAGE sql AS $$
+    SELECT count((ext_storage_set('acme.tasks', key, 'x', 'text/plain', user_fk, type, uuid,
+        actor_fk => 1)).version)
+    FROM (VALUES
+        ('d1', NULL, 'dashboard', 'AAAAAAAA-0000-4000-8000-000000000001'),
+        ('d1own', 1, 'dashboard', 'aaaaaaaa-0000-4000-8000-000000000001'),
+        ('d2', NULL, 'dashboard', 'aaaaaaaa-0000-4000-8000-000000000002'),
+        ('c1', NULL, 'it''s a chart', 'aaaaaaaa-0000-4000-8000-000000000001'),
+        ('c2', NULL, 'it''s a chart', 'aaaaaaaa-0000-4000-8000-000000000002'),
+        ('cX', NULL, 'it''s a chart', 'Legacy-7'),
+        ('cx', NULL, 'it''s a chart', 'legacy-7'),
+        ('own', 1, NULL, NULL), ('global', NULL, NULL, NULL))
+        v (key, user_fk, type, uuid)
+$$;
+INSERT INTO regress_app.dashboards
+SELECT i, ('aaaaaaaa-0000-4000-8000-00000000000' || i)::uuid FROM generate_series(1, 3) i;
+INSERT INTO regress_app.dashboards VALUES (8, NULL), (9, NULL);
+INSERT INTO regress_app."Odd 'slices" VALUES
+    (1, 'AAAAAAAA-0000-4000-8000-000000000001'), (2, '{aaaaaaaa000040008000000000000002}'),
+    (3, 'Legacy-7'), (4, NULL), (5, '');
+SELECT pg_temp.fill_resources();
+SET ROLE regress_superset;
+DELETE FROM regress_app.dashboards WHERE id IN (8, 9);
+DELETE FROM regress_app."Odd 'slices" WHERE id IN (4, 5);
+RESET ROLE;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+-- Of this type, shared and private; no other type, whatever its UUID.
+SET ROLE regress_superset;
+DELETE FROM regress_app.dashboards WHERE id = 1;
+RESET ROLE;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+DELETE FROM regress_app."Odd 'slices" WHERE id = 1;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+DELETE FROM regress_app."Odd 'slices" WHERE id IN (2, 3);
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+SELECT pg_temp.fill_resources();
+SET ROLE regress_superset;
+TRUNCATE regress_app."Odd 'slices";
+RESET ROLE;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+-- A resource takes nobody's name from the audit columns.
+SELECT DISTINCT created_by, changed_by FROM pg_temp.entries;
+-- Another type for a table replaces the former one.
+SELECT ext_storage_attach_resource('board', 'regress_app.dashboards', 'id');
+SELECT count((ext_storage_set('acme.tasks', 'b2', 'x', resource_type => 'board',
+    resource_uuid => '2')).version);
+DELETE FROM regress_app.dashboards;
+SELECT string_agg(key, ' ') FROM pg_temp.entries;
+SELECT ext_storage_detach('regress_app.dashboards'),
+    ext_storage_detach('regress_app."Odd ''slices"'), ext_storage_detach('regress_app.ab_user');
+SELECT * FROM pg_temp.attached;
+
+-- Arguments.
+CREATE TABLE regress_app.keyless (id integer);
+CREATE TABLE regress_app.wide (id bigint PRIMARY KEY);
+CREATE TABLE regress_app.two (a integer, b integer, PRIMARY KEY (a, b));
+CREATE VIEW regress_app.seen AS SELECT * FROM regress_app.dashboards;
+ALTER TABLE regress_app.two ADD gone text;
+ALTER TABLE regress_app.two DROP gone;
+SELECT e, pg_temp.error_of('SELECT ext_storage_' || e) FROM unnest(ARRAY[
+    'attach_users(NULL)',
+    'attach_users(''regress_app.nowhere'')',
+    'attach_users(''regress_app.keyless'')',
+    'attach_users(''regress_app.wide'')',
+    'attach_users(''regress_app.two'')',
+    'attach_users(''regress_app.seen'')',
+    'attach_resource(NULL, ''regress_app.two'', ''a'')',
+    'attach_resource(''chart'', NULL, ''a'')',
+    'attach_resource(''chart'', ''regress_app.two'', NULL)',
+    'attach_resource('''', ''regress_app.two'', ''a'')',
+    'attach_resource(repeat(''x'', 65), ''regress_app.two'', ''a'')',
+    'attach_resource(''chart'', ''regress_app.two'')',
+    'attach_resource(''chart'', ''regress_app.two'', ''ctid'')',
+    'attach_resource(''chart'', ''regress_app.two'', ''gone'')',
+    'attach_resource(''chart'', ''regress_app.two'', ''........pg.dropped.3........'')',
+    'attach_resource(''chart'', ''regress_app.seen'')',
+    'detach(NULL)', 'detach(''regress_app.nowhere'')',
+    'users_deleted()']) e;
+-- Triggers that these functions did not make.
+CREATE TRIGGER by_hand AFTER DELETE ON regress_app.wide
+    FOR EACH ROW EXECUTE FUNCTION ext_storage_users_deleted('id');
+INSERT INTO regress_app.wide VALUES (1);
+SELECT pg_temp.error_of('DELETE FROM regress_app.wide');
+
+-- Who may attach: needs the right to make triggers there, and ours.
+CREATE ROLE regress_plain;
+GRANT USAGE ON SCHEMA regress_app TO regress_plain;
+GRANT EXECUTE ON FUNCTION ext_storage_attach_users, ext_storage_attach_resource,
+    ext_storage_detach TO regress_plain, regress_superset;
+SET ROLE regress_superset;
+SELECT pg_temp.error_of($$SELECT ext_storage_attach_users('regress_app.ab_user')$$);
+RESET ROLE;
+GRANT EXECUTE ON FUNCTION ext_storage_users_deleted TO regress_superset, regress_plain;
+SET ROLE regress_superset;
+SELECT ext_storage_attach_users('regress_app.ab_user');
+SET ROLE regress_plain;
+SELECT pg_temp.error_of($$SELECT ext_storage_attach_users('regress_app.ab_user')$$),
+    pg_temp.error_of($$SELECT ext_storage_detach('regress_app.ab_user')$$);
+RESET ROLE;
+SELECT * FROM pg_temp.attached;
+
+-- What a user plants on its search_path is not used.
+CREATE SCHEMA regress_trap;
+CREATE FUNCTION regress_trap.trap(integer, integer) RETURNS boolean LANGUAGE plpgsql
+AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+CREATE OPERATOR regress_trap.= (FUNCTION = regress_trap.trap, LEFTARG = integer,
+    RIGHTARG = integer);
+CREATE FUNCTION regress_trap.unnest(anyarray) RETURNS SETOF integer LANGUAGE plpgsql
+AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+CREATE TEMP TABLE extension_storage (user_fk integer);
+INSERT INTO regress_app.ab_user VALUES (1, 'user1');
+TRUNCATE public.extension_storage;
+SELECT count((ext_storage_set('acme.tasks', 'own', 'x', user_fk => 1)).version);
+SET search_path = regress_trap, pg_catalog, public;
+DELETE FROM regress_app.ab_user;
+SELECT ext_storage_purge_user(1);
+RESET search_path;
+SELECT count(*) FROM public.extension_storage;
+DROP TABLE pg_temp.extension_storage;
+
+SET client_min_messages = warning;
+DROP SCHEMA regress_app, regress_trap CASCADE;
+REVOKE EXECUTE ON FUNCTION ext_storage_attach_users, ext_storage_attach_resource,
+    ext_storage_detach, ext_storage_users_deleted FROM regress_superset, regress_plain;
+DROP ROLE regress_superset, regress_plain;
+TRUNCATE extension_storage;

@@ -1,0 +1,197 @@
+-- Installing: where, by whom, and what is there afterwards.
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set setup :abs_srcdir '/test/setup.sql'
+\i :setup
+
+-- The table: its columns in their order ...
+SELECT attname AS column, format_type(atttypid, atttypmod) AS type,
+    attnotnull AS not_null,
+    coalesce(pg_get_expr(adbin, adrelid),
+        CASE attidentity WHEN 'd' THEN 'identity' END) AS default,
+    nullif(collname, 'default') AS collation
+FROM pg_attribute
+LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+LEFT JOIN pg_collation c ON c.oid = attcollation
+WHERE attrelid = 'extension_storage'::regclass AND attnum > 0
+ORDER BY attnum;
+-- ... its constraints, none of them a foreign key, and its indexes.
+SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
+WHERE conrelid = 'extension_storage'::regclass AND contype <> 'n'
+ORDER BY conname COLLATE "C";
+SELECT indexdef FROM pg_indexes WHERE tablename = 'extension_storage'
+ORDER BY indexname COLLATE "C";
+
+-- An entry without its value.
+SELECT attname, format_type(atttypid, atttypmod) AS type FROM pg_attribute
+WHERE attrelid = 'ext_storage_entry'::regclass AND attnum > 0
+ORDER BY attnum;
+
+-- Everything that belongs to the extension, but for the types that come with a
+-- table or a type and are members of their own since PostgreSQL 17.
+CREATE TEMP VIEW member AS
+SELECT classid, objid, deptype FROM pg_depend
+WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
+    AND refobjid = (SELECT oid FROM pg_extension
+        WHERE extname = 'extension_storage')
+    AND NOT (classid = 'pg_type'::regclass AND objid IN (
+        SELECT t.oid FROM pg_type t LEFT JOIN pg_class c ON c.oid = typrelid
+        WHERE typcategory = 'A' OR relkind <> 'c'));
+SELECT pg_describe_object(classid, objid, 0) AS object FROM member
+ORDER BY pg_describe_object(classid, objid, 0) COLLATE "C";
+
+-- Functions: their names of arguments, their results, and how volatile and how
+-- safe in parallel plans they are.
+\pset format unaligned
+\pset fieldsep '\n    '
+\pset tuples_only
+SELECT proname, pg_get_function_arguments(oid),
+    coalesce(pg_get_function_result(oid), 'procedure'),
+    CASE provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable'
+        WHEN 'v' THEN 'volatile' END || ', parallel ' ||
+    CASE proparallel WHEN 's' THEN 'safe' WHEN 'r' THEN 'restricted'
+        WHEN 'u' THEN 'unsafe' END
+FROM member JOIN pg_proc ON oid = objid AND classid = 'pg_proc'::regclass
+ORDER BY proname COLLATE "C";
+\pset tuples_only
+\pset format aligned
+-- None runs with other rights than the caller's; those written in PL/pgSQL
+-- depend on no search_path.
+SELECT proname, prosecdef AS definer, lanname AS language, proconfig
+FROM member JOIN pg_proc p ON p.oid = objid AND classid = 'pg_proc'::regclass
+JOIN pg_language l ON l.oid = prolang
+WHERE prosecdef OR lanname <> 'c' OR proconfig IS NOT NULL
+ORDER BY proname COLLATE "C";
+
+-- Every member and every column has a comment.
+SELECT pg_describe_object(classid, objid, 0) AS without_comment
+FROM member
+WHERE obj_description(objid, classid::regclass::name) IS NULL;
+SELECT attrelid::regclass AS relation, attname AS without_comment
+FROM member JOIN pg_class c ON c.oid = objid AND classid = 'pg_class'::regclass AND relkind = 'r'
+JOIN pg_attribute ON attrelid = objid AND attnum > 0
+WHERE col_description(attrelid, attnum) IS NULL;
+
+-- The list of all that PUBLIC may do with the members, and with the row types
+-- of the tables among them, is empty.
+CREATE TEMP VIEW public_may AS
+SELECT privilege, pg_describe_object('pg_class'::regclass, objid, 0) AS object
+FROM member JOIN pg_class c ON c.oid = objid AND relkind = 'r',
+    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE',
+        'REFERENCES', 'TRIGGER']) AS privilege
+WHERE classid = 'pg_class'::regclass
+    AND (has_table_privilege('public', objid, privilege)
+        OR privilege IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
+            AND has_any_column_privilege('public', objid, privilege))
+UNION ALL
+SELECT privilege, pg_describe_object('pg_class'::regclass, objid, 0)
+FROM member JOIN pg_class c ON c.oid = objid AND relkind = 'S',
+    unnest(ARRAY['USAGE', 'SELECT', 'UPDATE']) AS privilege
+WHERE classid = 'pg_class'::regclass
+    AND has_sequence_privilege('public', objid, privilege)
+UNION ALL
+SELECT 'EXECUTE', pg_describe_object(classid, objid, 0)
+FROM member
+WHERE classid = 'pg_proc'::regclass
+    AND has_function_privilege('public', objid, 'EXECUTE')
+UNION ALL
+SELECT 'USAGE', pg_describe_object('pg_type'::regclass, t.oid, 0)
+FROM member JOIN pg_type t
+    ON classid = 'pg_type'::regclass AND objid = t.oid
+    OR classid = 'pg_class'::regclass AND objid = t.typrelid
+WHERE has_type_privilege('public', t.oid, 'USAGE');
+SELECT * FROM public_may;
+-- That list is able to have something in it.
+BEGIN;
+GRANT SELECT (key), TRUNCATE ON extension_storage TO PUBLIC;
+GRANT USAGE ON SEQUENCE extension_storage_id_seq TO PUBLIC;
+GRANT EXECUTE ON FUNCTION fernet_generate_key TO PUBLIC;
+GRANT USAGE ON TYPE ext_storage_entry, extension_storage TO PUBLIC;
+SELECT * FROM public_may ORDER BY 1, 2;
+ROLLBACK;
+
+-- pg_dump saves the rows and the sequence.
+SELECT unnest(extconfig)::regclass AS dumped, unnest(extcondition) AS condition
+FROM pg_extension WHERE extname = 'extension_storage' ORDER BY 1;
+
+-- A database of somebody who is not superuser.
+CREATE ROLE regress_owner;
+CREATE ROLE regress_plain;
+CREATE DATABASE regression_install OWNER regress_owner TEMPLATE template0;
+\c regression_install
+SET client_min_messages = warning;
+-- The holder is who owns the table; rights() tells what else that role has.
+CREATE FUNCTION pg_temp.rights(OUT holder regrole, OUT superuser_functions boolean,
+    OUT may_grant_functions boolean, OUT may_grant_type boolean)
+LANGUAGE sql BEGIN ATOMIC
+    SELECT relowner, bool_and(rolsuper),
+        bool_and(has_function_privilege(relowner, p.oid,
+            'EXECUTE WITH GRANT OPTION')),
+        bool_and(has_type_privilege(relowner, t.oid,
+            'USAGE WITH GRANT OPTION'))
+    FROM pg_class c, pg_type t, pg_proc p JOIN pg_roles r ON r.oid = proowner
+    WHERE relname = 'extension_storage' AND typname = 'ext_storage_entry'
+        AND proname ~ '^(ext_storage|fernet)_'
+    GROUP BY relowner;
+END;
+-- Installed by that owner, with pgcrypto ...
+SET SESSION AUTHORIZATION regress_owner;
+CREATE EXTENSION extension_storage CASCADE;
+SELECT version FROM ext_storage_set('acme.tasks', 'k', 'x', 'text/plain');
+RESET SESSION AUTHORIZATION;
+SELECT * FROM pg_temp.rights();
+SET SESSION AUTHORIZATION regress_owner;
+DROP EXTENSION extension_storage;
+RESET SESSION AUTHORIZATION;
+-- ... and by a superuser: the rights are the same.
+CREATE EXTENSION extension_storage;
+SELECT * FROM pg_temp.rights();
+SET SESSION AUTHORIZATION regress_owner;
+SELECT version FROM ext_storage_set('acme.tasks', 'k', 'x', 'text/plain');
+-- The table belongs to the extension: it cannot go alone.
+DROP TABLE extension_storage;
+RESET SESSION AUTHORIZATION;
+
+-- Dropping it leaves nothing, and nobody else may install it.
+DROP EXTENSION extension_storage;
+SELECT to_regclass('extension_storage') AS table,
+    to_regtype('ext_storage_entry') AS type,
+    (SELECT count(*) FROM pg_proc
+     WHERE proname ~ '^(ext_storage|fernet)_') AS functions;
+SET SESSION AUTHORIZATION regress_plain;
+CREATE EXTENSION extension_storage;
+RESET SESSION AUTHORIZATION;
+
+-- A table extension_storage of somebody else stops it ...
+CREATE TABLE extension_storage (id integer, key text);
+INSERT INTO extension_storage VALUES (1, 'not ours');
+CREATE EXTENSION extension_storage;
+-- ... and so does a function that somebody else has put there.
+ALTER TABLE extension_storage RENAME TO other;
+CREATE FUNCTION fernet_generate_key() RETURNS text LANGUAGE sql
+AS 'SELECT ''known to the attacker''';
+CREATE EXTENSION extension_storage;
+DROP FUNCTION fernet_generate_key();
+ALTER TABLE other RENAME TO extension_storage;
+SELECT extname FROM pg_extension WHERE extname = 'extension_storage';
+
+-- The way out that the error names: a schema of its own, here one whose name
+-- needs quotes.  The other table stays what it was.
+CREATE SCHEMA "Ext Storage";
+CREATE EXTENSION extension_storage SCHEMA "Ext Storage";
+SELECT extnamespace::regnamespace FROM pg_extension
+WHERE extname = 'extension_storage';
+SELECT version FROM "Ext Storage".ext_storage_set('acme.tasks', 'k', 'x',
+    'text/plain');
+SELECT "Ext Storage".ext_storage_get('acme.tasks', 'k');
+SELECT * FROM extension_storage;
+
+-- It stays in that schema, which may be renamed under a running session.
+ALTER EXTENSION extension_storage SET SCHEMA public;
+ALTER SCHEMA "Ext Storage" RENAME TO ext_storage;
+SELECT version FROM ext_storage.ext_storage_set('acme.tasks', 'k', 'y',
+    'text/plain');
+SELECT ext_storage.ext_storage_get('acme.tasks', 'k');
+
+\c contrib_regression
+DROP DATABASE regression_install;
+DROP ROLE regress_owner, regress_plain;

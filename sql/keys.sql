@@ -1,0 +1,178 @@
+-- The settings that hold keys: what they take, what they show, which wins.
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set setup :abs_srcdir '/test/setup.sql'
+\i :setup
+
+-- keys() names the keys in force in their order; learn() makes a secret known to
+-- it by its fingerprint.
+CREATE TEMP TABLE secret (fingerprint text, secret text);
+CREATE FUNCTION pg_temp.keys() RETURNS text LANGUAGE sql AS $$
+    SELECT coalesce(string_agg(coalesce((SELECT s.secret FROM secret s
+        WHERE s.fingerprint = k.fingerprint), '?'), ' > ' ORDER BY ordinal), 'none')
+    FROM ext_storage_key_status() k WHERE role <> 'unknown'
+$$;
+CREATE FUNCTION pg_temp.learn(secret text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('extension_storage.secret_key', secret, true);
+    INSERT INTO secret SELECT k.fingerprint, learn.secret FROM ext_storage_key_status() k WHERE ordinal = 1;
+    PERFORM set_config('extension_storage.secret_key', '', true);
+    RETURN secret;
+END $$;
+
+-- Nothing is configured.
+SELECT * FROM ext_storage_key_status();
+SHOW extension_storage.encryption_keys;
+SHOW extension_storage.secret_key;
+SHOW extension_storage.encryption_keys_file;
+
+-- A key is known by its fingerprint, on every server the same.
+SET extension_storage.encryption_keys = 'new-secret,old-secret';
+SELECT * FROM ext_storage_key_status();
+-- Nobody is shown a secret, the superuser included.
+SHOW extension_storage.encryption_keys;
+SELECT current_setting('extension_storage.encryption_keys');
+SET extension_storage.secret_key = 'superset';
+SHOW extension_storage.secret_key;
+SELECT name, setting, boot_val, reset_val FROM pg_settings WHERE name ~ '^extension_storage\..*key'
+ORDER BY name COLLATE "C";
+SELECT count(*) FROM pg_show_all_settings() s WHERE s::text ~ 'new-secret|old-secret|superset';
+SELECT count(*) FROM pg_file_settings s WHERE s::text ~ 'new-secret|old-secret|superset';
+-- Others are not even told whether there is one.
+CREATE ROLE regress_plain;
+CREATE ROLE regress_monitor;
+GRANT pg_monitor TO regress_monitor;
+SET ROLE regress_plain;
+SELECT name, pg_temp.error_of('SHOW ' || name) ~ '^42501 ' AS show,
+    pg_temp.error_of(format('SELECT current_setting(%L)', name)) ~ '^42501 ' AS current_setting
+FROM unnest(ARRAY['extension_storage.encryption_keys', 'extension_storage.secret_key',
+    'extension_storage.encryption_keys_file']) name;
+SELECT name, setting FROM pg_settings WHERE name ~ '^extension_storage\..*key' ORDER BY name COLLATE "C";
+SET ROLE regress_monitor;
+SELECT current_setting('extension_storage.encryption_keys'), current_setting('extension_storage.secret_key');
+SELECT name, setting, reset_val FROM pg_settings WHERE name ~ '^extension_storage\..*key'
+ORDER BY name COLLATE "C";
+RESET ROLE;
+RESET extension_storage.encryption_keys;
+RESET extension_storage.secret_key;
+
+-- Which keys there are, and in which order.  First the secrets' names.
+SELECT string_agg(pg_temp.learn(s), ', ')
+FROM unnest(ARRAY['a', 'b', 'c', 'a b', 'a,b', 'a"b', ' a ', 'é€😀', '"', '''', '\', '********x']) s;
+SELECT count(DISTINCT fingerprint) FROM secret;
+-- A list: blanks around an item do not count, within it they do; quotes keep
+-- commas, blanks, and doubled quotes.
+CREATE FUNCTION pg_temp.keys_of(list text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('extension_storage.encryption_keys', list, true);
+    RETURN pg_temp.keys();
+EXCEPTION WHEN others THEN
+    RETURN pg_temp.error_of(format('SELECT set_config(%L, %L, true)',
+        'extension_storage.encryption_keys', list));
+END $$;
+SELECT list, pg_temp.keys_of(list) AS keys
+FROM unnest(ARRAY['a', 'a,b', ' a , b ', E'a,\n\tb', 'b,a', 'a,b,c', 'a b', '"a b" , c', '"a,b",c',
+    '"a""b"', '" a "', 'é€😀', '""""', '''', '\', '********x', 'a,a', 'a,b,a', 'b,"a",a', '',
+    ' ']) WITH ORDINALITY l (list, n) ORDER BY n;
+-- What is no list.  The item is counted, not printed.
+\pset format unaligned
+SELECT list, pg_temp.keys_of(list) AS error
+FROM unnest(ARRAY[',', 'a,', ',a', 'a,,b', 'a, ,b', '""', 'a,""', '"a', 'a,"b', 'a"b', 'a,"b"c',
+    '"a" "b"', '"', '"""',
+    '********']) WITH ORDINALITY l (list, n) ORDER BY n;
+\pset format aligned
+-- A setting that is refused changes nothing.
+SET extension_storage.encryption_keys = 'a';
+SET extension_storage.encryption_keys = 'top-secret,';
+SET extension_storage.encryption_keys TO 'top-secret,"';
+SELECT pg_temp.keys();
+-- What is shown in place of a secret is none: a saved SHOW is not a key.
+SET extension_storage.encryption_keys = '********';
+SET extension_storage.secret_key = '********';
+SELECT pg_temp.keys();
+RESET extension_storage.encryption_keys;
+
+-- secret_key is one secret as it stands, with commas, quotes and blanks.
+SET extension_storage.secret_key = 'a,b';
+SELECT pg_temp.keys();
+SET extension_storage.secret_key = 'a"b';
+SELECT pg_temp.keys();
+SET extension_storage.secret_key = ' a ';
+SELECT pg_temp.keys();
+-- It encrypts where nothing else does, and is the last to decrypt otherwise;
+-- a secret that is there twice counts once.
+SET extension_storage.secret_key = 'c';
+SELECT role, entries FROM ext_storage_key_status();
+SELECT is_encrypted FROM ext_storage_set('acme.keys', 'k', 'x', is_encrypted => true);
+SET extension_storage.encryption_keys = 'a,b';
+SELECT pg_temp.keys();
+SELECT ext_storage_get('acme.keys', 'k');
+SELECT version FROM ext_storage_set('acme.keys', 'k', 'y');
+RESET extension_storage.secret_key;
+SELECT pg_temp.keys();
+SELECT ext_storage_get('acme.keys', 'k');
+SET extension_storage.secret_key = 'a';
+SELECT pg_temp.keys();
+RESET extension_storage.encryption_keys;
+SELECT pg_temp.keys();
+
+-- SET LOCAL ends with the transaction, SET is undone by a rollback, RESET and
+-- the empty string leave no key.
+SET extension_storage.secret_key = '';
+SELECT pg_temp.keys();
+SET extension_storage.encryption_keys = 'a';
+BEGIN;
+SET LOCAL extension_storage.encryption_keys = 'b';
+SELECT pg_temp.keys();
+SAVEPOINT s;
+SET LOCAL extension_storage.encryption_keys = 'c';
+SELECT pg_temp.keys();
+ROLLBACK TO s;
+SELECT pg_temp.keys();
+COMMIT;
+SELECT pg_temp.keys();
+BEGIN;
+SET extension_storage.encryption_keys = 'b';
+SELECT pg_temp.keys();
+ROLLBACK;
+SELECT pg_temp.keys();
+BEGIN;
+SET extension_storage.encryption_keys = 'b';
+COMMIT;
+SELECT pg_temp.keys();
+SET extension_storage.encryption_keys = DEFAULT;
+SELECT pg_temp.keys();
+SET extension_storage.encryption_keys = 'a';
+RESET extension_storage.encryption_keys;
+SELECT pg_temp.keys();
+SET extension_storage.encryption_keys = 'a';
+-- DISCARD ALL too, which takes keys() along.
+DISCARD ALL;
+SELECT count(*) AS keys FROM ext_storage_key_status() WHERE role <> 'unknown';
+
+-- A role, a database and a function cannot keep a key: everybody reads those
+-- catalogs.
+ALTER ROLE regress_plain SET extension_storage.encryption_keys = 'top-secret';
+ALTER ROLE regress_plain SET extension_storage.secret_key = 'top-secret';
+ALTER ROLE ALL SET extension_storage.secret_key = 'top-secret';
+ALTER ROLE regress_plain IN DATABASE contrib_regression SET extension_storage.secret_key = 'top-secret';
+ALTER DATABASE contrib_regression SET extension_storage.encryption_keys = 'top-secret';
+CREATE FUNCTION keeps_a_key() RETURNS integer LANGUAGE sql
+    SET extension_storage.secret_key = 'top-secret' AS 'SELECT 1';
+CREATE FUNCTION keeps_a_key() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+ALTER FUNCTION keeps_a_key() SET extension_storage.encryption_keys = 'top-secret';
+SET extension_storage.secret_key = 'top-secret';
+ALTER FUNCTION keeps_a_key() SET extension_storage.secret_key FROM CURRENT;
+ALTER ROLE regress_plain SET extension_storage.secret_key FROM CURRENT;
+RESET extension_storage.secret_key;
+DROP FUNCTION keeps_a_key();
+SELECT count(*) FROM pg_db_role_setting s WHERE s::text ~ 'extension_storage\.(encryption_keys|secret_key)';
+
+-- The key file is for the configuration alone.
+SET extension_storage.encryption_keys_file = '/etc/passwd';
+SET LOCAL extension_storage.encryption_keys_file = '';
+ALTER ROLE regress_plain SET extension_storage.encryption_keys_file = '/etc/passwd';
+-- There are no other settings.
+SET extension_storage.encryption_key = 'misspelt';
+
+DELETE FROM extension_storage;
+DROP ROLE regress_plain, regress_monitor;

@@ -1,0 +1,133 @@
+-- Key rotation and what tells about it.  What it commits, and its progress
+-- messages, are in test/t; here those that are the same each time.
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set setup :abs_srcdir '/test/setup.sql'
+\i :setup
+
+-- Without rows, and without a key.
+SELECT pg_temp.error_of('CALL ext_storage_rotate_keys()');
+SELECT * FROM ext_storage_verify();
+SET extension_storage.encryption_keys = 'old-secret';
+CALL ext_storage_rotate_keys();
+CALL ext_storage_rotate_keys('acme.none', dry_run => true);
+BEGIN;
+CALL ext_storage_rotate_keys();
+COMMIT;
+
+-- Rows in all scopes: made with the old key, one of them in 2023; one that is
+-- not encrypted; one that is damaged, one that is no token at all, and one
+-- whose key is lost.
+SELECT count(*) FROM (VALUES ('acme.a', 'global', NULL, NULL, NULL), ('acme.a', 'user', 7, NULL, NULL),
+    ('acme.a', 'shared', NULL, 'chart', '42'), ('acme.b', 'private', 7, 'chart', '42'))
+    AS r (extension_id, key, user_fk, type, uuid),
+    ext_storage_set(r.extension_id, r.key, convert_to(r.key, 'UTF8'), user_fk => r.user_fk,
+        resource_type => type, resource_uuid => uuid, is_encrypted => true, actor_fk => 5);
+SELECT version FROM ext_storage_set('acme.b', 'empty', '', is_encrypted => true);
+SELECT version FROM ext_storage_set('acme.b', 'empty', '');
+SELECT version FROM ext_storage_set('acme.a', 'plain', 'plain');
+INSERT INTO extension_storage (uuid, extension_id, user_fk, resource_type, resource_uuid, key, value,
+    is_encrypted) VALUES
+    ('00000000-0000-4000-8000-000000000001', 'acme.a', NULL, NULL, NULL, 'python',
+    'gAAAAABlU_EAAAECAwQFBgcICQoLDA0ODxoCqNNrt09qZCxT1Z47ojE6JB6_JBVpXVy7GBv2xbej3iui6exnwa5uYr1R2e3UxMCK8khggMpcCSwVYmmdOV0=', true),
+    ('00000000-0000-4000-8000-000000000002', 'acme.a', 7, 'chart', '42', 'damaged',
+    'gAAAAABlU_EAAAECAwQFBgcICQoLDA0ODxoCqNNrt09qZCxT1Z47ojE6JB6_JBVpXVy7GBv2xbej3iui6exnwa5uYr1R2e3UxMCK8khggMpcCSwVYmmdOV1=', true),
+    ('00000000-0000-4000-8000-000000000003', 'acme.a', 8, NULL, NULL, 'bit',
+    'gAAAAABlU_EAAAECAwQFBgcICQoLDA0ODxoCqNNrt09qZCxT1Z47ojE6JB6_JBVpXVy7GBv2xbej3iui6exnwa5uYr1R2e3UxMCK8khggMpcCSwVYmmdOVA=', true);
+SET extension_storage.encryption_keys = 'lost-secret';
+SELECT version FROM ext_storage_set('acme.b', 'lost', 'x', is_encrypted => true);
+UPDATE extension_storage SET uuid = '00000000-0000-4000-8000-000000000004' WHERE key = 'lost';
+CREATE TEMP TABLE before AS SELECT * FROM extension_storage;
+CREATE TEMP VIEW changed AS
+SELECT s.extension_id, s.key, s.value <> b.value AS new_token,
+    to_jsonb(s) - 'value' = to_jsonb(b) - 'value' AS rest_as_before,
+    substr(s.value, 1, 12) = substr(b.value, 1, 12) AS time_as_before
+FROM extension_storage s FULL JOIN before b USING (id) ORDER BY id;
+
+-- The new key first, the old one behind it: what is needed for what.
+SET extension_storage.encryption_keys = 'new-secret,old-secret';
+SELECT ordinal, fingerprint, role, entries, oldest IS NOT NULL AS oldest, newest IS NOT NULL AS newest,
+    removable FROM ext_storage_key_status();
+SELECT role, oldest AT TIME ZONE 'UTC' AS oldest_utc, now() - newest < '1 minute' AS newest_now
+FROM ext_storage_key_status() ORDER BY ordinal;
+SELECT * FROM ext_storage_verify() ORDER BY uuid;
+SELECT uuid, key FROM ext_storage_verify('acme.b');
+SELECT uuid, key FROM ext_storage_verify(extension_id => 'acme.none');
+
+-- A dry run counts, warns and writes nothing.
+SET client_min_messages = warning;
+CALL ext_storage_rotate_keys(dry_run => true);
+SELECT count(*) FROM changed WHERE new_token OR NOT rest_as_before;
+
+-- Arguments that cannot be: nothing is written.
+CALL ext_storage_rotate_keys(batch_size => 0);
+CALL ext_storage_rotate_keys(batch_size => -5);
+CALL ext_storage_rotate_keys(batch_size => NULL);
+CALL ext_storage_rotate_keys(dry_run => NULL);
+CALL ext_storage_rotate_keys(batch_size => 2147483648);
+SELECT count(*) FROM changed WHERE new_token OR NOT rest_as_before;
+
+-- In a transaction block it can be rolled back.
+BEGIN;
+CALL ext_storage_rotate_keys('acme.b');
+SELECT key FROM changed WHERE new_token;
+SAVEPOINT s;
+CALL ext_storage_rotate_keys('acme.a', batch_size => 1);
+SELECT count(*) FROM changed WHERE new_token;
+ROLLBACK TO s;
+SELECT count(*) FROM changed WHERE new_token;
+ROLLBACK;
+SELECT count(*) FROM changed WHERE new_token OR NOT rest_as_before;
+-- One that may not write does not.
+BEGIN READ ONLY;
+CALL ext_storage_rotate_keys('acme.b');
+ROLLBACK;
+SELECT count(*) FROM changed WHERE new_token OR NOT rest_as_before;
+
+-- One extension: the rows that fail stay and are named, the others go on.
+CALL ext_storage_rotate_keys('acme.a');
+SELECT * FROM changed;
+SELECT ordinal, role, entries, removable FROM ext_storage_key_status();
+-- The rest, in batches of one, under whatever the session's isolation level is.
+SET default_transaction_isolation = 'serializable';
+CALL ext_storage_rotate_keys(batch_size => 1);
+RESET default_transaction_isolation;
+SELECT * FROM changed;
+SHOW transaction_isolation;
+-- Again: nothing to do.
+CALL ext_storage_rotate_keys();
+SELECT ordinal, role, entries, removable FROM ext_storage_key_status();
+SELECT role, oldest AT TIME ZONE 'UTC' AS oldest_utc FROM ext_storage_key_status() ORDER BY ordinal;
+
+-- The old key may go, as removable says: everything is read without it.
+SET extension_storage.encryption_keys = 'new-secret';
+SELECT convert_from(ext_storage_get('acme.a', 'global'), 'UTF8') AS global,
+    convert_from(ext_storage_get('acme.a', 'user', 7), 'UTF8') AS "user",
+    convert_from(ext_storage_get('acme.a', 'shared', NULL, 'chart', '42'), 'UTF8') AS shared,
+    convert_from(ext_storage_get('acme.b', 'private', 7, 'chart', '42'), 'UTF8') AS private,
+    ext_storage_get('acme.b', 'empty') AS empty,
+    convert_from(ext_storage_get('acme.a', 'python'), 'UTF8') AS python,
+    convert_from(ext_storage_get('acme.a', 'plain'), 'UTF8') AS plain;
+SELECT uuid, problem FROM ext_storage_verify() ORDER BY uuid;
+SELECT pg_temp.error_of($$SELECT ext_storage_get('acme.a', 'bit', 8)$$);
+-- Where the lost key is found again, its rows come along.
+SET extension_storage.encryption_keys = 'new-secret,lost-secret';
+SELECT ordinal, role, entries, removable FROM ext_storage_key_status();
+CALL ext_storage_rotate_keys('acme.b');
+SELECT uuid FROM ext_storage_verify() ORDER BY uuid;
+-- Three keys, and secret_key as the last of them.
+SET extension_storage.encryption_keys = 'newest-secret,new-secret';
+SET extension_storage.secret_key = 'lost-secret';
+DELETE FROM extension_storage WHERE key IN ('bit', 'damaged');
+CALL ext_storage_rotate_keys();
+SELECT ordinal, fingerprint, role, entries, removable FROM ext_storage_key_status();
+-- It can be called from a function, which is a transaction block too.
+SET extension_storage.encryption_keys = 'new-secret,newest-secret';
+DO $$
+DECLARE
+    scanned bigint; rotated bigint; current bigint; failed bigint;
+BEGIN
+    CALL ext_storage_rotate_keys(NULL, 3, false, scanned, rotated, current, failed);
+    RAISE WARNING '% % % %', scanned, rotated, current, failed;
+END $$;
+
+DELETE FROM extension_storage;

@@ -1,0 +1,45 @@
+"""Persistent storage for Superset's extensions, kept by a PostgreSQL extension.
+
+In superset_config.py:
+
+    from superset_extension_storage import install as FLASK_APP_MUTATOR
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+__all__ = ["install"]
+
+
+def install(app: Flask) -> None:
+    """Add the REST API, ExtensionStorageDAO and the keys to a Superset application."""
+    # superset_config.py imports this module before Superset can be imported.
+    import superset_core.common.daos
+    from superset.extensions import appbuilder, db
+
+    from .api import ExtensionStorageRestApi
+    from .dao import ExtensionStorageDAO
+    from .keys import hand_over_keys
+
+    app.config.setdefault("EXTENSION_STORAGE_SCHEMA", "ext_storage")
+    app.config.setdefault("EXTENSION_STORAGE_ENCRYPTION_KEYS", [])
+    app.config.setdefault("EXTENSION_STORAGE_SEND_KEYS", True)
+
+    if app.config["EXTENSION_STORAGE_SEND_KEYS"]:
+        hand_over_keys(
+            db.engine,
+            app.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"],
+            app.config["SECRET_KEY"],
+        )
+    superset_core.common.daos.ExtensionStorageDAO = ExtensionStorageDAO
+
+    # What Alpha may do and Gamma may not, when `superset init` makes the roles.
+    security = appbuilder.sm
+    security.ALPHA_ONLY_PMVS = security.ALPHA_ONLY_PMVS | {
+        ("can_write_shared", ExtensionStorageRestApi.class_permission_name)
+    }
+    appbuilder.add_api(ExtensionStorageRestApi)

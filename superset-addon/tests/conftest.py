@@ -1,0 +1,266 @@
+"""A real Superset on a private PostgreSQL, and clients that talk to it.
+
+`./dev test superset` starts the server and sets PGHOST, PGUSER, PG_DATA and
+ADDON_RESULTS, the folder for screenshots.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+import requests
+
+SECRET_KEY = "a secret key of the tests that is long enough"
+PASSWORD = "correct horse"
+USERS = {
+    "admin": "Admin",
+    "alpha": "Alpha",
+    "gamma": "Gamma",
+    "reader": "Reader",
+    "nobody": "Nobody",
+}
+README = Path(__file__).parents[1] / "README.md"
+STORAGE = "/api/v1/extensions/{}/storage/persistent"
+
+
+def sql(statement: str, *arguments: Any, database: str = "superset") -> list[Any]:
+    """Run a statement as the server's superuser."""
+    connection = psycopg2.connect(dbname=database)
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, arguments or None)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
+class Superset:
+    """An installation of Superset: a configuration, its commands, its server."""
+
+    def __init__(self, folder: Path, database: str = "superset") -> None:
+        self.folder = folder
+        self.database = database
+        self.log = folder / "server.log"
+        self.config: dict[str, Any] = {}
+        self.url = ""
+        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True)
+
+    def configure(self) -> None:
+        """Write superset_config.py."""
+        lines = [
+            "from superset_extension_storage import install as FLASK_APP_MUTATOR",
+            f"SECRET_KEY = {SECRET_KEY!r}",
+            "SQLALCHEMY_DATABASE_URI = 'postgresql+psycopg2://superset@/"
+            f"{self.database}?host={os.environ['PGHOST']}'",
+            *(f"{name} = {value!r}" for name, value in self.config.items()),
+        ]
+        (self.folder / "superset_config.py").write_text("\n".join(lines) + "\n")
+
+    def environment(self) -> dict[str, str]:
+        self.configure()
+        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LC_ALL")}
+        return {**kept, "PYTHONPATH": str(self.folder)}
+
+    def run(
+        self, *arguments: str, check: bool = True, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command of Superset's command line."""
+        done = subprocess.run(
+            [Path(sys.executable).with_name("superset"), *arguments],
+            cwd=self.folder,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            **options,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    Path(sys.executable).with_name("gunicorn"),
+                    "--workers=1",
+                    "--threads=8",
+                    "--timeout=120",
+                    "--graceful-timeout=1",
+                    "--no-control-socket",
+                    f"--bind=127.0.0.1:{port}",
+                    "superset.app:create_app()",
+                ],
+                cwd=self.folder,
+                env=self.environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                if requests.get(f"{self.url}/health", timeout=90).text == "OK":
+                    return
+            except requests.ConnectionError:
+                pass
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, "Superset does not start"
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Stop the server, and its worker with it."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(30)
+            self.process = None
+
+    def restart(self, **config: Any) -> None:
+        """Start again with a changed configuration."""
+        self.stop()
+        self.config.update(config)
+        self.start()
+
+    def client(self, user: str | None) -> Client:
+        """Give a client that is logged in like a browser, or one that is not."""
+        return Client(self, user)
+
+
+class Client:
+    """Requests with the cookies and the CSRF token of a browser's session."""
+
+    def __init__(self, superset: Superset, user: str | None) -> None:
+        self.superset = superset
+        self.session = requests.Session()
+        if user is None:
+            return
+        page = self.session.get(f"{superset.url}/login/").text
+        token = re.search(r'id="csrf_token"[^>]*value="([^"]+)"', page)
+        answer = self.session.post(
+            f"{superset.url}/login/",
+            data={"username": user, "password": PASSWORD, "csrf_token": token[1]},
+            allow_redirects=False,
+        )
+        assert answer.status_code == 302 and "session" in self.session.cookies
+        token = self.request("GET", "/api/v1/security/csrf_token/").json()["result"]
+        self.session.headers["X-CSRFToken"] = token
+
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
+        """Send a request; path is below the server, or of an extension's storage."""
+        if not path.startswith("/"):
+            extension = options.pop("extension", "acme/my-ext")
+            path = f"{STORAGE.format(extension)}/{path}"
+        return self.session.request(
+            method, self.superset.url + path, allow_redirects=False, **options
+        )
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return self.request("GET", path, **options)
+
+    def put(self, path: str, body: Any = None, **options: Any) -> requests.Response:
+        """PUT a body, a value as a JSON body's field where it is a string."""
+        if "data" not in options:
+            options["json"] = {"value": body} if isinstance(body, str) else body
+        return self.request("PUT", path, **options)
+
+    def delete(self, path: str, **options: Any) -> requests.Response:
+        return self.request("DELETE", path, **options)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Superset:
+    """A Superset that is set up as the README tells, but does not run."""
+    sql("CREATE ROLE superset LOGIN", database="postgres")
+    sql("CREATE DATABASE superset OWNER superset", database="postgres")
+    superset = Superset(tmp_path_factory.mktemp("superset") / "main")
+    for command in re.findall(r"^superset (.*)$", README.read_text(), re.MULTILINE)[:3]:
+        superset.run(*command.split())
+    return superset
+
+
+@pytest.fixture(scope="session")
+def app(installed: Superset, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The application in this process, with keys of its own, and the users."""
+    here = Superset(tmp_path_factory.mktemp("superset") / "app")
+    here.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["first", "other"]
+    here.configure()
+    os.environ["SUPERSET_CONFIG_PATH"] = str(here.folder / "superset_config.py")
+    from superset.app import create_app
+
+    made = create_app()
+    with made.app_context():
+        from superset.extensions import db, security_manager
+
+        def permission(name: str, view: str) -> Any:
+            return security_manager.find_permission_view_menu(name, view)
+
+        csrf = permission("can_read", "SecurityRestApi")
+        security_manager.add_role("Nobody").permissions = [csrf]
+        security_manager.add_role("Reader").permissions = [
+            csrf,
+            permission("can_read", "ExtensionStorage"),
+        ]
+        for user, role in USERS.items():
+            security_manager.add_user(
+                user,
+                user,
+                "Test",
+                f"{user}@example.org",
+                security_manager.find_role(role),
+                PASSWORD,
+            )
+        db.session.commit()
+    return made
+
+
+@pytest.fixture(scope="session")
+def running(installed: Superset, app: Any) -> Iterator[Superset]:
+    installed.start()
+    yield installed
+    installed.stop()
+
+
+@pytest.fixture(scope="session")
+def clients(running: Superset) -> dict[str | None, Client]:
+    """A logged-in client for each user."""
+    return {user: running.client(user) for user in (*USERS, None)}
+
+
+@pytest.fixture
+def admin(clients: dict[str | None, Client]) -> Client:
+    return clients["admin"]
+
+
+@pytest.fixture
+def gamma(clients: dict[str | None, Client]) -> Client:
+    return clients["gamma"]
+
+
+@pytest.fixture(autouse=True)
+def empty_store(installed: Superset) -> None:
+    """Begin each test with no entry."""
+    sql("DELETE FROM ext_storage.extension_storage")
+
+
+@pytest.fixture(scope="session")
+def results() -> Path:
+    """The folder for what people should look at."""
+    return Path(os.environ["ADDON_RESULTS"])

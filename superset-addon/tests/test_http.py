@@ -1,0 +1,692 @@
+"""The HTTP contract, row by row, over the wire."""
+
+from __future__ import annotations
+
+import base64
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+import requests
+
+from conftest import PASSWORD, STORAGE, Client, Superset, sql
+
+E = {"category", "description", "is_encrypted", "key", "uuid", "value_type"}
+SCOPES = ("global", "user", "resources/thing/a-1")
+
+
+def stored(key: str) -> dict[str, object]:
+    """Give what the table has of the one entry with this key."""
+    ((row,),) = sql(
+        "SELECT to_jsonb(s) FROM ext_storage.extension_storage s WHERE key = %s", key
+    )
+    return row
+
+
+def fill(admin: Client, count: int, scope: str = "global") -> None:
+    for number in range(count):
+        category = "odd" if number % 2 else "even"
+        assert admin.put(
+            f"{scope}/k{number:03}", {"value": "v", "category": category}
+        ).ok
+
+
+# Section 1: what a browser or program sees
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_list(admin: Client, scope: str) -> None:
+    assert admin.get(f"{scope}/").json() == {"count": 0, "result": []}
+    for key in ("b", "a", "c"):
+        assert admin.put(f"{scope}/{key}", "x").ok
+    answer = admin.get(f"{scope}/?page_size=2")
+    assert answer.status_code == 200
+    assert answer.json()["count"] == 3
+    assert [entry["key"] for entry in answer.json()["result"]] == ["a", "b"]
+    assert all(set(entry) == E for entry in answer.json()["result"])
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_list_without_slash_redirects(admin: Client, scope: str) -> None:
+    answer = admin.get(scope)
+    assert answer.status_code == 308
+    assert urlsplit(answer.headers["Location"]).path.endswith(f"/{scope}/")
+
+
+def test_list_page(admin: Client) -> None:
+    fill(admin, 3)
+
+    def keys(page: str) -> list[str]:
+        answer = admin.get(f"global/?page_size=2&page={page}").json()
+        assert answer["count"] == 3
+        return [entry["key"] for entry in answer["result"]]
+
+    assert keys("0") == keys("-1") == keys("x") == keys("") == ["k000", "k001"]
+    assert keys("1") == ["k002"]
+    assert keys("2") == keys("99999999999999999999") == []
+
+
+def test_list_page_size(admin: Client) -> None:
+    fill(admin, 102)
+
+    def size(query: str) -> int:
+        answer = admin.get(f"global/{query}").json()
+        assert answer["count"] == 102
+        return len(answer["result"])
+
+    assert size("") == size("?page_size=x") == 25
+    assert size("?page_size=100") == size("?page_size=101") == 100
+    assert size("?page_size=1") == size("?page_size=0") == size("?page_size=-5") == 1
+
+
+def test_list_category(admin: Client) -> None:
+    fill(admin, 5)
+    answer = admin.get("global/?category=odd").json()
+    assert answer["count"] == 2
+    assert [entry["key"] for entry in answer["result"]] == ["k001", "k003"]
+    assert admin.get("global/?category=od").json() == {"count": 0, "result": []}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_get(admin: Client, scope: str) -> None:
+    missing = admin.get(f"{scope}/k")
+    assert (missing.status_code, missing.json()) == (404, {"message": "Not found"})
+    admin.put(f"{scope}/k", {"value": "hé\0", "value_type": "text/csv; header=present"})
+    answer = admin.get(f"{scope}/k")
+    assert (answer.status_code, answer.content) == (200, "hé\0".encode())
+    assert answer.headers["Content-Type"] == "text/csv; header=present"
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_put(admin: Client, scope: str) -> None:
+    first = admin.put(f"{scope}/k", {"value": "1", "category": "c", "description": "d"})
+    assert first.status_code == 200
+    entry = first.json()["result"]
+    assert entry == {
+        "key": "k",
+        "uuid": entry["uuid"],
+        "value_type": "application/json",
+        "category": "c",
+        "description": "d",
+        "is_encrypted": False,
+    }
+    second = admin.put(f"{scope}/k", "2")
+    assert second.status_code == 200
+    assert second.json()["result"] == {**entry, "category": None, "description": None}
+    assert admin.get(f"{scope}/k").text == "2"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain", "application/x-www-form-urlencoded", "application/octet-stream"],
+)
+def test_put_with_another_content_type(admin: Client, content_type: str) -> None:
+    answer = admin.put(
+        "user/k", data=b'{"value": "a&b=c"}', headers={"Content-Type": content_type}
+    )
+    assert answer.status_code == 200
+    assert admin.get("user/k").text == "a&b=c"
+
+
+def test_put_body_defaults(admin: Client) -> None:
+    assert admin.put("user/k", {}).ok
+    answer = admin.get("user/k")
+    assert (answer.content, answer.headers["Content-Type"]) == (b"", "application/json")
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_delete(admin: Client, scope: str) -> None:
+    admin.put(f"{scope}/k", "x")
+    answer = admin.delete(f"{scope}/k")
+    assert (answer.status_code, answer.json()) == (200, {"message": "Deleted"})
+    again = admin.delete(f"{scope}/k")
+    assert (again.status_code, again.json()) == (404, {"message": "Not found"})
+
+
+def test_scopes_are_apart(admin: Client, gamma: Client) -> None:
+    for scope in SCOPES:
+        admin.put(f"{scope}/k", scope)
+    gamma.put("user/k", "gamma")
+    for scope in SCOPES:
+        assert admin.get(f"{scope}/k").text == scope
+        assert admin.get(f"{scope}/").json()["count"] == 1
+    assert gamma.get("user/k").text == "gamma"
+    assert gamma.get("user/k", extension="acme/other").status_code == 404
+
+
+def test_no_credentials(clients: dict[str | None, Client]) -> None:
+    for scope in SCOPES:
+        for path in (f"{scope}/", f"{scope}/k"):
+            answer = clients[None].get(path)
+            assert answer.status_code == 401 and set(answer.json()) == {"msg"}
+
+
+def test_bad_token(clients: dict[str | None, Client]) -> None:
+    answer = clients[None].get("user/", headers={"Authorization": "Bearer x.y.z"})
+    assert answer.status_code == 422 and set(answer.json()) == {"msg"}
+
+
+def test_no_permission(clients: dict[str | None, Client]) -> None:
+    for answer in (
+        clients["nobody"].get("user/"),
+        clients["reader"].put("user/k", "x"),
+        clients["reader"].delete("user/k"),
+        clients["gamma"].put("global/k", "x"),
+    ):
+        assert (answer.status_code, answer.json()) == (403, {"message": "Forbidden"})
+
+
+def test_user_scope_without_a_user(app: Any, clients: dict[str | None, Client]) -> None:
+    """The role Public may read and write, but is nobody."""
+
+    def grant(*permissions: str) -> None:
+        with app.app_context():
+            from superset.extensions import db, security_manager
+
+            security_manager.find_role("Public").permissions = [
+                security_manager.find_permission_view_menu(name, "ExtensionStorage")
+                for name in permissions
+            ]
+            db.session.commit()
+
+    grant("can_read", "can_write", "can_write_shared")
+    try:
+        anonymous = clients[None]
+        assert anonymous.get("global/").status_code == 200
+        token = anonymous.get("/login/").text.split('name="csrf_token"')[1]
+        token = token.split('value="')[1].split('"')[0]
+        for answer in (
+            anonymous.get("user/"),
+            anonymous.get("user/k"),
+            anonymous.put("user/k", "x", headers={"X-CSRFToken": token}),
+            anonymous.put("global/k", "x", headers={"X-CSRFToken": token}),
+            anonymous.delete("global/k", headers={"X-CSRFToken": token}),
+            anonymous.put("resources/t/u/k", "x", headers={"X-CSRFToken": token}),
+        ):
+            assert answer.status_code == 401
+            assert answer.json() == {"message": "Authentication required"}
+    finally:
+        grant()
+
+
+def test_csrf_token_missing(gamma: Client) -> None:
+    without = {"X-CSRFToken": None}
+    answer = gamma.put("user/k", "x", headers=without)
+    assert answer.status_code == 400 and set(answer.json()) == {"errors"}
+    answer = gamma.delete("user/k", headers=without)
+    assert answer.status_code == 302
+    assert urlsplit(answer.headers["Location"]).path == "/login/"
+    assert gamma.get("user/k").status_code == 404
+
+
+def test_bearer_needs_cookie_and_csrf_token(running: Superset) -> None:
+    client = running.client(None)
+    login = {"username": "gamma", "password": PASSWORD, "provider": "db"}
+    token = client.session.post(
+        f"{running.url}/api/v1/security/login", json=login
+    ).json()["access_token"]
+    bearer = {"Authorization": f"Bearer {token}"}
+    assert client.get("user/", headers=bearer).json() == {"count": 0, "result": []}
+    assert client.put("user/k", "x", headers=bearer).status_code == 400
+    csrf = client.get("/api/v1/security/csrf_token/", headers=bearer).json()["result"]
+    both = {**bearer, "X-CSRFToken": csrf}
+    assert client.put("user/k", "x", headers=both).status_code == 200
+    assert client.get("user/k", headers=bearer).text == "x"
+    client.session.cookies.clear()
+    assert client.put("user/k", "y", headers=both).status_code == 400
+
+
+def test_wrong_method_and_key_with_slash(admin: Client) -> None:
+    """Superset shows its page "not found" to who accepts HTML."""
+    accept = {"Accept": "application/json"}
+    for answer, status in (
+        (admin.request("POST", "user/k"), 405),
+        (admin.request("PATCH", "user/k"), 405),
+        (admin.put("user/", "x"), 405),
+        (admin.get("user/a/b", headers=accept), 404),
+        (admin.get("user/a%2Fb", headers=accept), 404),
+    ):
+        assert answer.status_code == status and set(answer.json()) == {"errors"}
+
+
+# Section 2: where the first implementation was wrong
+
+
+def test_base64(admin: Client) -> None:
+    value = bytes(range(256))
+    body = {
+        "value": base64.b64encode(value).decode(),
+        "value_encoding": "base64",
+        "value_type": "application/octet-stream",
+    }
+    assert admin.put("user/k", body).ok
+    assert admin.get("user/k").content == value
+    assert admin.put("user/k", {"value": "QUJD"}).ok
+    assert admin.get("user/k").text == "QUJD"
+    for bad in ("QUJ", "Q*JD", "é"):
+        answer = admin.put("user/k", {"value": bad, "value_encoding": "base64"})
+        assert answer.status_code == 400 and "base64" in answer.json()["message"]
+    assert admin.put("user/k", {"value_encoding": "hex"}).status_code == 400
+    assert admin.get("user/k").text == "QUJD"
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [("value", bad) for bad in (None, 1, 1.5, True, {}, [])]
+    + [(field, bad) for field in ("category", "description") for bad in (1, {}, [])]
+    + [("value_type", bad) for bad in (None, 1, {})]
+    + [("surprise", 1)],
+)
+def test_field_of_wrong_type(admin: Client, field: str, bad: object) -> None:
+    answer = admin.put("user/k", {field: bad})
+    assert answer.status_code == 400 and field in answer.json()["message"]
+    assert admin.get("user/k").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b'"x"', b"1", b"null", b"", b"{", b"\xff", b"[" * 100_000]
+)
+def test_body_is_no_object(admin: Client, body: bytes) -> None:
+    answer = admin.put(
+        "user/k", data=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400 and "body" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("bad", ["false", "true", 0, 1, None, []])
+def test_is_encrypted_is_a_boolean(admin: Client, bad: object) -> None:
+    answer = admin.put("user/k", {"value": "x", "is_encrypted": bad})
+    assert answer.status_code == 400 and "is_encrypted" in answer.json()["message"]
+
+
+def test_is_encrypted_absent_keeps(admin: Client) -> None:
+    admin.put("user/k", {"value": "one", "is_encrypted": True})
+    assert admin.put("user/k", "two").json()["result"]["is_encrypted"] is True
+    assert bytes.fromhex(stored("k")["value"][2:]).startswith(b"gAAAA")
+    assert admin.get("user/k").text == "two"
+    answer = admin.put("user/k", {"value": "three", "is_encrypted": False})
+    assert answer.json()["result"]["is_encrypted"] is False
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("category", "c" * 65),
+        ("value_type", "text/" + "x" * 251),
+        ("category", "a\0b"),
+        ("description", "a\0b"),
+        ("value_type", "text/\0"),
+        ("value", "\ud800"),
+        ("category", "\ud800"),
+        ("description", "\udfff"),
+        ("value_type", "text/\ud800"),
+    ],
+)
+def test_too_long_nul_and_surrogate(admin: Client, field: str, bad: str) -> None:
+    answer = admin.put("user/k", {"value": "x", field: bad})
+    assert answer.status_code == 400 and field in answer.json()["message"]
+    assert admin.get("user/k").status_code == 404
+
+
+def test_too_long_in_the_path(admin: Client) -> None:
+    assert admin.put(f"user/{'k' * 255}", "x").ok
+    assert admin.put(f"user/{'k' * 256}", "x").status_code == 400
+    assert admin.put(f"resources/{'t' * 65}/u/k", "x").status_code == 400
+    assert admin.put(f"resources/t/{'u' * 37}/k", "x").status_code == 400
+    long = f"{'p' * 127}/{'n' * 128}"
+    assert admin.put("user/k", "x", extension=long).status_code == 400
+
+
+def test_value_too_large(admin: Client) -> None:
+    largest = "x" * 16777215
+    assert admin.put("user/k", largest).ok
+    answer = admin.put("user/k", largest + "x")
+    assert answer.status_code == 413 and "16777215" in str(answer.json())
+    plain = {"Accept-Encoding": "identity"}
+    assert admin.get("user/k", headers=plain).text == largest
+
+
+def test_body_too_large(running: Superset, gamma: Client) -> None:
+    """A body that no value can need is refused before it is read."""
+    server = urlsplit(running.url)
+    cookie = "; ".join(f"{c.name}={c.value}" for c in gamma.session.cookies)
+    with socket.create_connection((server.hostname, server.port), 30) as wire:
+        wire.sendall(
+            f"PUT {STORAGE.format('acme/my-ext')}/user/k HTTP/1.1\r\n"
+            f"Host: {server.netloc}\r\nCookie: {cookie}\r\n"
+            f"X-CSRFToken: {gamma.session.headers['X-CSRFToken']}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 200000000\r\n\r\n".encode()
+        )
+        assert wire.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize(
+    "bad", ["text/html\r\nX-Evil: 1", "html", "text/", "text/html\n", "", "té/xt"]
+)
+def test_bad_mime_type(admin: Client, bad: str) -> None:
+    answer = admin.put("user/k", {"value": "x", "value_type": bad})
+    assert answer.status_code == 400
+    assert admin.get("user/k").status_code == 404
+
+
+def test_stored_html_is_harmless(admin: Client) -> None:
+    admin.put(
+        "user/k", {"value": "<script>alert(1)</script>", "value_type": "text/html"}
+    )
+    headers = admin.get("user/k").headers
+    assert headers["Content-Type"] == "text/html"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
+    assert headers["Cache-Control"] == "no-store"
+
+
+def test_concurrent_puts_make_one_row(admin: Client) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: admin.put("user/k", str(n)), range(24)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["result"]["uuid"] for answer in answers}) == 1
+    assert stored("k")["version"] == 24
+
+
+def test_publisher_and_name(admin: Client) -> None:
+    assert admin.put("user/k", "x", extension="Acme_1/my-ext").ok
+    for bad in ("a.b/c", "a/b.c", "a%20b/c", "ä/c", "a/%0Ac", "a/c%0A"):
+        for answer in (
+            admin.get("user/", extension=bad),
+            admin.get("user/k", extension=bad),
+            admin.put("user/k", "x", extension=bad),
+            admin.delete("user/k", extension=bad),
+        ):
+            assert answer.status_code == 400 and set(answer.json()) == {"message"}
+
+
+@pytest.mark.parametrize("key", ["%2E", "%2E%2E", "a%0Ab", "%00", "%7F", "%C2%85"])
+def test_bad_keys(running: Superset, admin: Client, key: str) -> None:
+    """Sent as they are: clients resolve dots in a path."""
+    for method in ("GET", "PUT", "DELETE"):
+        request = requests.Request(
+            method, f"{running.url}{STORAGE.format('acme/my-ext')}/user/", json={}
+        )
+        prepared = admin.session.prepare_request(request)
+        prepared.url += key
+        answer = admin.session.send(prepared, allow_redirects=False)
+        assert answer.status_code == 400 and "key" in answer.json()["message"]
+
+
+def test_undecryptable_value(running: Superset, admin: Client) -> None:
+    admin.put("user/k", {"value": "x", "is_encrypted": True})
+    sql("UPDATE ext_storage.extension_storage SET value = 'gAAAAAbroken'")
+    answer = admin.get("user/k")
+    assert answer.status_code == 500
+    assert answer.json() == {"message": "Value cannot be decrypted"}
+    assert admin.get("user/").json()["count"] == 1
+    assert admin.put("user/k", "y").json()["result"]["is_encrypted"] is True
+    assert admin.get("user/k").text == "y"
+    sql("UPDATE ext_storage.extension_storage SET value = 'gAAAAAbroken'")
+    assert admin.delete("user/k").status_code == 200
+
+
+def test_list_reads_no_value(admin: Client) -> None:
+    """A list does not fail at a value that nobody can read."""
+    fill(admin, 3)
+    sql(
+        "UPDATE ext_storage.extension_storage"
+        " SET is_encrypted = true, value = 'gAAAAAbroken'"
+    )
+    assert admin.get("global/").json()["count"] == 3
+
+
+def test_shared_writes_need_write_shared(clients: dict[str | None, Client]) -> None:
+    for scope in ("global", "resources/thing/a-1"):
+        assert clients["alpha"].put(f"{scope}/k", "x").status_code == 200
+        assert clients["gamma"].get(f"{scope}/k").text == "x"
+        assert clients["gamma"].put(f"{scope}/k", "y").status_code == 403
+        assert clients["gamma"].delete(f"{scope}/k").status_code == 403
+        assert clients["alpha"].delete(f"{scope}/k").status_code == 200
+    assert clients["gamma"].put("user/k", "y").status_code == 200
+    assert clients["gamma"].delete("user/k").status_code == 200
+
+
+def test_permissions_are_on_one_view() -> None:
+    granted = sql(
+        "SELECT r.name, p.name FROM ab_permission_view_role l"
+        " JOIN ab_role r ON r.id = l.role_id"
+        " JOIN ab_permission_view v ON v.id = l.permission_view_id"
+        " JOIN ab_permission p ON p.id = v.permission_id"
+        " JOIN ab_view_menu m ON m.id = v.view_menu_id"
+        " WHERE m.name = 'ExtensionStorage' AND r.name IN ('Admin', 'Alpha', 'Gamma')"
+    )
+    both, shared = {"can_read", "can_write"}, {"can_write_shared"}
+    assert set(granted) == {
+        (role, permission)
+        for role, permissions in (
+            ("Admin", both | shared),
+            ("Alpha", both | shared),
+            ("Gamma", both),
+        )
+        for permission in permissions
+    }
+
+
+@pytest.fixture(scope="module")
+def resources(app: Any) -> dict[str, str]:
+    """A dashboard and a chart of the user alpha on data that gamma may not see."""
+    with app.app_context():
+        from superset.connectors.sqla.models import SqlaTable
+        from superset.extensions import db, security_manager
+        from superset.models.core import Database
+        from superset.models.dashboard import Dashboard
+        from superset.models.slice import Slice
+
+        owners = [security_manager.find_user("alpha")]
+        database = Database(database_name="data", sqlalchemy_uri="sqlite://")
+        table = SqlaTable(table_name="secret", database=database)
+        db.session.add_all([database, table])
+        db.session.flush()
+        chart = Slice(
+            slice_name="c",
+            uuid=uuid4(),
+            viz_type="table",
+            datasource_id=table.id,
+            datasource_type="table",
+            owners=owners,
+        )
+        dashboard = Dashboard(
+            dashboard_title="d",
+            uuid=uuid4(),
+            slices=[chart],
+            owners=owners,
+            published=True,
+        )
+        db.session.add_all([chart, dashboard])
+        db.session.commit()
+        return {"dashboard": str(dashboard.uuid), "chart": str(chart.uuid)}
+
+
+@pytest.mark.parametrize("kind", ["dashboard", "chart"])
+def test_access_to_dashboards_and_charts(
+    resources: dict[str, str], clients: dict[str | None, Client], kind: str
+) -> None:
+    path = f"resources/{kind}/{resources[kind]}"
+    owner = clients["alpha"]
+    assert owner.put(f"{path}/k", "x").status_code == 200
+    for user in ("alpha", "admin"):
+        assert clients[user].get(f"{path}/k").text == "x"
+        assert clients[user].get(f"{path}/").json()["count"] == 1
+    for user in ("gamma", "reader"):
+        for answer in (clients[user].get(f"{path}/k"), clients[user].get(f"{path}/")):
+            assert answer.status_code == 403
+            assert answer.json() == {"message": "Forbidden"}
+    for answer in (
+        owner.put(f"resources/{kind}/{uuid4()}/k", "x"),
+        owner.get(f"resources/{kind}/{uuid4()}/k"),
+        owner.get(f"resources/{kind}/1/"),
+    ):
+        assert (answer.status_code, answer.json()) == (404, {"message": "Not found"})
+    assert owner.delete(f"{path}/k").status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["dashboard", "chart"])
+def test_writing_needs_ownership(
+    resources: dict[str, str],
+    clients: dict[str | None, Client],
+    kind: str,
+) -> None:
+    """Alpha sees all data, but edits only what it owns."""
+    path = f"resources/{kind}/{resources[kind]}/k"
+    table = {"dashboard": "dashboard_user", "chart": "slice_user"}[kind]
+    owners = sql(f"DELETE FROM {table} RETURNING id, user_id, {table[:-5]}_id")
+    try:
+        alpha = clients["alpha"]
+        assert alpha.put(path, "x").status_code == 403
+        assert clients["admin"].put(path, "x").status_code == 200
+        assert alpha.get(path).text == "x"
+        assert alpha.delete(path).status_code == 403
+    finally:
+        for owner in owners:
+            sql(
+                f"INSERT INTO {table} (id, user_id, {table[:-5]}_id)"
+                " VALUES (%s, %s, %s)",
+                *owner,
+            )
+
+
+@pytest.mark.parametrize("kind", ["dashboard", "chart", "thing"])
+def test_uuid_in_any_spelling(
+    resources: dict[str, str], admin: Client, kind: str
+) -> None:
+    uuid = resources.get(kind, str(uuid4()))
+    assert admin.put(f"resources/{kind}/{uuid.upper()}/k", "x").ok
+    assert admin.get(f"resources/{kind}/{uuid}/k").text == "x"
+    assert admin.get(f"resources/{kind}/{uuid.replace('-', '')}/").json()["count"] == 1
+    assert stored("k")["resource_uuid"] == uuid
+
+
+def test_etag(admin: Client) -> None:
+    first = admin.put("user/k", "x")
+    etag = admin.get("user/k").headers["ETag"]
+    assert etag == first.headers["ETag"] == f'"{first.json()["result"]["uuid"]}-1"'
+    assert admin.put("user/k", "x").headers["ETag"] != etag
+
+
+def test_if_none_match_on_get(admin: Client) -> None:
+    etag = admin.put("user/k", "x").headers["ETag"]
+    for header in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        answer = admin.get("user/k", headers={"If-None-Match": header})
+        assert (answer.status_code, answer.content) == (304, b"")
+        assert answer.headers["ETag"] == etag
+    assert admin.get("user/k", headers={"If-None-Match": '"other"'}).text == "x"
+    assert admin.get("user/none", headers={"If-None-Match": "*"}).status_code == 404
+
+
+def test_etag_of_a_compressed_answer(admin: Client) -> None:
+    """Superset compresses, and marks the ETag then."""
+    admin.put("user/k", "x" * 5000)
+    answer = admin.get("user/k", headers={"Accept-Encoding": "gzip"})
+    assert answer.headers["Content-Encoding"] == "gzip"
+    etag = answer.headers["ETag"]
+    assert admin.get("user/k", headers={"If-None-Match": etag}).status_code == 304
+    assert admin.put("user/k", "y", headers={"If-Match": etag}).status_code == 200
+    assert admin.put("user/k", "z", headers={"If-Match": etag}).status_code == 412
+
+
+def test_if_match_on_put(admin: Client) -> None:
+    etag = admin.put("user/k", "1").headers["ETag"]
+    for header in (etag, f'"other", {etag}', "*"):
+        answer = admin.put("user/k", "2", headers={"If-Match": header})
+        assert answer.status_code == 200
+        sql("UPDATE ext_storage.extension_storage SET version = 1")
+    for header in ('"other"', f"W/{etag}", etag[:-2] + '2"', '"other", "else"', ""):
+        answer = admin.put("user/k", "3", headers={"If-Match": header})
+        assert answer.status_code == 412, header
+        assert set(answer.json()) == {"message"}
+    assert admin.get("user/k").text == "2"
+    for header in (etag, "*"):
+        answer = admin.put("user/none", "x", headers={"If-Match": header})
+        assert answer.status_code == 412
+    assert admin.get("user/none").status_code == 404
+
+
+def test_if_match_after_delete_and_create(admin: Client) -> None:
+    """The new entry has the old version, but another uuid."""
+    etag = admin.put("user/k", "1").headers["ETag"]
+    admin.delete("user/k")
+    admin.put("user/k", "2")
+    assert admin.put("user/k", "3", headers={"If-Match": etag}).status_code == 412
+    assert admin.delete("user/k", headers={"If-Match": etag}).status_code == 412
+    assert admin.get("user/k").text == "2"
+
+
+def test_if_none_match_on_put(admin: Client) -> None:
+    only_new = {"If-None-Match": "*"}
+    etag = admin.put("user/k", "1", headers=only_new).headers["ETag"]
+    assert admin.put("user/k", "2", headers=only_new).status_code == 412
+    answer = admin.put("user/k", "2", headers={"If-None-Match": etag})
+    assert answer.status_code == 412
+    assert admin.get("user/k").text == "1"
+
+
+def test_conditional_delete(admin: Client) -> None:
+    etag = admin.put("user/k", "1").headers["ETag"]
+    admin.put("user/k2", "1")
+    for headers in ({"If-Match": '"other"'}, {"If-None-Match": "*"}):
+        assert admin.delete("user/k", headers=headers).status_code == 412
+    assert admin.delete("user/none", headers={"If-Match": "*"}).status_code == 412
+    assert admin.delete("user/none", headers={"If-None-Match": "*"}).status_code == 404
+    assert admin.delete("user/k", headers={"If-Match": etag}).status_code == 200
+    assert admin.get("user/").json()["count"] == 1
+
+
+# What stands in neither section
+
+
+def test_quota(admin: Client) -> None:
+    sql("ALTER DATABASE superset SET extension_storage.quota_per_extension = 10")
+    try:
+        sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE usename = 'superset'"
+        )
+        admin.get("/health")
+        assert admin.put("user/a", "12345678").status_code == 200
+        answer = admin.put("user/b", "12345678")
+        assert answer.status_code == 507 and "quota" in answer.json()["message"]
+        assert admin.put("user/b", "x", extension="acme/other").status_code == 200
+    finally:
+        sql("ALTER DATABASE superset RESET extension_storage.quota_per_extension")
+        sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE usename = 'superset'"
+        )
+
+
+def test_audit_columns(admin: Client, gamma: Client) -> None:
+    users = dict(sql("SELECT username, id FROM ab_user"))
+    admin.put("global/k", "x")
+    assert (
+        stored("k")["created_by_fk"] == stored("k")["changed_by_fk"] == users["admin"]
+    )
+    gamma.put("user/mine", "x")
+    assert stored("mine")["user_fk"] == users["gamma"]
+
+
+def test_head(admin: Client) -> None:
+    admin.put("user/k", "xyz")
+    answer = admin.request("HEAD", "user/k")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Length"] == "3"
+
+
+def test_openapi_document(admin: Client) -> None:
+    paths = admin.get("/api/v1/_openapi").json()["paths"]
+    root = "/api/v1/extensions/{publisher}/{name}/storage/persistent"
+    for scope in ("global", "user", "resources/{resource_type}/{resource_uuid}"):
+        assert set(paths[f"{root}/{scope}/"]) == {"get"}
+        operations = paths[f"{root}/{scope}/{{key}}"]
+        assert set(operations) == {"get", "put", "delete"}
+        for operation in operations.values():
+            assert operation["tags"] == ["Extension storage"]
+            assert operation["summary"] and operation["responses"]["200"]

@@ -1,0 +1,70 @@
+"""How much memory the Superset process takes for values of more than 1 MB."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conftest import Client, Superset, sql
+
+MB = 1 << 20
+IDENTITY = {"Accept-Encoding": "identity"}
+
+
+@pytest.fixture
+def worker(running: Superset) -> psutil.Process:
+    """The process that answers requests."""
+    (child,) = psutil.Process(running.process.pid).children()
+    return child
+
+
+def peak(worker: psutil.Process) -> int:
+    """Give the largest resident size since the last reset."""
+    for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmHWM")
+
+
+def reset_peak(worker: psutil.Process) -> int:
+    Path(f"/proc/{worker.pid}/clear_refs").write_text("5")
+    return worker.memory_info().rss
+
+
+def test_memory(worker: psutil.Process, admin: Client, results: Path) -> None:
+    sql(
+        "INSERT INTO ext_storage.extension_storage"
+        " (extension_id, key, value, value_size)"
+        " SELECT 'acme.my-ext', 'k' || n, decode(repeat('ab', 2 * 1048576), 'hex'), 2097152"
+        " FROM generate_series(1, 100) n"
+    )
+    largest = b"x" * 16777215
+    sql(
+        "SELECT ext_storage.ext_storage_set('acme.my-ext', 'z',"
+        " convert_to(repeat('x', 16777215), 'UTF8'), 'text/plain')"
+    )
+    url = "global/?page_size=100"
+    admin.get(url)  # what the first request loads is not counted
+
+    before = reset_peak(worker)
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda _: admin.get(url), range(50)))
+    listing = peak(worker) - before
+    assert {answer.status_code for answer in answers} == {200}
+    assert {len(answer.json()["result"]) for answer in answers} == {100}
+    assert {answer.json()["count"] for answer in answers} == {101}
+
+    before_read = reset_peak(worker)
+    assert admin.get("global/z", headers=IDENTITY).content == largest
+    reading = peak(worker) - before_read
+
+    text = (
+        f"{before / MB:.0f} MB at rest; 50 clients list 101 entries of 2 to 16 MB:"
+        f" +{listing / MB:.1f} MB; one reads 16 MB: +{reading / MB:.1f} MB\n"
+    )
+    (results / "memory.txt").write_text(text)
+    assert listing < 32 * MB, text
+    assert reading < 128 * MB, text

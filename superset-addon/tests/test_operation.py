@@ -1,0 +1,468 @@
+"""What operators do and meet: set-up, rotation, deletions, a store out of order."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet, InvalidToken
+
+from conftest import README, SECRET_KEY, Client, Superset, sql
+
+EXTVERSION = "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
+SUMMARY = re.compile(r"^\d+ scanned, .*$", re.MULTILINE)
+SECRETS = ["new-strong-secret", "old-secret"]
+TABLE = "ext_storage.extension_storage"
+
+
+def fernet(secret: str) -> Fernet:
+    return Fernet(urlsafe_b64encode(sha256(secret.encode()).digest()))
+
+
+def plant(secret: str, count: int, extension: str = "acme.my-ext") -> None:
+    """Write entries as another program would, encrypted with a secret."""
+    for number in range(count):
+        sql(
+            f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
+            " VALUES (%s, %s, %s, true)",
+            extension,
+            f"{secret[:3]}{number}",
+            fernet(secret).encrypt(b"value"),
+        )
+
+
+def tokens() -> list[bytes]:
+    return [bytes(value) for (value,) in sql(f"SELECT value FROM {TABLE} ORDER BY key")]
+
+
+# Set-up
+
+
+def test_init_again(app: Any) -> None:
+    from superset_extension_storage.cli import init
+
+    done = app.test_cli_runner().invoke(init)
+    lines = done.stdout.splitlines()
+    version = sql(EXTVERSION)[0][0]
+    assert done.exit_code == 0
+    assert lines[0].startswith("Server: PostgreSQL ")
+    assert lines[1:6] == [
+        f"Extension: {version}, already installed",
+        "Rights: role superset may use the store",
+        "Deleted users: their entries are already purged with them",
+        "Deleted dashboards: their entries are already purged with them",
+        "Deleted charts: their entries are already purged with them",
+    ]
+    assert [re.sub("[0-9a-f]{8}", "F", line) for line in lines[6:]] == [
+        "Key 1, fingerprint F: encrypts, 0 entries; it is needed",
+        "Key 2, fingerprint F: decrypts, 0 entries; it may be removed",
+        "Key 3, fingerprint F: decrypts, 0 entries; it may be removed",
+    ]
+
+
+@contextmanager
+def other_database(tmp_path: Path, owner: str, *statements: str) -> Iterator[Superset]:
+    """A database with the tables that deletions are watched on."""
+    sql(f"CREATE DATABASE other OWNER {owner}", database="postgres")
+    try:
+        for statement in (
+            "GRANT CREATE ON SCHEMA public TO superset",
+            "SET ROLE superset;"
+            " CREATE TABLE ab_user (id integer PRIMARY KEY);"
+            " CREATE TABLE dashboards (uuid uuid); CREATE TABLE slices (uuid uuid)",
+            *statements,
+        ):
+            sql(statement, database="other")
+        yield Superset(tmp_path / "other", "other")
+    finally:
+        sql("DROP DATABASE other WITH (FORCE)", database="postgres")
+
+
+def test_init_updates(tmp_path: Path) -> None:
+    with other_database(
+        tmp_path,
+        "superset",
+        "SET ROLE superset; CREATE SCHEMA ext_storage;"
+        " CREATE EXTENSION extension_storage SCHEMA ext_storage VERSION '1.0' CASCADE",
+    ) as superset:
+        output = superset.run("init-extension-storage").stdout
+        version = sql(EXTVERSION, database="other")[0][0]
+        assert f"Extension: {version}, updated from 1.0\n" in output
+        assert "Deleted users: their entries are now purged with them\n" in output
+
+
+def test_init_without_rights(tmp_path: Path) -> None:
+    """The command says what to run; where that is done, it succeeds."""
+    with other_database(tmp_path, "postgres") as superset:
+        done = superset.run("init-extension-storage", check=False)
+        assert done.returncode == 1
+        assert "of database other must run\n" in done.stderr
+        assert "Server:" not in done.stdout
+        statements = re.findall(r"^    (.*;)$", done.stderr, re.MULTILINE)
+        assert len(statements) == 6
+        for statement in statements:
+            sql(statement, database="other")
+        output = superset.run("init-extension-storage").stdout
+        assert "already installed\nRights: role superset may use the store\n" in output
+        assert output.count("their entries are already purged with them\n") == 3
+
+
+def test_init_in_another_schema(tmp_path: Path) -> None:
+    with other_database(
+        tmp_path, "superset", "CREATE EXTENSION extension_storage CASCADE"
+    ) as superset:
+        done = superset.run("init-extension-storage", check=False)
+        assert done.returncode == 1
+        assert "EXTENSION_STORAGE_SCHEMA = 'public'" in done.stderr
+        superset.config["EXTENSION_STORAGE_SCHEMA"] = "public"
+        assert "already installed" in superset.run("init-extension-storage").stdout
+
+
+# Rotation
+
+
+@pytest.fixture
+def second(installed: Superset, tmp_path: Path) -> Iterator[Superset]:
+    """Another Superset on the same database."""
+    superset = Superset(tmp_path / "second")
+    yield superset
+    superset.stop()
+
+
+def test_rotation_in_three_steps(second: Superset) -> None:
+    """As the README tells, with every statement logged, which shows no key."""
+    secrets = SECRETS
+    log = Path(os.environ["PG_DATA"]).with_name("log")
+    logged = log.stat().st_size
+    sql("ALTER DATABASE superset SET log_statement = 'all'")
+    try:
+        # Before: one entry under SECRET_KEY, one under the old key.
+        plant(SECRET_KEY, 1)
+        second.restart(EXTENSION_STORAGE_ENCRYPTION_KEYS=secrets[1:])
+        client = second.client("admin")
+        client.put("global/old", {"value": "value", "is_encrypted": True})
+
+        def readable(*keys: str) -> None:
+            for key in keys:
+                assert client.get(f"global/{key}").text == "value"
+
+        readable("a s0", "old")
+
+        # 1. The new key first, and a restart.
+        second.restart(EXTENSION_STORAGE_ENCRYPTION_KEYS=secrets)
+        readable("a s0", "old")
+        client.put("global/new", {"value": "value", "is_encrypted": True})
+        readable("new")
+        running = sql(
+            "SELECT string_agg(query, ' ') FROM pg_stat_activity"
+            " WHERE usename = 'superset'"
+        )[0][0]
+        assert running
+        assert not any(secret in running for secret in [*secrets, SECRET_KEY])
+
+        # 2. Re-encrypt.
+        dry, real = re.findall(
+            r"^superset (rotate.*)$", README.read_text(), re.MULTILINE
+        )
+        done = second.run(*dry.split())
+        assert (
+            "3 scanned, 2 to re-encrypt, 1 already current, 0 failed\n" in done.stdout
+        )
+        done = second.run(*real.split())
+        assert "3 scanned, 2 re-encrypted, 1 already current, 0 failed\n" in done.stdout
+        keys = re.findall(
+            r"^Key (\d), fingerprint [0-9a-f]{8}: (.*)$", done.stdout, re.MULTILINE
+        )
+        assert keys == [
+            ("1", "encrypts, 3 entries; it is needed"),
+            ("2", "decrypts, 0 entries; it may be removed"),
+            ("3", "decrypts, 0 entries; it may be removed"),
+        ]
+        readable("a s0", "old", "new")
+        assert {fernet(secrets[0]).decrypt(token) for token in tokens()} == {b"value"}
+
+        # 3. The old key goes, and a restart.
+        second.restart(EXTENSION_STORAGE_ENCRYPTION_KEYS=secrets[:1])
+        readable("a s0", "old", "new")
+        with pytest.raises(InvalidToken):
+            fernet(secrets[1]).decrypt(tokens()[0])
+    finally:
+        sql("ALTER DATABASE superset RESET log_statement")
+    with log.open("rb") as file:
+        file.seek(logged)
+        text = file.read().decode(errors="replace")
+    assert "ext_storage.ext_storage_set(" in text and "ext_storage_rotate_keys(" in text
+    for source in (text, second.log.read_text()):
+        assert not any(secret in source for secret in [*secrets, SECRET_KEY])
+
+
+def rotate(app: Any, *arguments: str) -> Any:
+    from superset_extension_storage.cli import rotate as command
+
+    return app.test_cli_runner().invoke(command, arguments)
+
+
+def test_rotate_dry_run_extension_and_batches(app: Any) -> None:
+    plant("other", 7)
+    plant("other", 2, "acme.second")
+    before = tokens()
+    done = rotate(app, "--dry-run")
+    assert "9 scanned, 9 to re-encrypt, 0 already current, 0 failed\n" in done.stdout
+    assert tokens() == before
+    done = rotate(app, "--extension-id=acme.my-ext", "--batch-size=2")
+    assert done.exit_code == 0
+    assert "7 scanned, 7 re-encrypted, 0 already current, 0 failed\n" in done.stdout
+    assert "\r" not in done.stdout and "%" not in done.stdout
+    assert re.search(
+        r"^Key 2, fingerprint \w{8}: decrypts, 2 entries; it is needed$",
+        done.stdout,
+        re.MULTILINE,
+    )
+    assert sum(token not in before for token in tokens()) == 7
+    committed = sql(
+        f"SELECT count(DISTINCT xmin::text) FROM {TABLE}"
+        " WHERE extension_id = 'acme.my-ext'"
+    )
+    assert committed == [(4,)]
+
+
+def test_rotate_with_a_bad_row(app: Any) -> None:
+    plant("other", 2)
+    plant("lost", 1)
+    done = rotate(app)
+    assert done.exit_code == 1
+    assert "3 scanned, 2 re-encrypted, 0 already current, 1 failed\n" in done.stdout
+    assert "No key reads 1 entries" in done.stdout
+    warning = re.search(r"^Warning: (.*)$", done.stderr, re.MULTILINE)[1]
+    uuid = sql(f"SELECT uuid::text FROM {TABLE} WHERE key = 'los0'")[0][0]
+    assert all(word in warning for word in ("los0", "acme.my-ext", uuid))
+
+
+def test_rotate_bad_arguments(app: Any) -> None:
+    assert rotate(app, "--batch-size=0").exit_code == 2
+    done = rotate(app, "--extension-id=" + "x" * 300)
+    assert done.exit_code == 1 and "extension_id" in done.stderr
+
+
+def test_rotate_shows_a_bar_and_can_be_stopped(
+    second: Superset, app: Any, request: pytest.FixtureRequest
+) -> None:
+    """On a terminal; a second run goes on where Ctrl-C has stopped the first."""
+    plant("other", 1)
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
+        f" SELECT extension_id, key || n, value, true FROM {TABLE}"
+        " CROSS JOIN generate_series(1, 1999) n"
+    )
+    sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN PERFORM pg_sleep(0.01); RETURN NEW; END';"
+        f" CREATE TRIGGER slow BEFORE UPDATE ON {TABLE}"
+        " FOR EACH ROW EXECUTE FUNCTION slow()"
+    )
+    request.addfinalizer(lambda: sql("DROP FUNCTION IF EXISTS slow CASCADE"))
+    second.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["first", "other"]
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("superset"),
+            "rotate-extension-storage-keys",
+            "--batch-size=20",
+        ],
+        cwd=second.folder,
+        env={**second.environment(), "TERM": "xterm", "COLUMNS": "80"},
+        stdin=subprocess.DEVNULL,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(terminal)
+    shown, stopped = "", False
+    while True:
+        try:
+            shown += os.read(master, 4096).decode()
+        except OSError:
+            break
+        if not stopped and re.search(r"#-+\] +\d+%", shown):
+            process.send_signal(signal.SIGINT)
+            stopped = True
+    os.close(master)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "What was done stays; run the command again to go on." in stderr
+    assert re.search(r"Re-encrypting  \[#+-+\] +\d+%", shown)
+    assert "100%" not in shown and "rows done" not in shown
+
+    sql("DROP FUNCTION slow CASCADE")
+    done = rotate(app)
+    scanned, rotated, current, failed = map(
+        int, re.findall(r"\d+", SUMMARY.search(done.stdout)[0])
+    )
+    assert (scanned, failed) == (2000, 0)
+    assert rotated > 0 and current > 0 and rotated + current == scanned
+
+
+# Deletions
+
+
+def test_deleted_user(running: Superset, admin: Client) -> None:
+    """Superset's API deletes a user; what was private to it goes, no more."""
+    roles = admin.get("/api/v1/security/roles/").json()
+    gamma = next(r["id"] for r in roles["result"] if r["name"] == "Alpha")
+    answer = admin.request(
+        "POST",
+        "/api/v1/security/users/",
+        json={
+            "username": "leaver",
+            "first_name": "l",
+            "last_name": "l",
+            "email": "leaver@example.org",
+            "active": True,
+            "password": "correct horse",
+            "roles": [gamma],
+        },
+    )
+    assert answer.status_code == 201, answer.text
+    user_id = answer.json()["id"]
+    leaver = running.client("leaver")
+    for scope in ("user", "global", "resources/thing/u"):
+        assert leaver.put(f"{scope}/of-leaver", "x").ok
+    admin.put("user/of-admin", "x")
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, user_fk, resource_type, resource_uuid,"
+        " key, value) VALUES ('acme.my-ext', %s, 'thing', 'u', 'private', '')",
+        user_id,
+    )
+    answer = admin.delete(f"/api/v1/security/users/{user_id}")
+    assert answer.status_code == 200, answer.text
+    assert sql(f"SELECT key, user_fk, resource_type FROM {TABLE} ORDER BY 1, 3") == [
+        (
+            "of-admin",
+            sql("SELECT id FROM ab_user WHERE username = 'admin'")[0][0],
+            None,
+        ),
+        ("of-leaver", None, "thing"),
+        ("of-leaver", None, None),
+    ]
+
+
+def test_deleted_dashboard(admin: Client) -> None:
+    made = [
+        admin.request("POST", "/api/v1/dashboard/", json={"dashboard_title": title})
+        for title in ("goes", "stays")
+    ]
+    ids = [answer.json()["id"] for answer in made]
+    uuids = [
+        str(sql("SELECT uuid::text FROM dashboards WHERE id = %s", id)[0][0])
+        for id in ids
+    ]
+    for uuid in uuids:
+        assert admin.put(f"resources/dashboard/{uuid}/k", "x").ok
+    assert admin.delete(f"/api/v1/dashboard/{ids[0]}").status_code == 200
+    assert sql(f"SELECT resource_uuid FROM {TABLE}") == [(uuids[1],)]
+    assert admin.get(f"resources/dashboard/{uuids[0]}/k").status_code == 404
+
+
+# A store out of order
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended", "logged"),
+    [
+        (
+            "ALTER SCHEMA ext_storage RENAME TO gone",
+            "ALTER SCHEMA gone RENAME TO ext_storage",
+            "3F000",
+        ),
+        (
+            "ALTER FUNCTION ext_storage.ext_storage_get_entry RENAME TO older",
+            "ALTER FUNCTION ext_storage.older RENAME TO ext_storage_get_entry",
+            "42883",
+        ),
+        (
+            "REVOKE EXECUTE ON FUNCTION ext_storage.ext_storage_get_entry FROM superset",
+            "GRANT EXECUTE ON FUNCTION ext_storage.ext_storage_get_entry TO superset"
+            " WITH GRANT OPTION",
+            "42501",
+        ),
+    ],
+    ids=["no extension", "older extension", "no rights"],
+)
+def test_store_not_usable(
+    running: Superset, admin: Client, broken: str, mended: str, logged: str
+) -> None:
+    begin = running.log.stat().st_size
+    sql(broken)
+    try:
+        answer = admin.get("global/k")
+        assert answer.status_code == 503
+        assert answer.json() == {"message": "Extension storage is not available"}
+        assert admin.get("/health").text == "OK"
+        assert admin.get("/api/v1/dashboard/").status_code == 200
+    finally:
+        sql(mended)
+    log = running.log.read_text()[begin:]
+    assert f"SQLSTATE {logged}" in log and "superset init-extension-storage" in log
+    assert admin.get("global/k").status_code == 404
+
+
+def test_keys_of_the_server(second: Superset) -> None:
+    """No key, then a key file, then one that is open to others."""
+    data = Path(os.environ["PG_DATA"])
+    conf, keys = data / "postgresql.conf", data.with_name("keys")
+    before = conf.read_text()
+    keys.write_text("secret of the file\n")
+    keys.chmod(0o600)
+    second.restart(EXTENSION_STORAGE_SEND_KEYS=False)
+    client = second.client("admin")
+    secret = {"value": "value", "is_encrypted": True}
+    try:
+        assert client.put("global/k", secret).status_code == 503
+        assert "SQLSTATE ES002" in second.log.read_text()
+        assert client.put("global/plain", "x").status_code == 200
+        assert client.get("global/k").status_code == 404
+        done = second.run("init-extension-storage", check=False)
+        assert done.returncode == 1
+        assert "No encryption key is configured." in done.stderr
+
+        def reload(text: str) -> None:
+            conf.write_text(text)
+            sql("SELECT pg_reload_conf()")
+            sql("SELECT pg_sleep(0.5)")
+
+        reload(before + f"extension_storage.encryption_keys_file = '{keys}'\n")
+        assert client.put("global/k", secret).status_code == 200
+        assert fernet("secret of the file").decrypt(tokens()[0]) == b"value"
+
+        keys.chmod(0o644)
+        reload(before + f"extension_storage.encryption_keys_file = '{keys}'\n#\n")
+        assert client.put("global/k", secret).status_code == 503
+        assert "SQLSTATE F0000" in second.log.read_text()
+        assert client.delete("global/k").status_code == 200
+        assert client.get("/health").text == "OK"
+    finally:
+        conf.write_text(before)
+        sql("SELECT pg_reload_conf()")
+
+
+def test_readme_settings() -> None:
+    """The settings are Python, and those of the tests above."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec("\n".join(block for block in blocks if "DAO" not in block), names)
+    from superset_extension_storage import install
+
+    assert names["FLASK_APP_MUTATOR"] is install
+    assert names["EXTENSION_STORAGE_ENCRYPTION_KEYS"] == SECRETS
+    assert names["EXTENSION_STORAGE_SEND_KEYS"] is False

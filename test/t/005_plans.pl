@@ -1,0 +1,118 @@
+# What statements read, in a scope of 100,000 entries of 4 kB of random bytes:
+# a list a page of the index and its rows, nothing of the values; a rotation
+# the rows it writes by their primary key.
+
+use strict;
+use warnings FATAL => 'all';
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('main');
+$node->init(extra => [ '-E', 'UTF8', '--no-locale' ]);
+$node->append_conf(
+	'postgresql.conf', q{
+	wal_level = minimal
+	max_wal_senders = 0
+	max_wal_size = 2GB
+	autovacuum = off});
+$node->start;
+
+# In one transaction with the table, so that PostgreSQL need not log it all;
+# in random order, so that a page of keys is not a page of the table.
+$node->safe_psql(
+	'postgres', q{
+	BEGIN;
+	CREATE EXTENSION extension_storage CASCADE;
+	INSERT INTO extension_storage (extension_id, key, category, value, value_size)
+	SELECT 'acme.app', 'k' || lpad(i::text, 6, '0'), 'c' || i % 10,
+		gen_random_bytes(1024) || gen_random_bytes(1024) ||
+		gen_random_bytes(1024) || gen_random_bytes(1024), 4096
+	FROM generate_series(1, 100000) i ORDER BY hashint4(i);
+	COMMIT;
+	VACUUM ANALYZE extension_storage});
+is( $node->safe_psql('postgres',
+		q{SELECT min(pg_column_size(value)) FROM extension_storage}),
+	4096,
+	'no value could be compressed');
+
+my $toast = q{SELECT toast_blks_read + toast_blks_hit + tidx_blks_read + tidx_blks_hit
+	FROM pg_statio_user_tables WHERE relname = 'extension_storage'};
+my $explain = q{
+	LOAD 'auto_explain';
+	SET auto_explain.log_min_duration = 0;
+	SET auto_explain.log_nested_statements = on;
+	SET auto_explain.log_analyze = on;
+	SET auto_explain.log_buffers = on;
+	SET auto_explain.log_timing = off;
+};
+
+# Runs a query in a session of its own.  Returns its result, the plan of the
+# statement behind it that starts with a word, the buffers that the statement
+# touched, and those of TOAST.
+sub read_by
+{
+	my ($sql, $word) = @_;
+	my $offset = -s $node->logfile;
+	my $toast_before = $node->safe_psql('postgres', $toast);
+	my $result = $node->safe_psql('postgres', "$explain $sql");
+	my $toast_after = $node->safe_psql('postgres', $toast);
+	my ($plan) =
+	  slurp_file($node->logfile, $offset) =~
+	  /Query Text: $word (?:(?!Query Text).)*public\.extension_storage AS e.*\n((?:\t.*\n)+)/
+	  or die 'no plan in the log';
+	my ($hit, $read) =
+	  $plan =~ /Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?/;
+	return ($result, $plan, ($hit // 0) + ($read // 0),
+		$toast_after - $toast_before);
+}
+
+my $by_key = 'uq_extension_storage_scoped_key';
+foreach my $case (
+	[ 'the first page', '', 'k000001|k000025', $by_key ],
+	[ 'a page of 100', ', page_size => 100', 'k000001|k000100', $by_key, 100 ],
+	[ 'the next page by key', q{, after_key => 'k000025'}, 'k000026|k000050', $by_key ],
+	[ 'a page far inside', q{, after_key => 'k099000'}, 'k099001|k099025', $by_key ],
+	[ 'a page of a prefix', q{, key_prefix => 'k0500'}, 'k050000|k050024', $by_key ],
+	[ 'a page of a category', q{, category => 'c5'}, 'k000005|k000245',
+		'ix_extension_storage_category' ])
+{
+	my ($name, $arguments, $expected, $index, $page_size) = @$case;
+	my ($result, $plan, $buffers, $toast_blocks) = read_by(
+		"SELECT min(key), max(key) FROM ext_storage_list('acme.app'$arguments)",
+		'SELECT');
+	is($result, $expected, "$name: the right keys");
+	like($plan, qr/Index Scan using $index on extension_storage e/,
+		"$name: by the index");
+	unlike($plan, qr/Sort|Seq Scan|Bitmap|Filter: .*key/, "$name: no sort")
+	  or diag($plan);
+	cmp_ok($buffers, '<=', ($page_size // 25) + 10,
+		"$name: the buffers of a page");
+	is($toast_blocks, 0, "$name: no TOAST");
+	note("$name: $buffers buffers\n$plan");
+}
+
+# The same measure sees what a get reads.
+my ($result, $plan, $buffers, $toast_blocks) =
+  read_by(q{SELECT length(ext_storage_get('acme.app', 'k050000') || '')}, 'SELECT');
+is($result, 4096, 'a get returns a value');
+cmp_ok($toast_blocks, '>', 0, 'and is seen to read TOAST');
+
+# Whatever is in a batch, each row is found by itself.
+($result, $plan, $buffers) = read_by(
+	q{SET extension_storage.encryption_keys = 'old';
+	SET client_min_messages = warning;
+	DO $$ BEGIN
+		PERFORM ext_storage_set('acme.app', 'e' || i, 'x', is_encrypted => true)
+		FROM generate_series(1, 100) i;
+	END $$;
+	SET extension_storage.encryption_keys = 'new,old';
+	CALL ext_storage_rotate_keys()}, 'UPDATE');
+is($result, '100|100|0|0', 'a rotation among entries that are not encrypted');
+like($plan, qr/Index Scan using extension_storage_pkey/, 'writes by primary key');
+cmp_ok($buffers, '<=', 20, 'and reads no other row');
+note($plan);
+
+$node->stop;
+done_testing();

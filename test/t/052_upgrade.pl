@@ -1,0 +1,180 @@
+# The way from 1.0 to 1.1: with data in the table, it ends where a new 1.1
+# starts, whoever installed it; a dump of it restores.
+
+use strict;
+use warnings FATAL => 'all';
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('main');
+$node->init;
+$node->start;
+$node->safe_psql('postgres', q{CREATE ROLE app_owner LOGIN; CREATE ROLE app_user});
+
+# All that the extension is: one line an object, with what can be asked of it.
+my $describe = q{
+SELECT line FROM (
+	SELECT 'version ' || extversion || ' in ' || extnamespace::regnamespace::text
+		|| ', dumped: ' || extconfig::regclass[]::text || extcondition::text
+	FROM pg_extension WHERE extname = 'extension_storage'
+	UNION ALL
+	SELECT pg_describe_object(classid, objid, 0) || ': '
+		|| coalesce(obj_description(objid, classid::regclass::name), 'no comment')
+	FROM pg_depend d JOIN pg_extension x ON x.oid = refobjid
+		AND refclassid = 'pg_extension'::regclass
+	WHERE extname = 'extension_storage' AND d.deptype = 'e'
+	UNION ALL
+	SELECT concat_ws(' ', attrelid::regclass, attnum, attname,
+		format_type(atttypid, atttypmod), attnotnull, attidentity, attstorage,
+		attcollation::regcollation, attacl, pg_get_expr(adbin, adrelid),
+		col_description(attrelid, attnum))
+	FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+	WHERE attrelid::regclass::text ~ 'ext(ension)?_storage' AND attnum > 0
+	UNION ALL
+	SELECT concat_ws(' ', oid::regclass, relkind, relowner::regrole, relacl,
+		relpersistence, reloptions, relrowsecurity, relreplident)
+	FROM pg_class WHERE relname ~ '^(uq_|ck_|ix_)?ext(ension)?_storage'
+	UNION ALL
+	SELECT concat_ws(' ', conrelid::regclass, conname, pg_get_constraintdef(oid))
+	FROM pg_constraint WHERE conrelid::regclass::text ~ 'extension_storage'
+	UNION ALL
+	SELECT pg_get_indexdef(indexrelid) FROM pg_index
+	WHERE indrelid::regclass::text ~ 'extension_storage'
+	UNION ALL
+	SELECT concat_ws(' ', pg_get_triggerdef(t.oid), tgenabled,
+		obj_description(t.oid, 'pg_trigger'))
+	FROM pg_trigger t WHERE tgrelid::regclass::text ~ 'extension_storage'
+	UNION ALL
+	SELECT concat_ws(' ', oid::regprocedure, proowner::regrole, prorettype::regtype,
+		pg_get_function_arguments(oid), pg_get_function_result(oid), md5(prosrc), probin,
+		provolatile, proparallel, prosecdef, proisstrict, prorows, proconfig,
+		(SELECT string_agg(a::text, ',' ORDER BY a::text COLLATE "C") FROM unnest(proacl) a))
+	FROM pg_proc WHERE proname ~ '^(ext_storage|fernet)_'
+	UNION ALL
+	SELECT concat_ws(' ', oid::regtype, typowner::regrole, typacl)
+	FROM pg_type WHERE typname ~ '^ext(ension)?_storage'
+	UNION ALL
+	SELECT concat_ws(' ', nspname, nspowner::regrole, nspacl) FROM pg_namespace
+	WHERE nspname = 'ext_storage'
+	UNION ALL
+	SELECT pg_describe_object(classoid, objoid, objsubid) || ' at first: '
+		|| (SELECT string_agg(a::text, ',' ORDER BY a::text COLLATE "C") FROM unnest(initprivs) a)
+	FROM pg_init_privs
+	WHERE pg_describe_object(classoid, objoid, objsubid) ~ '(ext(ension)?_storage|fernet_)'
+) l (line) ORDER BY line COLLATE "C"};
+my $rows = q{SELECT md5(string_agg(e::text, ';' ORDER BY id)), count(*), max(id)
+	FROM ext_storage.extension_storage e};
+my $keys = q{SET extension_storage.encryption_keys = 'a secret';};
+
+# A database of app_owner, with a version that a role installs.
+sub install
+{
+	my ($db, $role, $version) = @_;
+
+	$node->safe_psql('postgres', "CREATE DATABASE $db OWNER app_owner");
+	$node->safe_psql($db, "SET ROLE $role; CREATE SCHEMA ext_storage;
+		CREATE EXTENSION extension_storage SCHEMA ext_storage VERSION '$version' CASCADE");
+}
+
+# Every kind of entry, and ids that have run ahead.
+sub fill
+{
+	my ($db) = @_;
+
+	$node->safe_psql(
+		$db, $keys . q{
+		SELECT ext_storage.ext_storage_set('acme.app', k, decode(repeat('00ff', i * 100), 'hex'),
+			'image/png', u, t, CASE t WHEN 'chart' THEN 'c1' END, 'cat', 'a text',
+			i % 2 = 0, 7)
+		FROM generate_series(1, 3) i, unnest(ARRAY['a', 'b']) k,
+			unnest(ARRAY[NULL, 1, 2]) u, unnest(ARRAY[NULL, 'chart']) t;
+		INSERT INTO ext_storage.extension_storage (extension_id, key, value)
+		VALUES ('raw.app', 'k', 'by another program');
+		DELETE FROM ext_storage.extension_storage WHERE key = 'a' AND user_fk = 2
+			AND resource_type IS NOT NULL;
+		GRANT SELECT ON ext_storage.extension_storage TO app_user;
+		GRANT EXECUTE ON FUNCTION ext_storage.ext_storage_get TO app_user});
+}
+
+for my $role (qw(postgres app_owner))
+{
+	my ($old, $new, $restored) = map { "${_}_$role" } qw(old new restored);
+
+	install($old, $role, '1.0');
+	install($new, $role, '1.1');
+	fill($_) for $old, $new;
+	my ($rc, $out, $err) = $node->psql($old,
+		q{SET extension_storage.quota_per_extension = 1000;
+		SELECT ext_storage.ext_storage_set('acme.app', 'new', 'x')});
+	like($err, qr/HINT:  Run ALTER EXTENSION extension_storage UPDATE\./,
+		"$role: 1.0 says that a quota needs an update");
+
+	my $before = $node->safe_psql($old, $rows);
+	my $update = "ALTER EXTENSION extension_storage UPDATE TO '1.1'";
+	if ($role eq 'postgres')
+	{
+		# The holder owns the table, and cannot get at it.
+		my $hint = 'GRANT USAGE ON SCHEMA ext_storage TO app_owner';
+		($rc, $out, $err) = $node->psql($old, "BEGIN; $update; SET LOCAL client_min_messages = error;
+			SET extension_storage.quota_per_extension = 7000;
+			SELECT ext_storage.ext_storage_set('acme.app', 'new', 'x')");
+		like($err, qr/WARNING:  role app_owner .* no right to use schema.*\n.*\nHINT:  Run $hint$/m,
+			'the update warns of a holder who may not use the schema');
+		like($err, qr/ERROR:  role "app_owner" .* no right to use schema.*\nHINT:  .*: $hint$/m,
+			'and a quota is refused then');
+		$node->safe_psql($_, $hint) for $old, $new;
+	}
+	$node->safe_psql($old, "SET ROLE $role; $update");
+	is($node->safe_psql($old, $rows), $before, "$role: every row is as it was");
+
+	my $description = $node->safe_psql($new, $describe);
+	my @lines = split /\n/, $description;
+	cmp_ok(scalar(@lines), '>', 150, "$role: 1.1 is described");
+	is($node->safe_psql($old, $describe), $description,
+		"$role: the updated one is what a new 1.1 is");
+
+	is( $node->safe_psql(
+			$old, $keys . q{
+			SET search_path = ext_storage;
+			SET extension_storage.quota_per_extension = 7000;
+			SELECT octet_length(ext_storage_get('acme.app', 'b', 1));
+			SELECT version FROM ext_storage_set('acme.app', 'b', 'new', user_fk => 1);
+			SELECT version FROM ext_storage_set('acme.app', 'next', 'new');
+			SELECT key FROM extension_storage ORDER BY id DESC LIMIT 1;
+			SELECT ext_storage_purge_user(2);
+			SELECT count(*) FROM ext_storage_verify();
+			SELECT u.value_bytes = c.value_bytes FROM ext_storage_usage() u
+				JOIN extension_storage_usage c USING (extension_id)
+				WHERE extension_id = 'acme.app'}),
+		"600\n4\n1\nnext\n3\n0\nt",
+		"$role: it works");
+
+	# Updated, dumped and restored.
+	$before = $node->safe_psql($old, $rows);
+	my $dump = $node->basedir . "/$role.dump";
+	$node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, $node->connstr($old) ],
+		"$role: it is dumped");
+	$node->safe_psql('postgres', "CREATE DATABASE $restored OWNER app_owner");
+	$node->command_ok(
+		[ 'pg_restore', '--exit-on-error', '-d', $node->connstr($restored), $dump ],
+		"$role: and restored");
+	is($node->safe_psql($restored, $rows), $before, "$role: with every row");
+	is(without_counting($node->safe_psql($restored, $describe)),
+		without_counting($node->safe_psql($old, $describe)),
+		"$role: and everything else");
+}
+
+# The description without what a restore does not bring back: the counting of
+# bytes, and who was superuser enough to own the functions.
+sub without_counting
+{
+	my ($description) = @_;
+
+	$description =~ s/^(CREATE TRIGGER .*\)) [AD] /$1 /mg;
+	return $description;
+}
+
+$node->stop;
+done_testing();
