@@ -81,8 +81,9 @@ $subscriber->append_conf('postgresql.conf', $setting);
 $subscriber->start;
 $subscriber->safe_psql('postgres', 'CREATE EXTENSION extension_storage CASCADE');
 $primary->safe_psql('postgres', 'CREATE PUBLICATION storage FOR TABLE extension_storage');
-$subscriber->safe_psql('postgres', sprintf q{CREATE SUBSCRIPTION storage CONNECTION '%s' PUBLICATION storage},
-	$primary->connstr('postgres'));
+$subscriber->safe_psql('postgres', sprintf
+	q{CREATE SUBSCRIPTION storage CONNECTION '%s dbname=postgres' PUBLICATION storage},
+	$primary->connstr);
 $subscriber->wait_for_subscription_sync($primary, 'storage');
 is($subscriber->safe_psql('postgres', $read{$_}), $expected{$_}, "$_ on a logical replica")
   for sort keys %read;
