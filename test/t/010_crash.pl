@@ -81,7 +81,10 @@ for my $round (1 .. $rounds)
 	}
 	else
 	{
+		# the server restarts by itself, a moment after the client knows
+		my $offset = -s $node->logfile;
 		kill 'KILL', $pid;
+		$node->wait_for_log(qr/database system is ready to accept connections/, $offset);
 	}
 	IPC::Run::finish($psql);
 	$node->poll_query_until('postgres', 'SELECT true')
