@@ -226,7 +226,7 @@ test_base64(void)
 		"gAA=gAAA", "gAA gAAA", "gAA\n", " gAA", "gA+A", "gA/A", "=AAA"
 	};
 	char		longer[512];
-	uint8		message[3] = "abc";
+	uint8		message[3] = {'a', 'b', 'c'};
 
 	for (size_t i = 0; i < lengthof(not_base64); i++)
 		check(try_token(not_base64[i], strlen(not_base64[i]), &test_key) ==
