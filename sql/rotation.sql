@@ -130,4 +130,28 @@ BEGIN
     RAISE WARNING '% % % %', scanned, rotated, current, failed;
 END $$;
 
+-- Keys that are set for one transaction are gone with it, which a rotation ends:
+-- it goes on with those of the session, or says that there are none.
+SET extension_storage.encryption_keys = 'session-secret,new-secret';
+DO $$
+DECLARE
+    scanned bigint; rotated bigint; current bigint; failed bigint;
+BEGIN
+    PERFORM set_config('extension_storage.encryption_keys', 'local-secret,new-secret', true);
+    CALL ext_storage_rotate_keys(NULL, 2, false, scanned, rotated, current, failed);
+    RAISE WARNING '% % % %', scanned, rotated, current, failed;
+END $$;
+SELECT ordinal, role, entries FROM ext_storage_key_status();
+RESET extension_storage.encryption_keys;
+RESET extension_storage.secret_key;
+DO $$
+DECLARE
+    scanned bigint; rotated bigint; current bigint; failed bigint;
+BEGIN
+    PERFORM set_config('extension_storage.encryption_keys', 'local-secret,session-secret', true);
+    CALL ext_storage_rotate_keys(NULL, 2, false, scanned, rotated, current, failed);
+END $$;
+SET extension_storage.encryption_keys = 'session-secret';
+SELECT ordinal, role, entries FROM ext_storage_key_status();
+
 DELETE FROM extension_storage;

@@ -100,8 +100,7 @@ typedef struct PendingRow
 typedef struct Rotation
 {
 	FunctionCallInfo fcinfo;
-	const Keyring *keyring;
-	int			old_key;		/* that read the last old token */
+	int			old_key;		/* index of the one that read the last token */
 	bool		commits;		/* false inside a transaction block */
 	bool		dry_run;
 	Datum		extension_id;	/* which one, or (Datum) 0 */
@@ -142,6 +141,25 @@ read_row(EncryptedRow *row, HeapTuple tuple, TupleDesc tupdesc)
 	row->token = values[NUM_ADDRESS_ARGS + 2];
 }
 
+/*
+ * Returns the keys, of which there must be one.
+ *
+ * They are asked for anew for each row: the end of a transaction takes back
+ * what was set for it alone.
+ */
+static const Keyring *
+require_keys(void)
+{
+	const Keyring *keyring = KeyringGet();
+
+	if (keyring->nkeys == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_NO_KEY),
+				 errmsg("no encryption key is configured"),
+				 errhint("Set extension_storage.encryption_keys_file.")));
+	return keyring;
+}
+
 /* Wipes and frees a copy of a plaintext. */
 static void
 wipe(bytea *message)
@@ -161,6 +179,7 @@ static bytea *
 reencrypt(Rotation *rotation, const EncryptedRow *row, const bytea *token)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(rotation->row_context);
+	const Keyring *keyring = require_keys();
 	bytea	   *message;
 	bytea	   *sealed = NULL;
 	bytea	   *check;
@@ -168,7 +187,7 @@ reencrypt(Rotation *rotation, const EncryptedRow *row, const bytea *token)
 	uint64		check_timestamp;
 	int			ordinal = rotation->old_key;
 
-	message = KeyringOpen(rotation->keyring,
+	message = KeyringOpen(keyring,
 						  DatumGetByteaPCopy(PointerGetDatum(token)),
 						  &ordinal, &timestamp);
 	if (message == NULL)
@@ -191,10 +210,10 @@ reencrypt(Rotation *rotation, const EncryptedRow *row, const bytea *token)
 		rotation->old_key = ordinal;
 		ordinal = 0;
 		MemoryContextSwitchTo(rotation->batch_context);
-		sealed = KeyringSeal(rotation->keyring, VARDATA(message),
+		sealed = KeyringSeal(keyring, VARDATA(message),
 							 VARSIZE(message) - VARHDRSZ, timestamp);
 		MemoryContextSwitchTo(rotation->row_context);
-		check = KeyringOpen(rotation->keyring,
+		check = KeyringOpen(keyring,
 							DatumGetByteaPCopy(PointerGetDatum(sealed)),
 							&ordinal, &check_timestamp);
 		if (check == NULL || ordinal != 0 || check_timestamp != timestamp ||
@@ -545,12 +564,7 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
-	rotation.keyring = KeyringGet();
-	if (rotation.keyring->nkeys == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NO_KEY),
-				 errmsg("no encryption key is configured"),
-				 errhint("Set extension_storage.encryption_keys_file.")));
+	(void) require_keys();
 	rotation.commits = fcinfo->context != NULL &&
 		IsA(fcinfo->context, CallContext) &&
 		!castNode(CallContext, fcinfo->context)->atomic;
