@@ -22,7 +22,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "access/parallel.h"
 #include "common/hmac.h"
 #include "keylist.h"
 #include "keyring.h"
@@ -192,7 +191,7 @@ hide_secret(char **newval)
 	char	   *empty = guc_strdup(LOG, "");
 
 	if (empty == NULL)
-		return false;			/* the caller has set the message */
+		return false;			/* the caller sets the message */
 	explicit_bzero(*newval, strlen(*newval));
 	guc_free(*newval);
 	*newval = empty;

@@ -96,14 +96,6 @@ PG_FUNCTION_INFO_V1(ext_storage_users_deleted);
 PG_FUNCTION_INFO_V1(ext_storage_resources_deleted);
 PG_FUNCTION_INFO_V1(ext_storage_usage);
 
-/* Connects to SPI. */
-static void
-connect_spi(void)
-{
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-}
-
 /*
  * Deletes entries, with the rights of the caller or of the table's owner.
  * Returns how many.  SPI must be connected.
@@ -128,7 +120,7 @@ purge_for_caller(FunctionCallInfo fcinfo, Purge *purge, const Datum *values)
 {
 	uint64		npurged;
 
-	connect_spi();
+	StatementConnect();
 	npurged = run_purge(fcinfo, purge, values, false);
 	SPI_finish();
 	PG_RETURN_INT64((int64) npurged);
@@ -261,7 +253,7 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 	Datum		values[1];
 	int			nusers = 0;
 
-	connect_spi();
+	StatementConnect();
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 	{
 		run_purge(fcinfo, &purge_all_users, NULL, true);
@@ -301,7 +293,7 @@ ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 	};
 	int			nuuids = 0;
 
-	connect_spi();
+	StatementConnect();
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 		run_purge(fcinfo, &purge_all_resources, values, true);
 	else if ((texts = deleted_values(trigdata,
@@ -336,7 +328,7 @@ ext_storage_usage(PG_FUNCTION_ARGS)
 	Datum		values[1] = {Int64GetDatum(QuotaPerExtension())};
 
 	InitMaterializedSRF(fcinfo, 0);
-	connect_spi();
+	StatementConnect();
 	StatementRun(fcinfo, &usage_statement, 0, values, NULL, true);
 	for (uint64 i = 0; i < SPI_processed; i++)
 		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);

@@ -436,8 +436,7 @@ ext_storage_count_statement(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = trigger_data(fcinfo);
 
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
+	StatementConnect();
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 		StatementRunAsOwner(fcinfo, &empty_statement, NULL, NULL);
 	while (pending != NIL)

@@ -662,8 +662,7 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	Portal		portal;
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
+	StatementConnect();
 
 	uses = palloc((nkeys + 1) * sizeof(KeyUse));
 	for (int i = 0; i <= nkeys; i++)
@@ -728,8 +727,7 @@ ext_storage_verify(PG_FUNCTION_ARGS)
 	Portal		portal;
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
+	StatementConnect();
 
 	portal = open_walk(fcinfo, extension_id);
 	do

@@ -57,6 +57,17 @@ StatementInit(void)
 	CacheRegisterSyscacheCallback(NAMESPACEOID, schema_changed, (Datum) 0);
 }
 
+/*
+ * StatementConnect
+ *		Connects to SPI, which all below need; SPI_finish ends it.
+ */
+void
+StatementConnect(void)
+{
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+}
+
 /* Finds the schema of the extension, by the function that was called. */
 static void
 find_schema(FunctionCallInfo fcinfo)

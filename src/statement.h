@@ -48,6 +48,7 @@ typedef struct Statement
 #define SQL_TABLE "@schema@.extension_storage AS e"
 
 extern void StatementInit(void);
+extern void StatementConnect(void);
 extern SPIPlanPtr StatementPlan(FunctionCallInfo fcinfo, Statement *statement,
 								int shape);
 extern uint64 StatementRun(FunctionCallInfo fcinfo, Statement *statement,

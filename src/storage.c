@@ -10,7 +10,7 @@
  */
 #include "postgres.h"
 
-#include <limits.h>
+#include <ctype.h>
 #include <uuid/uuid.h>
 
 #include "access/detoast.h"
@@ -411,14 +411,6 @@ DescribeEntry(const Datum *address, const char *nulls)
 	return buf.data;
 }
 
-/* Connects to SPI. */
-static void
-connect_spi(void)
-{
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-}
-
 /*
  * Decrypts a stored value into the current memory context.
  */
@@ -477,7 +469,7 @@ fetch_value(FunctionCallInfo fcinfo, const Arguments *args)
 	MemoryContext context = CurrentMemoryContext;
 	bool		found;
 
-	connect_spi();
+	StatementConnect();
 	found = StatementFetch(fcinfo, &get_statement, args->shape, args->values,
 						   args->nulls, true, context, row, nulls);
 	SPI_finish();
@@ -682,7 +674,7 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 		shape = 0;
 	}
 
-	connect_spi();
+	StatementConnect();
 	QuotaPrepare(fcinfo, args->values[ARG_EXTENSION_ID]);
 	for (;;)
 	{
@@ -865,7 +857,7 @@ ext_storage_get_entry(PG_FUNCTION_ARGS)
 
 	address_arguments(&args, fcinfo, 2);
 	InitMaterializedSRF(fcinfo, 0);
-	connect_spi();
+	StatementConnect();
 	found = StatementFetch(fcinfo, &get_entry_statement, args.shape,
 						   args.values, args.nulls, true, context, row, nulls);
 	SPI_finish();
@@ -894,7 +886,7 @@ ext_storage_delete(PG_FUNCTION_ARGS)
 	address_arguments(&args, fcinfo, 2);
 	version_argument(&args, NUM_ADDRESS_ARGS, fcinfo, 5);
 
-	connect_spi();
+	StatementConnect();
 	QuotaPrepare(fcinfo, args.values[ARG_EXTENSION_ID]);
 	ndeleted = StatementRun(fcinfo, &delete_statement, args.shape, args.values,
 							args.nulls, false);
@@ -985,7 +977,7 @@ ext_storage_list(PG_FUNCTION_ARGS)
 	set_value(&args, LIST_OFFSET, Int64GetDatum(page * page_size));
 
 	InitMaterializedSRF(fcinfo, 0);
-	connect_spi();
+	StatementConnect();
 	StatementRun(fcinfo, &list_statement, args.shape, args.values, args.nulls,
 				 true);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -1013,7 +1005,7 @@ ext_storage_count(PG_FUNCTION_ARGS)
 	filter_arguments(&args, fcinfo, 4, 5);
 	set_null(&args, ARG_KEY);
 
-	connect_spi();
+	StatementConnect();
 	(void) StatementFetch(fcinfo, &count_statement, args.shape, args.values,
 						  args.nulls, true, CurrentMemoryContext, row, nulls);
 	SPI_finish();
