@@ -25,9 +25,6 @@
 #include "postgres.h"
 #endif
 
-#include "cipher.h"
-#include "common/cryptohash.h"
-#include "common/hmac.h"
 #include "fernet.h"
 #include "port/pg_bswap.h"
 
@@ -36,7 +33,7 @@
 #define FERNET_IV_AT 9
 #define FERNET_HEADER_LEN (FERNET_IV_AT + FERNET_IV_LEN)
 #define FERNET_MAC_LEN 32
-#define FERNET_MIN_LEN (FERNET_HEADER_LEN + CIPHER_BLOCK_LEN + FERNET_MAC_LEN)
+#define FERNET_MIN_LEN (FERNET_HEADER_LEN + FERNET_BLOCK_LEN + FERNET_MAC_LEN)
 
 static const char base64url[] =
 "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -148,8 +145,8 @@ decode_group(const uint8 *src)
 
 /*
  * Decodes strict base64url: whole groups, '=' only as the padding of the last
- * one, no bit set in what padding leaves over.  dst has room for len bytes and
- * may be src.  Returns the number of bytes, or -1.
+ * one, no bit set in what padding leaves over.  dst has room for three bytes a
+ * group and may be text.  Returns the number of bytes, or -1.
  */
 static ssize_t
 base64_decode(const char *text, size_t len, uint8 *dst)
@@ -204,17 +201,6 @@ base64_decode(const char *text, size_t len, uint8 *dst)
 	return dst - start;
 }
 
-/* Compares two MACs in a time that does not depend on where they differ. */
-static bool
-mac_equal(const uint8 *a, const uint8 *b)
-{
-	volatile uint8 difference = 0;
-
-	for (int i = 0; i < FERNET_MAC_LEN; i++)
-		difference |= a[i] ^ b[i];
-	return difference == 0;
-}
-
 /*
  * FernetTokenLen
  *		Length of the token of a message of message_len bytes.
@@ -222,9 +208,19 @@ mac_equal(const uint8 *a, const uint8 *b)
 size_t
 FernetTokenLen(size_t message_len)
 {
-	size_t		padded = (message_len / CIPHER_BLOCK_LEN + 1) * CIPHER_BLOCK_LEN;
+	size_t		padded = (message_len / FERNET_BLOCK_LEN + 1) * FERNET_BLOCK_LEN;
 
 	return (FERNET_HEADER_LEN + padded + FERNET_MAC_LEN + 2) / 3 * 4;
+}
+
+/*
+ * FernetDecodedLen
+ *		Room that a token of len characters needs when it is decoded.
+ */
+size_t
+FernetDecodedLen(size_t len)
+{
+	return len / 4 * 3;
 }
 
 /*
@@ -238,6 +234,82 @@ FernetMaxMessageLen(const FernetToken *token)
 	return token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN - 1;
 }
 
+/* Makes a context that encrypts or decrypts with an AES key, or NULL. */
+static EVP_CIPHER_CTX *
+make_cipher(const uint8 *key, int encrypt)
+{
+	EVP_CIPHER_CTX *cipher = EVP_CIPHER_CTX_new();
+
+	if (cipher != NULL &&
+		(EVP_CipherInit_ex(cipher, EVP_aes_128_cbc(), NULL, key, NULL,
+						   encrypt) != 1 ||
+		 EVP_CIPHER_CTX_set_padding(cipher, 0) != 1))
+	{
+		EVP_CIPHER_CTX_free(cipher);
+		cipher = NULL;
+	}
+	return cipher;
+}
+
+/*
+ * FernetPrepare
+ *		Makes the context of a key, which holds the key until FernetRelease.
+ *
+ * The memory is OpenSSL's, so no error may be raised in between unless the
+ * context is where it will be found again.
+ */
+FernetStatus
+FernetPrepare(FernetContext *context, const FernetKey *key)
+{
+	context->hmac = HMAC_CTX_new();
+	context->encrypt = make_cipher(key->encryption, 1);
+	context->decrypt = make_cipher(key->encryption, 0);
+	if (context->hmac != NULL && context->encrypt != NULL &&
+		context->decrypt != NULL &&
+		HMAC_Init_ex(context->hmac, key->signing, sizeof(key->signing),
+					 EVP_sha256(), NULL) == 1)
+		return FERNET_OK;
+	FernetRelease(context);
+	return FERNET_LIBRARY_FAILED;
+}
+
+/*
+ * FernetRelease
+ *		Wipes and frees what FernetPrepare made; a context of zeros holds
+ *		nothing.
+ */
+void
+FernetRelease(FernetContext *context)
+{
+	HMAC_CTX_free(context->hmac);
+	EVP_CIPHER_CTX_free(context->encrypt);
+	EVP_CIPHER_CTX_free(context->decrypt);
+	memset(context, 0, sizeof(*context));
+}
+
+/* Runs len bytes through a cipher; out is in, or does not overlap it. */
+static bool
+run_cipher(EVP_CIPHER_CTX *cipher, const uint8 *in, size_t len, uint8 *out)
+{
+	int			outlen;
+
+	return EVP_CipherUpdate(cipher, out, &outlen, in, (int) len) == 1 &&
+		(size_t) outlen == len;
+}
+
+/* Starts anew with the key that a context holds. */
+static bool
+restart_hmac(HMAC_CTX *hmac)
+{
+	return HMAC_Init_ex(hmac, NULL, 0, NULL, NULL) == 1;
+}
+
+static bool
+restart_cipher(EVP_CIPHER_CTX *cipher, const uint8 *iv)
+{
+	return EVP_CipherInit_ex(cipher, NULL, NULL, NULL, iv, -1) == 1;
+}
+
 /*
  * FernetSeal
  *		Makes a token ("Generating" in the specification).
@@ -247,40 +319,33 @@ FernetMaxMessageLen(const FernetToken *token)
  * characters and gets no terminator.
  */
 FernetStatus
-FernetSeal(const FernetKey *key, uint64 timestamp, const uint8 *iv,
+FernetSeal(const FernetContext *context, uint64 timestamp, const uint8 *iv,
 		   const uint8 *message, size_t message_len, char *token)
 {
-	FernetStatus status = FERNET_LIBRARY_FAILED;
 	Base64Writer writer = {.dst = token};
-	uint8		piece[CIPHER_PIECE_LEN];
-	uint8		chain[FERNET_IV_LEN];
+	uint8		piece[FERNET_PIECE_LEN];
 	uint8		mac[FERNET_MAC_LEN];
-	pg_hmac_ctx *hmac;
 	bool		last = false;
 
 	fill_tables();
-	hmac = pg_hmac_create(PG_SHA256);
-	if (hmac == NULL ||
-		pg_hmac_init(hmac, key->signing, sizeof(key->signing)) < 0)
-		goto leave;
-
 	piece[0] = FERNET_VERSION;
 	for (int i = 0; i < 8; i++)
 		piece[FERNET_TIMESTAMP_AT + i] = (uint8) (timestamp >> (56 - 8 * i));
 	memcpy(piece + FERNET_IV_AT, iv, FERNET_IV_LEN);
-	memcpy(chain, iv, FERNET_IV_LEN);
-	if (pg_hmac_update(hmac, piece, FERNET_HEADER_LEN) < 0)
-		goto leave;
+	if (!restart_hmac(context->hmac) ||
+		!restart_cipher(context->encrypt, iv) ||
+		HMAC_Update(context->hmac, piece, FERNET_HEADER_LEN) != 1)
+		return FERNET_LIBRARY_FAILED;
 	base64_put(&writer, piece, FERNET_HEADER_LEN);
 
 	while (!last)
 	{
-		size_t		len = Min(message_len, CIPHER_PIECE_LEN);
+		size_t		len = Min(message_len, FERNET_PIECE_LEN);
 		const uint8 *in = message;
 
-		if (len < CIPHER_PIECE_LEN)
+		if (len < FERNET_PIECE_LEN)
 		{
-			int			npad = CIPHER_BLOCK_LEN - len % CIPHER_BLOCK_LEN;
+			int			npad = FERNET_BLOCK_LEN - len % FERNET_BLOCK_LEN;
 
 			if (len > 0)
 				memcpy(piece, message, len);
@@ -295,41 +360,39 @@ FernetSeal(const FernetKey *key, uint64 timestamp, const uint8 *iv,
 			message += len;
 			message_len -= len;
 		}
-		CipherEncrypt(key->encryption, chain, in, len, piece);
-		memcpy(chain, piece + len - FERNET_IV_LEN, FERNET_IV_LEN);
-		if (pg_hmac_update(hmac, piece, len) < 0)
-			goto leave;
+		if (!run_cipher(context->encrypt, in, len, piece) ||
+			HMAC_Update(context->hmac, piece, len) != 1)
+		{
+			explicit_bzero(piece, sizeof(piece));
+			return FERNET_LIBRARY_FAILED;
+		}
 		base64_put(&writer, piece, len);
 	}
 
-	if (pg_hmac_final(hmac, mac, sizeof(mac)) < 0)
-		goto leave;
+	if (HMAC_Final(context->hmac, mac, NULL) != 1)
+		return FERNET_LIBRARY_FAILED;
 	base64_put(&writer, mac, sizeof(mac));
 	base64_finish(&writer);
-	status = FERNET_OK;
-
-leave:
-	pg_hmac_free(hmac);
-	return status;
+	return FERNET_OK;
 }
 
 /*
  * FernetDecode
- *		Takes a token apart, in place: text holds the bytes afterwards.
+ *		Takes a token apart.
  *
- * Checks the form of the token only.  Nobody has vouched for the timestamp
- * until FernetVerify or FernetOpen has.
+ * bytes has room for FernetDecodedLen(len) bytes and may be text.  Checks the
+ * form of the token only.  Nobody has vouched for the timestamp until
+ * FernetVerify or FernetOpen has.
  */
 FernetStatus
-FernetDecode(char *text, size_t len, FernetToken *token)
+FernetDecode(const char *text, size_t len, uint8 *bytes, FernetToken *token)
 {
-	uint8	   *bytes = (uint8 *) text;
 	ssize_t		nbytes = base64_decode(text, len, bytes);
 
 	if (nbytes < 0)
 		return FERNET_BAD_BASE64;
 	if (nbytes < FERNET_MIN_LEN ||
-		(nbytes - FERNET_MIN_LEN) % CIPHER_BLOCK_LEN != 0 ||
+		(nbytes - FERNET_MIN_LEN) % FERNET_BLOCK_LEN != 0 ||
 		bytes[0] != FERNET_VERSION)
 		return FERNET_BAD_FORMAT;
 
@@ -341,60 +404,57 @@ FernetDecode(char *text, size_t len, FernetToken *token)
 	return FERNET_OK;
 }
 
-/* Checks that key made the token. */
+/* Checks that the context's key made the token. */
 static FernetStatus
-check_mac(const FernetToken *token, const FernetKey *key)
+check_mac(const FernetToken *token, const FernetContext *context)
 {
-	FernetStatus status = FERNET_LIBRARY_FAILED;
 	size_t		signed_len = token->len - FERNET_MAC_LEN;
 	uint8		mac[FERNET_MAC_LEN];
-	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
 
-	if (hmac != NULL &&
-		pg_hmac_init(hmac, key->signing, sizeof(key->signing)) == 0 &&
-		pg_hmac_update(hmac, token->bytes, signed_len) == 0 &&
-		pg_hmac_final(hmac, mac, sizeof(mac)) == 0)
-		status = mac_equal(mac, token->bytes + signed_len) ?
-			FERNET_OK : FERNET_BAD_MAC;
-	pg_hmac_free(hmac);
-	return status;
+	if (!restart_hmac(context->hmac) ||
+		HMAC_Update(context->hmac, token->bytes, signed_len) != 1 ||
+		HMAC_Final(context->hmac, mac, NULL) != 1)
+		return FERNET_LIBRARY_FAILED;
+	return CRYPTO_memcmp(mac, token->bytes + signed_len, FERNET_MAC_LEN) == 0 ?
+		FERNET_OK : FERNET_BAD_MAC;
 }
 
 /* Length of the PKCS #7 padding in the last block of a plaintext, or 0. */
 static int
 padding_len(const uint8 *block)
 {
-	int			npad = block[CIPHER_BLOCK_LEN - 1];
+	int			npad = block[FERNET_BLOCK_LEN - 1];
 
-	if (npad < 1 || npad > CIPHER_BLOCK_LEN)
+	if (npad < 1 || npad > FERNET_BLOCK_LEN)
 		return 0;
 	for (int i = 1; i <= npad; i++)
-		if (block[CIPHER_BLOCK_LEN - i] != npad)
+		if (block[FERNET_BLOCK_LEN - i] != npad)
 			return 0;
 	return npad;
 }
 
 /*
  * FernetVerify
- *		Checks that key made the token, and that it decrypts.
+ *		Checks that the context's key made the token, and that it decrypts.
  *
  * CBC decryption can fail in the padding alone, so the HMAC and the last
  * block decide; no other plaintext is made.  Sets the length of the message.
  */
 FernetStatus
-FernetVerify(const FernetToken *token, const FernetKey *key,
+FernetVerify(const FernetToken *token, const FernetContext *context,
 			 size_t *message_len)
 {
-	FernetStatus status = check_mac(token, key);
+	FernetStatus status = check_mac(token, context);
 	size_t		signed_len = token->len - FERNET_MAC_LEN;
-	const uint8 *last = token->bytes + signed_len - CIPHER_BLOCK_LEN;
-	uint8		block[CIPHER_BLOCK_LEN];
+	const uint8 *last = token->bytes + signed_len - FERNET_BLOCK_LEN;
+	uint8		block[FERNET_BLOCK_LEN];
 	int			npad;
 
 	if (status != FERNET_OK)
 		return status;
-	CipherDecrypt(key->encryption, last - CIPHER_BLOCK_LEN, last,
-				  CIPHER_BLOCK_LEN, block);
+	if (!restart_cipher(context->decrypt, last - FERNET_BLOCK_LEN) ||
+		!run_cipher(context->decrypt, last, FERNET_BLOCK_LEN, block))
+		return FERNET_LIBRARY_FAILED;
 	npad = padding_len(block);
 	explicit_bzero(block, sizeof(block));
 	if (npad == 0)
@@ -421,37 +481,41 @@ FernetCheckAge(const FernetToken *token, int64 now, int64 ttl)
 
 /*
  * FernetOpen
- *		Decrypts a token, if key made it.
+ *		Decrypts a token, if the context's key made it.
  *
  * message has room for FernetMaxMessageLen(token) + 1 bytes, and may be the
  * token's own buffer, or any place before it in the same one.  It is left
  * alone where the key is another, so that the next key can be tried.
  */
 FernetStatus
-FernetOpen(const FernetToken *token, const FernetKey *key, uint8 *message,
-		   size_t *message_len)
+FernetOpen(const FernetToken *token, const FernetContext *context,
+		   uint8 *message, size_t *message_len)
 {
-	FernetStatus status = check_mac(token, key);
+	FernetStatus status = check_mac(token, context);
 	const uint8 *in = token->bytes + FERNET_HEADER_LEN;
 	size_t		total = token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN;
-	uint8		chain[FERNET_IV_LEN];
+	uint8		piece[FERNET_PIECE_LEN];
 	int			npad;
 
 	if (status != FERNET_OK)
 		return status;
-	memcpy(chain, token->bytes + FERNET_IV_AT, FERNET_IV_LEN);
+	if (!restart_cipher(context->decrypt, token->bytes + FERNET_IV_AT))
+		return FERNET_LIBRARY_FAILED;
 	for (size_t done = 0; done < total;)
 	{
-		size_t		len = Min(total - done, CIPHER_PIECE_LEN);
-		uint8		next[FERNET_IV_LEN];
+		size_t		len = Min(total - done, FERNET_PIECE_LEN);
 
-		memcpy(next, in + done + len - FERNET_IV_LEN, FERNET_IV_LEN);
-		CipherDecrypt(key->encryption, chain, in + done, len, message + done);
-		memcpy(chain, next, FERNET_IV_LEN);
+		/* what is read may lie under what is written */
+		memcpy(piece, in + done, len);
+		if (!run_cipher(context->decrypt, piece, len, message + done))
+		{
+			explicit_bzero(message, done + len);
+			return FERNET_LIBRARY_FAILED;
+		}
 		done += len;
 	}
 
-	npad = padding_len(message + total - CIPHER_BLOCK_LEN);
+	npad = padding_len(message + total - FERNET_BLOCK_LEN);
 	if (npad == 0)
 	{
 		explicit_bzero(message, total);
@@ -505,16 +569,8 @@ FernetKeyToText(const FernetKey *key, char *text)
 FernetStatus
 FernetKeyFromSecret(const char *secret, size_t len, FernetKey *key)
 {
-	FernetStatus status = FERNET_LIBRARY_FAILED;
-	pg_cryptohash_ctx *hash = pg_cryptohash_create(PG_SHA256);
-
-	if (hash != NULL &&
-		pg_cryptohash_init(hash) == 0 &&
-		pg_cryptohash_update(hash, (const uint8 *) secret, len) == 0 &&
-		pg_cryptohash_final(hash, (uint8 *) key, FERNET_KEY_LEN) == 0)
-		status = FERNET_OK;
-	pg_cryptohash_free(hash);
-	return status;
+	return EVP_Digest(secret, len, (uint8 *) key, NULL, EVP_sha256(), NULL) == 1 ?
+		FERNET_OK : FERNET_LIBRARY_FAILED;
 }
 
 /*

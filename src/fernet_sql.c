@@ -32,10 +32,15 @@ require_argument(FunctionCallInfo fcinfo, int argno, const char *name)
 				 errmsg("%s must not be null", name)));
 }
 
-/* Reads the argument that is a key. */
-static FernetKey
-key_argument(FunctionCallInfo fcinfo, int argno)
+/*
+ * Makes a context of the argument that is a key.  The caller releases it, and
+ * raises no error before.
+ */
+static FernetContext
+context_argument(FunctionCallInfo fcinfo, int argno)
 {
+	FernetContext context;
+	FernetStatus status;
 	FernetKey	key;
 	text	   *arg;
 
@@ -47,7 +52,13 @@ key_argument(FunctionCallInfo fcinfo, int argno)
 				 errmsg("invalid Fernet key"),
 				 errdetail("A Fernet key is the base64url text, with padding, of 32 bytes."),
 				 errhint("fernet_generate_key() makes one, fernet_derive_key(secret) makes one of a secret.")));
-	return key;
+	status = FernetPrepare(&context, &key);
+	explicit_bzero(&key, sizeof(key));
+	if (status != FERNET_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not prepare the key: OpenSSL failed")));
+	return context;
 }
 
 /* One message for every token that cannot be read, whatever the reason. */
@@ -57,7 +68,7 @@ report_bad_token(FernetStatus status)
 	if (status == FERNET_LIBRARY_FAILED)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not decrypt: HMAC failed")));
+				 errmsg("could not decrypt: OpenSSL failed")));
 	elog(DEBUG1, "Fernet token refused: %s", FernetStatusText(status));
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -98,16 +109,26 @@ key_to_text(FernetKey *key)
 Datum
 fernet_encrypt(PG_FUNCTION_ARGS)
 {
-	FernetKey	key;
+	FernetContext context;
+	FernetStatus status;
 	bytea	   *message;
 	text	   *token;
+	uint8		iv[FERNET_IV_LEN];
 
 	require_argument(fcinfo, 0, "message");
-	key = key_argument(fcinfo, 1);
 	message = PG_GETARG_BYTEA_PP(0);
-	token = FernetSealRandom(&key, FernetNow(), VARDATA_ANY(message),
-							 VARSIZE_ANY_EXHDR(message));
-	explicit_bzero(&key, sizeof(key));
+	token = FernetNewToken(VARSIZE_ANY_EXHDR(message), iv);
+
+	/* nothing until FernetRelease raises an error */
+	context = context_argument(fcinfo, 1);
+	status = FernetSeal(&context, FernetNow(), iv,
+						(const uint8 *) VARDATA_ANY(message),
+						VARSIZE_ANY_EXHDR(message), VARDATA(token));
+	FernetRelease(&context);
+	if (status != FERNET_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not encrypt: OpenSSL failed")));
 	PG_RETURN_TEXT_P(token);
 }
 
@@ -121,25 +142,29 @@ fernet_encrypt(PG_FUNCTION_ARGS)
 Datum
 fernet_decrypt(PG_FUNCTION_ARGS)
 {
-	FernetKey	key;
+	FernetContext context;
 	FernetToken decoded;
 	FernetStatus status;
 	size_t		message_len;
+	text	   *token;
 	bytea	   *result;
 	int64		ttl = 0;
 
 	require_argument(fcinfo, 0, "token");
-	key = key_argument(fcinfo, 1);
+	require_argument(fcinfo, 1, "key");
 	if (!PG_ARGISNULL(2))
 		ttl = ttl_argument(fcinfo, 2);
+	token = PG_GETARG_TEXT_PP(0);
+	result = palloc(VARHDRSZ + FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
+	context = context_argument(fcinfo, 1);
 
-	/* decoded and decrypted in its own memory */
-	result = (bytea *) PG_GETARG_TEXT_P_COPY(0);
-	status = FernetDecode(VARDATA(result), VARSIZE(result) - VARHDRSZ, &decoded);
+	/* decrypted where it is decoded to */
+	status = FernetDecode(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token),
+						  (uint8 *) VARDATA(result), &decoded);
 	if (status == FERNET_OK)
-		status = FernetOpen(&decoded, &key, (uint8 *) VARDATA(result),
+		status = FernetOpen(&decoded, &context, (uint8 *) VARDATA(result),
 							&message_len);
-	explicit_bzero(&key, sizeof(key));
+	FernetRelease(&context);
 	if (status == FERNET_OK && !PG_ARGISNULL(2))
 		status = FernetCheckAge(&decoded, (int64) FernetNow(), ttl);
 	if (status != FERNET_OK)
@@ -186,7 +211,7 @@ fernet_derive_key(PG_FUNCTION_ARGS)
 	if (FernetKeyFromSecret(utf8, len, &key) != FERNET_OK)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not derive a key: SHA-256 failed")));
+				 errmsg("could not derive a key: OpenSSL failed")));
 	PG_RETURN_TEXT_P(key_to_text(&key));
 }
 
@@ -202,11 +227,14 @@ fernet_timestamp(PG_FUNCTION_ARGS)
 	FernetToken decoded;
 	FernetStatus status;
 	text	   *token;
+	uint8	   *bytes;
 	TimestampTz result;
 
 	require_argument(fcinfo, 0, "token");
-	token = PG_GETARG_TEXT_P_COPY(0);
-	status = FernetDecode(VARDATA(token), VARSIZE(token) - VARHDRSZ, &decoded);
+	token = PG_GETARG_TEXT_PP(0);
+	bytes = palloc(FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
+	status = FernetDecode(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token), bytes,
+						  &decoded);
 	if (status != FERNET_OK)
 		report_bad_token(status);
 	if (!FernetTimestamp(decoded.timestamp, &result))

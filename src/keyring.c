@@ -11,8 +11,9 @@
  *
  * GUC frees that extra data without telling us, which is why the keys in it
  * are masked: what stays behind in freed memory is no key.  The keys proper
- * exist once, in the keyring, which is wiped as soon as a setting changes or
- * the configuration is reloaded, and made anew on the next use.
+ * exist in the keyring alone, as bytes and in OpenSSL's contexts.  It is wiped
+ * as soon as a setting changes or the configuration is reloaded, and made anew
+ * on the next use.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,7 +23,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/hmac.h"
 #include "keylist.h"
 #include "keyring.h"
 #include "mb/pg_wchar.h"
@@ -31,7 +31,6 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #if PG_VERSION_NUM < 160000
@@ -112,27 +111,6 @@ SecretToUtf8(const char *secret, size_t len, size_t *utf8_len)
 	return utf8;
 }
 
-/* Derives a key, from a check hook too, where there is no resource owner. */
-static bool
-derive_key(const char *secret, size_t len, FernetKey *key)
-{
-	ResourceOwner saved_owner = CurrentResourceOwner;
-	FernetStatus status;
-
-	if (saved_owner == NULL)
-		CurrentResourceOwner = ResourceOwnerCreate(NULL, "extension_storage");
-	status = FernetKeyFromSecret(secret, len, key);
-	if (saved_owner == NULL)
-	{
-		ResourceOwner owner = CurrentResourceOwner;
-
-		CurrentResourceOwner = NULL;
-		ResourceOwnerRelease(owner, RESOURCE_RELEASE_BEFORE_LOCKS, true, false);
-		ResourceOwnerDelete(owner);
-	}
-	return status == FERNET_OK;
-}
-
 /* Masks a key, or takes the mask off. */
 static void
 mask_key(void *dst, const void *src)
@@ -141,14 +119,23 @@ mask_key(void *dst, const void *src)
 		((uint8 *) dst)[i] = ((const uint8 *) src)[i] ^ mask[i];
 }
 
+/* Wipes and frees a keyring. */
+static void
+free_keyring(Keyring *ring)
+{
+	for (int i = 0; i < ring->nkeys; i++)
+		FernetRelease(&ring->keys[i].context);
+	explicit_bzero(ring->keys, ring->nkeys * sizeof(KeyringKey));
+	pfree(ring);
+}
+
 /* Wipes the keyring; the next use makes a new one. */
 static void
 forget_keyring(void)
 {
 	if (keyring == NULL)
 		return;
-	explicit_bzero(keyring->keys, keyring->nkeys * sizeof(FernetKey));
-	pfree(keyring);
+	free_keyring(keyring);
 	keyring = NULL;
 }
 
@@ -255,7 +242,7 @@ check_secrets(char **newval, void **extra, GucSource source, bool is_list,
 	{
 		FernetKey	key;
 
-		derived = derive_key(parser.secret, parser.len, &key);
+		derived = FernetKeyFromSecret(parser.secret, parser.len, &key) == FERNET_OK;
 		mask_key(masked->keys[masked->nkeys++], &key);
 		explicit_bzero(&key, sizeof(key));
 		status = is_list ? KeyListNextItem(&parser) : KEYLIST_END;
@@ -388,9 +375,9 @@ static void
 add_key(Keyring *ring, const FernetKey *key)
 {
 	for (int i = 0; i < ring->nkeys; i++)
-		if (memcmp(&ring->keys[i], key, sizeof(FernetKey)) == 0)
+		if (memcmp(&ring->keys[i].key, key, sizeof(FernetKey)) == 0)
 			return;
-	ring->keys[ring->nkeys++] = *key;
+	ring->keys[ring->nkeys++].key = *key;
 }
 
 static void
@@ -485,16 +472,13 @@ read_key_file(size_t *len)
 	return contents;
 }
 
-/* Allocates a keyring; what it is to hold is wiped when it goes. */
+/* Allocates a keyring of zeros. */
 static Keyring *
 make_keyring(int room)
 {
-	Keyring    *ring = MemoryContextAlloc(TopMemoryContext,
-										  offsetof(Keyring, keys) +
-										  room * sizeof(FernetKey));
-
-	ring->nkeys = 0;
-	return ring;
+	return MemoryContextAllocZero(TopMemoryContext,
+								  offsetof(Keyring, keys) +
+								  room * sizeof(KeyringKey));
 }
 
 /* Makes a keyring of the key file, with room for one key more. */
@@ -519,7 +503,7 @@ load_key_file(void)
 	{
 		FernetKey	key;
 
-		if (!derive_key(parser.secret, parser.len, &key))
+		if (FernetKeyFromSecret(parser.secret, parser.len, &key) != FERNET_OK)
 			break;
 		add_key(ring, &key);
 		explicit_bzero(&key, sizeof(key));
@@ -529,8 +513,7 @@ load_key_file(void)
 	if (status == KEYLIST_END && ring->nkeys > 0)
 		return ring;
 
-	explicit_bzero(ring->keys, ring->nkeys * sizeof(FernetKey));
-	pfree(ring);
+	free_keyring(ring);
 	if (status == KEYLIST_END)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
@@ -592,6 +575,17 @@ KeyringGet(void)
 		ring = make_keyring(1);
 	if (secret_key != NULL)
 		add_masked_keys(ring, secret_key);
+	for (int i = 0; i < ring->nkeys; i++)
+	{
+		if (FernetPrepare(&ring->keys[i].context, &ring->keys[i].key) !=
+			FERNET_OK)
+		{
+			free_keyring(ring);
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not prepare an encryption key: OpenSSL failed")));
+		}
+	}
 
 	keyring = ring;
 	keyring_loaded_at = PgReloadTime;
@@ -651,30 +645,24 @@ draw_iv(uint8 *iv)
 }
 
 /*
- * FernetSealRandom
- *		Makes a token with a random IV; the result is as good as text or bytea.
+ * FernetNewToken
+ *		Allocates the token of a message of message_len bytes, as good as text
+ *		or bytea, and draws its IV.
  */
 text *
-FernetSealRandom(const FernetKey *key, uint64 timestamp, const char *message,
-				 size_t len)
+FernetNewToken(size_t message_len, uint8 *iv)
 {
-	size_t		token_len = FernetTokenLen(len);
-	uint8		iv[FERNET_IV_LEN];
+	size_t		token_len = FernetTokenLen(message_len);
 	text	   *token;
 
 	if (token_len > MaxAllocSize - VARHDRSZ)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("message of %zu bytes is too large for a Fernet token",
-						len)));
-	draw_iv(iv);
+						message_len)));
 	token = palloc(VARHDRSZ + token_len);
 	SET_VARSIZE(token, VARHDRSZ + token_len);
-	if (FernetSeal(key, timestamp, iv, (const uint8 *) message, len,
-				   VARDATA(token)) != FERNET_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not encrypt: HMAC failed")));
+	draw_iv(iv);
 	return token;
 }
 
@@ -689,44 +677,56 @@ bytea *
 KeyringSeal(const Keyring *ring, const char *message, size_t len,
 			uint64 timestamp)
 {
+	uint8		iv[FERNET_IV_LEN];
+	bytea	   *token = FernetNewToken(len, iv);
+
 	Assert(ring->nkeys > 0);
-	return FernetSealRandom(&ring->keys[0], timestamp, message, len);
+	if (FernetSeal(&ring->keys[0].context, timestamp, iv,
+				   (const uint8 *) message, len, VARDATA(token)) != FERNET_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not encrypt: OpenSSL failed")));
+	return token;
 }
 
 /*
- * Decodes a token in place and finds the key that made it.  Returns the key's
- * index, or what KeyringFind returns instead.  The message, if message is not
- * NULL, is decrypted to there as FernetOpen does.
+ * Decodes a token into bytes and finds the key that made it.  Returns the key's
+ * index, or what KeyringFind returns instead.  The message, if message_len is
+ * not NULL, is decrypted to the start of bytes, as FernetOpen does.
  *
  * All keys differ, so at most one fits, and any order will do: first is the
  * one to begin with.
  */
 static int
-find_key(const Keyring *ring, bytea *token, int first, FernetToken *decoded,
-		 uint8 *message, size_t *message_len)
+find_key(const Keyring *ring, const bytea *token, int first, uint8 *bytes,
+		 size_t *message_len, uint64 *timestamp)
 {
-	FernetStatus status = FernetDecode(VARDATA(token),
-									   VARSIZE(token) - VARHDRSZ, decoded);
+	FernetToken decoded;
+	size_t		len;
+	FernetStatus status = FernetDecode(VARDATA_ANY(token),
+									   VARSIZE_ANY_EXHDR(token), bytes,
+									   &decoded);
 	int			result = KEYRING_NO_TOKEN;
 
 	if (status == FERNET_OK)
 	{
+		*timestamp = decoded.timestamp;
 		status = FERNET_BAD_MAC;
 		for (int i = 0; i < ring->nkeys && status == FERNET_BAD_MAC; i++)
 		{
 			int			at = (first + i) % ring->nkeys;
-			const FernetKey *key = &ring->keys[at];
+			const FernetContext *context = &ring->keys[at].context;
 
-			status = message != NULL ?
-				FernetOpen(decoded, key, message, message_len) :
-				FernetVerify(decoded, key, message_len);
+			status = message_len != NULL ?
+				FernetOpen(&decoded, context, bytes, message_len) :
+				FernetVerify(&decoded, context, &len);
 			if (status == FERNET_OK)
 				return at;
 		}
 		if (status == FERNET_LIBRARY_FAILED)
 			ereport(ERROR,
 					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not decrypt: HMAC failed")));
+					 errmsg("could not decrypt: OpenSSL failed")));
 		result = KEYRING_UNKNOWN_KEY;
 	}
 	elog(DEBUG1, "stored token cannot be read: %s", FernetStatusText(status));
@@ -745,44 +745,45 @@ find_key(const Keyring *ring, bytea *token, int first, FernetToken *decoded,
 int
 KeyringFind(const Keyring *ring, Datum token, uint64 *timestamp)
 {
-	bytea	   *copy = DatumGetByteaPCopy(token);
-	FernetToken decoded;
-	size_t		message_len;
-	int			found = find_key(ring, copy, 0, &decoded, NULL, &message_len);
+	bytea	   *text = DatumGetByteaPP(token);
+	uint8	   *bytes = palloc(FernetDecodedLen(VARSIZE_ANY_EXHDR(text)));
+	int			found = find_key(ring, text, 0, bytes, NULL, timestamp);
 
-	if (found != KEYRING_NO_TOKEN)
-		*timestamp = decoded.timestamp;
-	pfree(copy);
+	pfree(bytes);
+	if ((Pointer) text != DatumGetPointer(token))
+		pfree(text);
 	return found;
 }
 
 /*
  * KeyringOpen
- *		Decrypts a token in its own memory, with whichever key made it.
+ *		Decrypts a token with whichever key made it.
  *
- * token is a plain varlena that belongs to the caller and is overwritten.
- * Returns it as the message, or NULL if no key reads it.  ordinal is the index
- * of the key to try first, and then of the one that fitted.  ordinal and
- * timestamp may be NULL.
+ * Returns the message, or NULL if no key reads the token.  It is in new memory
+ * or, if in_place, in that of the token, which then is the caller's, and has a
+ * header of four bytes.  ordinal is the index of the key to try first, and then
+ * of the one that fitted.  ordinal and timestamp may be NULL.
  */
 bytea *
-KeyringOpen(const Keyring *ring, bytea *token, int *ordinal,
+KeyringOpen(const Keyring *ring, bytea *token, bool in_place, int *ordinal,
 			uint64 *timestamp)
 {
-	FernetToken decoded;
+	bytea	   *message = in_place ? token :
+	palloc(VARHDRSZ + FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
+	uint64		token_timestamp;
 	size_t		message_len;
 	int			found = find_key(ring, token, ordinal != NULL ? *ordinal : 0,
-								 &decoded, (uint8 *) VARDATA(token),
-								 &message_len);
+								 (uint8 *) VARDATA(message), &message_len,
+								 &token_timestamp);
 
 	if (found < 0)
 		return NULL;
 	if (ordinal != NULL)
 		*ordinal = found;
 	if (timestamp != NULL)
-		*timestamp = decoded.timestamp;
-	SET_VARSIZE(token, VARHDRSZ + message_len);
-	return token;
+		*timestamp = token_timestamp;
+	SET_VARSIZE(message, VARHDRSZ + message_len);
+	return message;
 }
 
 /*
@@ -795,18 +796,12 @@ void
 KeyringFingerprint(const FernetKey *key, char *fingerprint)
 {
 	static const char label[] = "extension_storage key fingerprint";
-	uint8		mac[32];
-	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
-	bool		ok;
+	uint8		mac[EVP_MAX_MD_SIZE];
 
-	ok = hmac != NULL &&
-		pg_hmac_init(hmac, (const uint8 *) key, sizeof(*key)) == 0 &&
-		pg_hmac_update(hmac, (const uint8 *) label, sizeof(label) - 1) == 0 &&
-		pg_hmac_final(hmac, mac, sizeof(mac)) == 0;
-	pg_hmac_free(hmac);
-	if (!ok)
+	if (HMAC(EVP_sha256(), key, sizeof(*key), (const uint8 *) label,
+			 sizeof(label) - 1, mac, NULL) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not compute a key fingerprint: HMAC failed")));
+				 errmsg("could not compute a key fingerprint: OpenSSL failed")));
 	hex_encode((const char *) mac, KEYRING_FINGERPRINT_LEN / 2, fingerprint);
 }

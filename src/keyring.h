@@ -20,11 +20,17 @@
 #define KEYRING_UNKNOWN_KEY (-1)
 #define KEYRING_NO_TOKEN (-2)
 
+typedef struct KeyringKey
+{
+	FernetKey	key;
+	FernetContext context;
+} KeyringKey;
+
 /* The first key encrypts, all decrypt. */
 typedef struct Keyring
 {
 	int			nkeys;
-	FernetKey	keys[FLEXIBLE_ARRAY_MEMBER];
+	KeyringKey	keys[FLEXIBLE_ARRAY_MEMBER];
 } Keyring;
 
 extern void KeyringInit(void);
@@ -33,14 +39,13 @@ extern bytea *KeyringSeal(const Keyring *keyring, const char *message,
 						  size_t len, uint64 timestamp);
 extern int	KeyringFind(const Keyring *keyring, Datum token,
 						uint64 *timestamp);
-extern bytea *KeyringOpen(const Keyring *keyring, bytea *token, int *ordinal,
-						  uint64 *timestamp);
+extern bytea *KeyringOpen(const Keyring *keyring, bytea *token, bool in_place,
+						  int *ordinal, uint64 *timestamp);
 extern void KeyringFingerprint(const FernetKey *key, char *fingerprint);
 
 extern char *SecretToUtf8(const char *secret, size_t len, size_t *utf8_len);
 extern uint64 FernetNow(void);
 extern bool FernetTimestamp(uint64 seconds, TimestampTz *timestamp);
-extern text *FernetSealRandom(const FernetKey *key, uint64 timestamp,
-							  const char *message, size_t len);
+extern text *FernetNewToken(size_t message_len, uint8 *iv);
 
 #endif							/* KEYRING_H */

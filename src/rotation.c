@@ -176,7 +176,7 @@ wipe(bytea *message)
  * with the first key.
  */
 static bytea *
-reencrypt(Rotation *rotation, const EncryptedRow *row, const bytea *token)
+reencrypt(Rotation *rotation, const EncryptedRow *row, bytea *token)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(rotation->row_context);
 	const Keyring *keyring = require_keys();
@@ -187,9 +187,7 @@ reencrypt(Rotation *rotation, const EncryptedRow *row, const bytea *token)
 	uint64		check_timestamp;
 	int			ordinal = rotation->old_key;
 
-	message = KeyringOpen(keyring,
-						  DatumGetByteaPCopy(PointerGetDatum(token)),
-						  &ordinal, &timestamp);
+	message = KeyringOpen(keyring, token, false, &ordinal, &timestamp);
 	if (message == NULL)
 	{
 		rotation->failed++;
@@ -213,9 +211,8 @@ reencrypt(Rotation *rotation, const EncryptedRow *row, const bytea *token)
 		sealed = KeyringSeal(keyring, VARDATA(message),
 							 VARSIZE(message) - VARHDRSZ, timestamp);
 		MemoryContextSwitchTo(rotation->row_context);
-		check = KeyringOpen(keyring,
-							DatumGetByteaPCopy(PointerGetDatum(sealed)),
-							&ordinal, &check_timestamp);
+		check = KeyringOpen(keyring, sealed, false, &ordinal,
+							&check_timestamp);
 		if (check == NULL || ordinal != 0 || check_timestamp != timestamp ||
 			VARSIZE(check) != VARSIZE(message) ||
 			memcmp(check, message, VARSIZE(check)) != 0)
@@ -695,7 +692,7 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 		bool		nulls[7] = {false};
 
 		if (known)
-			KeyringFingerprint(&keyring->keys[i], fingerprint);
+			KeyringFingerprint(&keyring->keys[i].key, fingerprint);
 		nulls[0] = nulls[1] = nulls[6] = !known;
 		values[0] = Int32GetDatum(i + 1);
 		values[1] = PointerGetDatum(cstring_to_text_with_len(fingerprint,

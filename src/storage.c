@@ -412,7 +412,7 @@ DescribeEntry(const Datum *address, const char *nulls)
 }
 
 /*
- * Decrypts a stored value into the current memory context.
+ * Decrypts a stored value, in memory of our own, in place.
  */
 static bytea *
 open_value(const Arguments *args, Datum value)
@@ -427,7 +427,7 @@ open_value(const Arguments *args, Datum value)
 				 errdetail("The value of %s is encrypted.",
 						   DescribeEntry(args->values, args->nulls)),
 				 errhint("Set extension_storage.encryption_keys_file.")));
-	opened = KeyringOpen(keyring, DatumGetByteaPCopy(value), NULL, NULL);
+	opened = KeyringOpen(keyring, DatumGetByteaP(value), true, NULL, NULL);
 	if (opened == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_UNREADABLE),

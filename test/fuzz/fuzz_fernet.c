@@ -11,16 +11,18 @@
  */
 #include "postgres_fe.h"
 
-#include "common/hmac.h"
 #include "fernet.h"
 
 #define HEADER_LEN 25			/* version, timestamp, IV */
 #define MAC_LEN 32
 
+extern int	LLVMFuzzerInitialize(int *argc, char ***argv);
 extern int	LLVMFuzzerTestOneInput(const uint8 *data, size_t size);
 
 static const FernetKey key = {"0123456789abcdef", "ghijklmnopqrstuv"};
 static const FernetKey other_key = {"0123456789abcdeF", "ghijklmnopqrstuv"};
+static FernetContext context;
+static FernetContext other_context;
 
 static void
 require(bool condition, const char *what)
@@ -48,7 +50,7 @@ copy(const void *data, size_t size)
  * memory, or NULL.
  */
 static uint8 *
-open_token(const char *text, size_t len, const FernetKey *with,
+open_token(const char *text, size_t len, const FernetContext *with,
 		   FernetStatus *status, size_t *message_len)
 {
 	char	   *bytes = copy(text, len);
@@ -56,7 +58,7 @@ open_token(const char *text, size_t len, const FernetKey *with,
 	size_t		opened_len;
 	FernetToken token;
 
-	*status = FernetDecode(bytes, len, &token);
+	*status = FernetDecode(bytes, len, (uint8 *) bytes, &token);
 	if (*status == FERNET_OK)
 		*status = FernetVerify(&token, with, message_len);
 	if (*status == FERNET_OK)
@@ -96,7 +98,7 @@ test_text(const uint8 *data, size_t size)
 	FernetKey	read;
 	char		text[FERNET_KEY_TEXT_LEN];
 
-	free(open_token((const char *) data, size, &key, &status, &len));
+	free(open_token((const char *) data, size, &context, &status, &len));
 	if (FernetKeyFromText((const char *) data, size, &read) == FERNET_OK)
 	{
 		FernetKeyToText(&read, text);
@@ -115,7 +117,6 @@ test_signed(const uint8 *data, size_t size)
 	size_t		len = (nbytes + 2) / 3 * 4;
 	uint8	   *bytes = malloc(nbytes + 2);
 	char	   *text = malloc(len);
-	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
 	FernetStatus status;
 	size_t		message_len;
 
@@ -123,11 +124,8 @@ test_signed(const uint8 *data, size_t size)
 	bytes[0] = 0x80;
 	if (size > 0)
 		memcpy(bytes + 1, data, size);
-	require(hmac != NULL &&
-			pg_hmac_init(hmac, key.signing, sizeof(key.signing)) == 0 &&
-			pg_hmac_update(hmac, bytes, size + 1) == 0 &&
-			pg_hmac_final(hmac, bytes + size + 1, MAC_LEN) == 0, "HMAC works");
-	pg_hmac_free(hmac);
+	require(HMAC(EVP_sha256(), key.signing, sizeof(key.signing), bytes, size + 1,
+				 bytes + size + 1, NULL) != NULL, "HMAC works");
 	bytes[nbytes] = bytes[nbytes + 1] = 0;
 	for (size_t i = 0; i < nbytes; i += 3)
 	{
@@ -139,7 +137,7 @@ test_signed(const uint8 *data, size_t size)
 	for (size_t i = nbytes; i % 3 != 0; i++)
 		text[len - 1 - (i - nbytes)] = '=';
 
-	free(open_token(text, len, &key, &status, &message_len));
+	free(open_token(text, len, &context, &status, &message_len));
 	if (size + 1 < HEADER_LEN + 16 || (size + 1 - HEADER_LEN) % 16 != 0)
 		require(status == FERNET_BAD_FORMAT, "a token is whole blocks");
 	else
@@ -183,21 +181,31 @@ test_message(const uint8 *data, size_t size)
 	token_len = FernetTokenLen(len);
 	token = malloc(token_len);
 	require(token != NULL, "there is memory");
-	require(FernetSeal(&key, timestamp, iv, message, len, token) == FERNET_OK,
+	require(FernetSeal(&context, timestamp, iv, message, len, token) == FERNET_OK,
 			"every message can be sealed");
 
-	got = open_token(token, token_len, &key, &status, &got_len);
+	got = open_token(token, token_len, &context, &status, &got_len);
 	require(got != NULL && got_len == len && memcmp(got, message, len) == 0,
 			"what was sealed opens");
 	free(got);
-	got = open_token(token, token_len, &other_key, &status, &got_len);
+	got = open_token(token, token_len, &other_context, &status, &got_len);
 	require(got == NULL && status == FERNET_BAD_MAC, "but not with another key");
 
 	token[timestamp % token_len] ^= 1 << (iv[0] % 8);
-	got = open_token(token, token_len, &key, &status, &got_len);
+	got = open_token(token, token_len, &context, &status, &got_len);
 	require(got == NULL && status != FERNET_OK, "and not with a bit changed");
 	free(token);
 	free(message);
+}
+
+int
+LLVMFuzzerInitialize(int *argc pg_attribute_unused(),
+					 char ***argv pg_attribute_unused())
+{
+	require(FernetPrepare(&context, &key) == FERNET_OK &&
+			FernetPrepare(&other_context, &other_key) == FERNET_OK,
+			"keys can be prepared");
+	return 0;
 }
 
 int

@@ -12,8 +12,6 @@
 
 #include <time.h>
 
-#include "cipher.h"
-#include "common/hmac.h"
 #include "fernet.h"
 #include "keylist.h"
 
@@ -24,7 +22,8 @@ static int	passed = 0;
 static int	failed = 0;
 
 static FernetKey test_key;
-static FernetKey other_key;
+static FernetContext test_context;
+static FernetContext other_context;
 static const uint8 test_iv[FERNET_IV_LEN] = {
 	0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 };
@@ -89,29 +88,37 @@ new_token(const uint8 *message, size_t len)
 {
 	char	   *token = new_buffer(FernetTokenLen(len));
 
-	if (FernetSeal(&test_key, 1700000000, test_iv, message, len, token) !=
+	if (FernetSeal(&test_context, 1700000000, test_iv, message, len, token) !=
 		FERNET_OK)
 		die("cannot seal", "message");
 	return token;
 }
 
-/* Decodes and verifies a copy of a token. */
+/* Decodes and verifies a token, in place and into another buffer. */
 static FernetStatus
-try_token(const char *token, size_t len, const FernetKey *key)
+try_token(const char *token, size_t len, const FernetContext *context)
 {
 	char	   *copy = new_buffer(len);
+	uint8	   *bytes = (uint8 *) new_buffer(FernetDecodedLen(len) - 1);
 	FernetToken decoded;
+	FernetToken apart;
 	size_t		message_len;
-	FernetStatus status;
+	FernetStatus status = FernetDecode(token, len, bytes, &apart);
 
 	memcpy(copy, token, len);
-	status = FernetDecode(copy, len, &decoded);
+	check(FernetDecode(copy, len, (uint8 *) copy, &decoded) == status &&
+		  (status != FERNET_OK ||
+		   (apart.len == decoded.len && apart.timestamp == decoded.timestamp &&
+			memcmp(apart.bytes, decoded.bytes, apart.len) == 0)),
+		  "decoding in place what gives %d elsewhere", status);
 	if (status == FERNET_OK)
 	{
-		status = FernetVerify(&decoded, key, &message_len);
-		check(FernetOpen(&decoded, key, (uint8 *) copy, &message_len) == status,
+		status = FernetVerify(&apart, context, &message_len);
+		check(FernetOpen(&decoded, context, (uint8 *) copy,
+						 &message_len) == status,
 			  "opening what verification says %d of", status);
 	}
+	free(bytes);
 	free(copy);
 	return status;
 }
@@ -129,10 +136,10 @@ check_round_trip(size_t len)
 
 	check(memcmp(token, "gAAAA", 5) == 0, "start of the token of %zu bytes",
 		  len);
-	check(try_token(token, token_len, &other_key) == FERNET_BAD_MAC,
+	check(try_token(token, token_len, &other_context) == FERNET_BAD_MAC,
 		  "token of %zu bytes under another key", len);
-	if (FernetDecode(token, token_len, &decoded) != FERNET_OK ||
-		FernetVerify(&decoded, &test_key, &message_len) != FERNET_OK ||
+	if (FernetDecode(token, token_len, (uint8 *) token, &decoded) != FERNET_OK ||
+		FernetVerify(&decoded, &test_context, &message_len) != FERNET_OK ||
 		message_len != len)
 	{
 		check(false, "token of %zu bytes: not read", len);
@@ -145,7 +152,7 @@ check_round_trip(size_t len)
 		  "largest length of %zu bytes", len);
 
 	opened = (uint8 *) new_buffer(FernetMaxMessageLen(&decoded));
-	check(FernetOpen(&decoded, &test_key, opened, &message_len) == FERNET_OK &&
+	check(FernetOpen(&decoded, &test_context, opened, &message_len) == FERNET_OK &&
 		  message_len == len, "opening %zu bytes", len);
 	check(memcmp(opened, message, len) == 0, "message of %zu bytes", len);
 	for (size_t i = len; i <= FernetMaxMessageLen(&decoded); i++)
@@ -155,7 +162,7 @@ check_round_trip(size_t len)
 			break;
 		}
 
-	check(FernetOpen(&decoded, &test_key, (uint8 *) token,
+	check(FernetOpen(&decoded, &test_context, (uint8 *) token,
 					 &message_len) == FERNET_OK && message_len == len,
 		  "opening %zu bytes in place", len);
 	check(memcmp(token, message, len) == 0, "%zu bytes in place", len);
@@ -173,7 +180,7 @@ test_round_trips(void)
 	/* around the borders of pieces, blocks and base64 groups */
 	for (size_t pieces = 1; pieces <= 3; pieces++)
 		for (int off = -49; off <= 49; off++)
-			check_round_trip(pieces * CIPHER_PIECE_LEN + off);
+			check_round_trip(pieces * FERNET_PIECE_LEN + off);
 	for (size_t len = 48; len <= 48 * 40; len += 48)
 	{
 		check_round_trip(len - 1);
@@ -191,7 +198,7 @@ test_damage(void)
 	size_t		len = FernetTokenLen(50);
 	char	   *token = new_token(message, 50);
 
-	check(try_token(token, len, &test_key) == FERNET_OK, "undamaged token");
+	check(try_token(token, len, &test_context) == FERNET_OK, "undamaged token");
 	for (size_t i = 0; i < len; i++)
 	{
 		char		original = token[i];
@@ -201,16 +208,16 @@ test_damage(void)
 			if ((char) c == original)
 				continue;
 			token[i] = (char) c;
-			check(try_token(token, len, &test_key) != FERNET_OK,
+			check(try_token(token, len, &test_context) != FERNET_OK,
 				  "byte %zu of a token changed to %d", i, c);
 		}
 		token[i] = original;
 	}
 	for (size_t i = 0; i < len; i++)
 	{
-		check(try_token(token, i, &test_key) != FERNET_OK,
+		check(try_token(token, i, &test_context) != FERNET_OK,
 			  "token cut to %zu characters", i);
-		check(try_token(token + len - i, i, &test_key) != FERNET_OK,
+		check(try_token(token + len - i, i, &test_context) != FERNET_OK,
 			  "last %zu characters of a token", i);
 	}
 	free(token);
@@ -229,10 +236,10 @@ test_base64(void)
 	uint8		message[3] = {'a', 'b', 'c'};
 
 	for (size_t i = 0; i < lengthof(not_base64); i++)
-		check(try_token(not_base64[i], strlen(not_base64[i]), &test_key) ==
+		check(try_token(not_base64[i], strlen(not_base64[i]), &test_context) ==
 			  FERNET_BAD_BASE64,
 			  "\"%s\" as base64url", not_base64[i]);
-	check(try_token("gAAA", 4, &test_key) == FERNET_BAD_FORMAT,
+	check(try_token("gAAA", 4, &test_context) == FERNET_BAD_FORMAT,
 		  "token of three bytes");
 
 	/*
@@ -255,26 +262,26 @@ test_base64(void)
 		for (int i = 1; i < nfree; i++)
 		{
 			*last = BASE64URL[(strchr(BASE64URL, original) - BASE64URL) + i];
-			check(try_token(token, token_len, &test_key) == FERNET_BAD_BASE64,
+			check(try_token(token, token_len, &test_context) == FERNET_BAD_BASE64,
 				  "token of %zu bytes with spare bits %d", len, i);
 		}
 		*last = original;
-		check(try_token(token, token_len, &test_key) == FERNET_OK,
+		check(try_token(token, token_len, &test_context) == FERNET_OK,
 			  "token of %zu bytes with no spare bits", len);
 		if (npad > 0)
-			check(try_token(token, token_len - npad, &test_key) ==
+			check(try_token(token, token_len - npad, &test_context) ==
 				  FERNET_BAD_BASE64,
 				  "token of %zu bytes without padding", len);
 
 		memcpy(longer, token, token_len);
 		memcpy(longer + token_len, token, token_len);
-		check(try_token(longer, 2 * token_len, &test_key) != FERNET_OK,
+		check(try_token(longer, 2 * token_len, &test_context) != FERNET_OK,
 			  "token of %zu bytes twice", len);
 		memcpy(longer + token_len, "AAAA", 4);
-		check(try_token(longer, token_len + 4, &test_key) != FERNET_OK,
+		check(try_token(longer, token_len + 4, &test_context) != FERNET_OK,
 			  "token of %zu bytes and more", len);
 		longer[token_len] = '\0';
-		check(try_token(longer, token_len + 1, &test_key) != FERNET_OK,
+		check(try_token(longer, token_len + 1, &test_context) != FERNET_OK,
 			  "token of %zu bytes and a NUL byte", len);
 		free(token);
 		free(text);
@@ -285,7 +292,7 @@ test_base64(void)
 		char	   *token = new_token(message, sizeof(message));
 
 		token[20] = '\0';
-		check(try_token(token, FernetTokenLen(sizeof(message)), &test_key) ==
+		check(try_token(token, FernetTokenLen(sizeof(message)), &test_context) ==
 			  FERNET_BAD_BASE64,
 			  "NUL byte in a token");
 		free(token);
@@ -303,18 +310,19 @@ try_signed(uint8 version, const uint8 *block, int nextra)
 	uint8	   *end = bytes + 9;
 	char		text[256];
 	char	   *at = text;
-	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
+	int			outlen;
 
 	memcpy(end, test_iv, FERNET_IV_LEN);
 	end += FERNET_IV_LEN;
-	CipherEncrypt(test_key.encryption, test_iv, block, CIPHER_BLOCK_LEN, end);
-	end += CIPHER_BLOCK_LEN + nextra;
-	if (hmac == NULL ||
-		pg_hmac_init(hmac, test_key.signing, sizeof(test_key.signing)) < 0 ||
-		pg_hmac_update(hmac, bytes, end - bytes) < 0 ||
-		pg_hmac_final(hmac, end, 32) < 0)
+	if (EVP_EncryptInit_ex(test_context.encrypt, NULL, NULL, NULL, test_iv) !=
+		1 ||
+		EVP_EncryptUpdate(test_context.encrypt, end, &outlen, block,
+						  FERNET_BLOCK_LEN) != 1)
+		die("cannot encrypt", "block");
+	end += FERNET_BLOCK_LEN + nextra;
+	if (HMAC(EVP_sha256(), test_key.signing, sizeof(test_key.signing), bytes,
+			 end - bytes, end, NULL) == NULL)
 		die("cannot sign", "token");
-	pg_hmac_free(hmac);
 	end += 32;
 
 	for (const uint8 *group = bytes; group < end; group += 3)
@@ -326,28 +334,28 @@ try_signed(uint8 version, const uint8 *block, int nextra)
 			: '=';
 		*at++ = group + 2 < end ? BASE64URL[group[2] & 63] : '=';
 	}
-	return try_token(text, at - text, &test_key);
+	return try_token(text, at - text, &test_context);
 }
 
 /* A right signature does not make a wrong form right. */
 static void
 test_signed(void)
 {
-	uint8		block[CIPHER_BLOCK_LEN];
+	uint8		block[FERNET_BLOCK_LEN];
 
 	for (int npad = 0; npad < 256; npad++)
 	{
-		bool		valid = npad >= 1 && npad <= CIPHER_BLOCK_LEN;
+		bool		valid = npad >= 1 && npad <= FERNET_BLOCK_LEN;
 
 		memset(block, npad, sizeof(block));
 		check(try_signed(0x80, block, 0) ==
 			  (valid ? FERNET_OK : FERNET_BAD_PADDING),
 			  "padding %d", npad);
-		for (int i = 0; i < CIPHER_BLOCK_LEN && valid; i++)
+		for (int i = 0; i < FERNET_BLOCK_LEN && valid; i++)
 		{
 			block[i] ^= 0x40;
 			check(try_signed(0x80, block, 0) ==
-				  (i < CIPHER_BLOCK_LEN - npad ? FERNET_OK
+				  (i < FERNET_BLOCK_LEN - npad ? FERNET_OK
 				   : FERNET_BAD_PADDING),
 				  "padding %d with byte %d wrong", npad, i);
 			block[i] ^= 0x40;
@@ -359,10 +367,10 @@ test_signed(void)
 		check(try_signed((uint8) version, block, 0) ==
 			  (version == 0x80 ? FERNET_OK : FERNET_BAD_FORMAT),
 			  "version %d", version);
-	for (int nextra = -CIPHER_BLOCK_LEN; nextra < CIPHER_BLOCK_LEN; nextra++)
+	for (int nextra = -FERNET_BLOCK_LEN; nextra < FERNET_BLOCK_LEN; nextra++)
 		check(try_signed(0x80, block, nextra) ==
 			  (nextra == 0 ? FERNET_OK : FERNET_BAD_FORMAT),
-			  "ciphertext of %d bytes", CIPHER_BLOCK_LEN + nextra);
+			  "ciphertext of %d bytes", FERNET_BLOCK_LEN + nextra);
 }
 
 static void
@@ -378,6 +386,7 @@ test_keys(void)
 	char	   *sealed;
 	FernetKey	derived;
 	FernetKey	read;
+	FernetContext context;
 
 	check(FernetKeyFromSecret("old-secret", 10, &derived) == FERNET_OK,
 		  "key of a secret");
@@ -390,11 +399,15 @@ test_keys(void)
 
 	sealed = new_buffer(FernetTokenLen(strlen(message)));
 	check(FernetTokenLen(strlen(message)) == strlen(token) &&
-		  FernetSeal(&derived, 1700000000, test_iv,
+		  FernetPrepare(&context, &derived) == FERNET_OK &&
+		  FernetSeal(&context, 1700000000, test_iv,
 					 (const uint8 *) message, strlen(message),
 					 sealed) == FERNET_OK &&
 		  memcmp(sealed, token, strlen(token)) == 0,
 		  "token that Python's cryptography makes");
+	FernetRelease(&context);
+	FernetRelease(&context);
+	check(context.hmac == NULL, "released twice");
 	free(sealed);
 
 	/* SHA-256 of nothing, and of more than one block */
@@ -478,11 +491,11 @@ test_timestamps(void)
 		FernetToken decoded;
 		size_t		message_len;
 
-		check(FernetSeal(&test_key, timestamps[i], test_iv,
+		check(FernetSeal(&test_context, timestamps[i], test_iv,
 						 (const uint8 *) "x", 1, token) == FERNET_OK &&
-			  FernetDecode(token, FernetTokenLen(1), &decoded) ==
+			  FernetDecode(token, FernetTokenLen(1), (uint8 *) token, &decoded) ==
 			  FERNET_OK &&
-			  FernetVerify(&decoded, &test_key, &message_len) ==
+			  FernetVerify(&decoded, &test_context, &message_len) ==
 			  FERNET_OK &&
 			  decoded.timestamp == timestamps[i],
 			  "timestamp, case %zu", i);
@@ -564,22 +577,24 @@ time_member(const char *text, const char *name)
 	return (int64) timegm(&tm) - (sign == '-' ? -offset : offset);
 }
 
-static FernetKey
+static FernetContext
 key_member(const char *text, const char *name)
 {
 	char	   *value = string_member(text, name);
 	FernetKey	key;
+	FernetContext context;
 
-	if (FernetKeyFromText(value, strlen(value), &key) != FERNET_OK)
+	if (FernetKeyFromText(value, strlen(value), &key) != FERNET_OK ||
+		FernetPrepare(&context, &key) != FERNET_OK)
 		die("no key in vector", value);
 	free(value);
-	return key;
+	return context;
 }
 
 static void
 check_generate(const char *text)
 {
-	FernetKey	key = key_member(text, "secret");
+	FernetContext context = key_member(text, "secret");
 	char	   *message = string_member(text, "src");
 	char	   *token = string_member(text, "token");
 	int64		now = time_member(text, "now");
@@ -590,10 +605,11 @@ check_generate(const char *text)
 	for (int i = 0; i < FERNET_IV_LEN; i++)
 		iv[i] = (uint8) strtol(list + 1, (char **) &list, 10);
 	check(strlen(token) == FernetTokenLen(strlen(message)) &&
-		  FernetSeal(&key, (uint64) now, iv, (const uint8 *) message,
+		  FernetSeal(&context, (uint64) now, iv, (const uint8 *) message,
 					 strlen(message), made) == FERNET_OK &&
 		  memcmp(made, token, strlen(token)) == 0,
 		  "vector generate.json");
+	FernetRelease(&context);
 	free(made);
 	free(message);
 	free(token);
@@ -603,17 +619,18 @@ check_generate(const char *text)
 static FernetStatus
 open_vector(const char *text, uint8 *message, size_t *len)
 {
-	FernetKey	key = key_member(text, "secret");
+	FernetContext context = key_member(text, "secret");
 	int64		now = time_member(text, "now");
 	int64		ttl = strtol(member(text, "ttl_sec"), NULL, 10);
 	char	   *token = string_member(text, "token");
 	FernetToken decoded;
-	FernetStatus status = FernetDecode(token, strlen(token), &decoded);
+	FernetStatus status = FernetDecode(token, strlen(token), (uint8 *) token, &decoded);
 
 	if (status == FERNET_OK)
-		status = FernetOpen(&decoded, &key, message, len);
+		status = FernetOpen(&decoded, &context, message, len);
 	if (status == FERNET_OK)
 		status = FernetCheckAge(&decoded, now, ttl);
+	FernetRelease(&context);
 	free(token);
 	return status;
 }
@@ -816,8 +833,12 @@ test_key_lists(void)
 int
 main(void)
 {
+	FernetKey	other_key;
+
 	if (FernetKeyFromSecret("test", 4, &test_key) != FERNET_OK ||
-		FernetKeyFromSecret("other", 5, &other_key) != FERNET_OK)
+		FernetKeyFromSecret("other", 5, &other_key) != FERNET_OK ||
+		FernetPrepare(&test_context, &test_key) != FERNET_OK ||
+		FernetPrepare(&other_context, &other_key) != FERNET_OK)
 		die("cannot make", "keys");
 
 	test_vectors();
@@ -829,6 +850,8 @@ main(void)
 	test_age();
 	test_timestamps();
 	test_key_lists();
+	FernetRelease(&test_context);
+	FernetRelease(&other_context);
 
 	printf("%d passed, %d failed\n", passed, failed);
 	return failed == 0 ? 0 : 1;
