@@ -155,3 +155,17 @@ SET extension_storage.encryption_keys = 'session-secret';
 SELECT ordinal, role, entries FROM ext_storage_key_status();
 
 DELETE FROM extension_storage;
+
+-- A batch of several extensions, with many short tokens and some long ones:
+-- each row gets its own.
+CREATE TEMP VIEW made AS
+SELECT 'acme.' || i % 3 AS extension_id, 'k' || i AS key,
+    convert_to(repeat(i::text, CASE WHEN i % 40 = 7 THEN 40000 ELSE 2 END), 'UTF8') AS value
+FROM generate_series(1, 300) i;
+SELECT count(ext_storage_set(extension_id, key, value, is_encrypted => true)) FROM made;
+SET extension_storage.encryption_keys = 'last-secret,session-secret';
+CALL ext_storage_rotate_keys(batch_size => 250);
+SET extension_storage.encryption_keys = 'last-secret';
+SELECT count(*) FROM made WHERE ext_storage_get(extension_id, key) = value;
+
+DELETE FROM extension_storage;

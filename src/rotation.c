@@ -36,6 +36,17 @@
 /* How much may be waiting to be written, in bytes of new tokens. */
 #define MAX_PENDING_BYTES (8 * 1024 * 1024)
 
+/*
+ * What the memory of a batch keeps when it is reset: enough for the default
+ * batch_size and tokens of usual size, so as not to get it from the kernel and
+ * give it back with each batch.
+ */
+#define BATCH_MEMORY (512 * 1024)
+
+/* Rows that one UPDATE writes, and how long a token is that has one alone. */
+#define WRITE_COUNT 32
+#define WRITE_ALONE_BYTES (64 * 1024)
+
 #define ROW_COLUMNS \
 	"e.extension_id, e.key, e.user_fk, e.resource_type, e.resource_uuid," \
 	" e.id, e.uuid, e.value"
@@ -43,7 +54,10 @@
 
 static const Oid walk_argtypes[] = {TEXTOID, INT8OID, INT8OID, INT8OID};
 static const Oid lock_argtypes[] = {TEXTOID, INT4ARRAYOID};
-static const Oid write_argtypes[] = {TEXTOID, INT4OID, BYTEAOID, BYTEAOID};
+static const Oid write_argtypes[] = {
+	TEXTOID, INT4ARRAYOID, BYTEAARRAYOID, BYTEAARRAYOID
+};
+static const Oid write_one_argtypes[] = {TEXTOID, INT4OID, BYTEAOID, BYTEAOID};
 static const Oid one_argtypes[] = {TEXTOID, INT4OID};
 
 #define OF_EXTENSION " AND ($1 IS NULL OR e.extension_id" SQL_EQ "$1)"
@@ -71,11 +85,26 @@ static Statement lock_one_statement = {
 	" AND e.is_encrypted FOR NO KEY UPDATE",
 	.nargs = 2, .argtypes = one_argtypes, .by_index = true
 };
+
+/*
+ * Where a row's tokens are in the arrays: the ids are sorted.  A join with the
+ * arrays would leave the planner the choice of going through all of them for
+ * each row.
+ */
+#define ITS_PLACE "[pg_catalog.width_bucket(e.id, $2)]"
+
 static Statement write_statement = {
+	.sql = "UPDATE " SQL_TABLE " SET value = ($4)" ITS_PLACE
+	" WHERE e.extension_id" SQL_EQ "$1 AND e.id" SQL_EQ "ANY ($2)"
+	" AND e.value" SQL_EQ "($3)" ITS_PLACE
+	" RETURNING e.id",
+	.nargs = 4, .argtypes = write_argtypes, .by_index = true
+};
+static Statement write_one_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET value = $4"
 	" WHERE e.extension_id" SQL_EQ "$1 AND e.id" SQL_EQ "$2"
 	" AND e.value" SQL_EQ "$3",
-	.nargs = 4, .argtypes = write_argtypes, .by_index = true
+	.nargs = 4, .argtypes = write_one_argtypes, .by_index = true
 };
 
 /* One encrypted row, as read. */
@@ -113,7 +142,7 @@ typedef struct Rotation
 	TimestampTz started;
 	MemoryContext context;		/* lasts for the whole call */
 	MemoryContext batch_context;	/* reset after each batch */
-	MemoryContext row_context;	/* reset after each row */
+	MemoryContext row_context;	/* reset after each row, and each write */
 	List	   *pending;		/* of PendingRow, in batch_context */
 	Size		pending_bytes;
 	List	   *skipped;		/* of PendingRow, in context */
@@ -252,14 +281,14 @@ returned_ids(uint64 *nids)
 
 /* Writes a new token; false if the row no longer holds the one read. */
 static bool
-write_row(Rotation *rotation, const PendingRow *row)
+write_one_row(Rotation *rotation, const PendingRow *row)
 {
 	Datum		values[4] = {
 		PointerGetDatum(row->extension_id), Int32GetDatum(row->id),
 		PointerGetDatum(row->token), PointerGetDatum(row->sealed)
 	};
 
-	return StatementRun(rotation->fcinfo, &write_statement, 0, values, NULL,
+	return StatementRun(rotation->fcinfo, &write_one_statement, 0, values, NULL,
 						false) == 1;
 }
 
@@ -276,6 +305,54 @@ skip_row(Rotation *rotation, const PendingRow *row)
 	MemoryContextSwitchTo(old_context);
 }
 
+/* Makes an array of the rows' ids. */
+static Datum
+id_array(PendingRow **rows, int nrows)
+{
+	Datum	   *ids = palloc(nrows * sizeof(Datum));
+
+	for (int i = 0; i < nrows; i++)
+		ids[i] = Int32GetDatum(rows[i]->id);
+	return PointerGetDatum(construct_array(ids, nrows, INT4OID, sizeof(int32),
+										   true, TYPALIGN_INT));
+}
+
+/* Writes locked rows of one extension, WRITE_COUNT at most. */
+static void
+write_rows(Rotation *rotation, PendingRow **rows, int nrows)
+{
+	Datum		tokens[WRITE_COUNT];
+	Datum		sealed[WRITE_COUNT];
+	Datum		values[4];
+	MemoryContext old_context = MemoryContextSwitchTo(rotation->row_context);
+	int32	   *written;
+	uint64		nwritten;
+
+	for (int i = 0; i < nrows; i++)
+	{
+		tokens[i] = PointerGetDatum(rows[i]->token);
+		sealed[i] = PointerGetDatum(rows[i]->sealed);
+	}
+	values[0] = PointerGetDatum(rows[0]->extension_id);
+	values[1] = id_array(rows, nrows);
+	values[2] = PointerGetDatum(construct_array(tokens, nrows, BYTEAOID, -1,
+												false, TYPALIGN_INT));
+	values[3] = PointerGetDatum(construct_array(sealed, nrows, BYTEAOID, -1,
+												false, TYPALIGN_INT));
+	StatementRun(rotation->fcinfo, &write_statement, 0, values, NULL, false);
+	written = returned_ids(&nwritten);
+	for (int i = 0; i < nrows; i++)
+	{
+		if (bsearch(&rows[i]->id, written, nwritten, sizeof(int32),
+					compare_ids) != NULL)
+			rotation->rotated++;
+		else
+			skip_row(rotation, rows[i]);
+	}
+	MemoryContextSwitchTo(old_context);
+	MemoryContextReset(rotation->row_context);
+}
+
 /*
  * Writes pending rows of one extension, without waiting for anybody.
  */
@@ -283,27 +360,35 @@ static void
 write_unlocked_rows(Rotation *rotation, PendingRow **rows, int nrows)
 {
 	Datum		values[2];
-	Datum	   *ids = palloc(nrows * sizeof(Datum));
 	int32	   *locked;
 	uint64		nlocked;
+	PendingRow *several[WRITE_COUNT];
+	int			nseveral = 0;
 
-	for (int i = 0; i < nrows; i++)
-		ids[i] = Int32GetDatum(rows[i]->id);
 	values[0] = PointerGetDatum(rows[0]->extension_id);
-	values[1] = PointerGetDatum(construct_array(ids, nrows, INT4OID,
-												sizeof(int32), true,
-												TYPALIGN_INT));
+	values[1] = id_array(rows, nrows);
 	StatementRun(rotation->fcinfo, &lock_statement, 0, values, NULL, false);
 	locked = returned_ids(&nlocked);
 
 	for (int i = 0; i < nrows; i++)
 	{
 		if (bsearch(&rows[i]->id, locked, nlocked, sizeof(int32),
-					compare_ids) != NULL &&
-			write_row(rotation, rows[i]))
-			rotation->rotated++;
-		else
+					compare_ids) == NULL)
 			skip_row(rotation, rows[i]);
+		else if (VARSIZE(rows[i]->sealed) >= WRITE_ALONE_BYTES)
+		{
+			if (write_one_row(rotation, rows[i]))
+				rotation->rotated++;
+			else
+				skip_row(rotation, rows[i]);
+		}
+		else
+			several[nseveral++] = rows[i];
+		if (nseveral == WRITE_COUNT || (nseveral > 0 && i == nrows - 1))
+		{
+			write_rows(rotation, several, nseveral);
+			nseveral = 0;
+		}
 	}
 }
 
@@ -390,7 +475,7 @@ rotate_row(Rotation *rotation, HeapTuple tuple, TupleDesc tupdesc)
 
 	read_row(&row, tuple, tupdesc);
 	old_context = MemoryContextSwitchTo(rotation->batch_context);
-	token = DatumGetByteaPCopy(row.token);
+	token = DatumGetByteaPP(row.token);
 	sealed = reencrypt(rotation, &row, token);
 	if (sealed == NULL || rotation->dry_run)
 	{
@@ -399,13 +484,14 @@ rotate_row(Rotation *rotation, HeapTuple tuple, TupleDesc tupdesc)
 			rotation->rotated++;
 			pfree(sealed);
 		}
-		pfree(token);
+		if ((Pointer) token != DatumGetPointer(row.token))
+			pfree(token);
 	}
 	else
 	{
 		pending = palloc(sizeof(PendingRow));
 		pending->id = row.id;
-		pending->extension_id = DatumGetTextPCopy(row.address[ARG_EXTENSION_ID]);
+		pending->extension_id = DatumGetTextPP(row.address[ARG_EXTENSION_ID]);
 		pending->token = token;
 		pending->sealed = sealed;
 		rotation->pending = lappend(rotation->pending, pending);
@@ -443,11 +529,11 @@ rotate_skipped(Rotation *rotation)
 			EncryptedRow row;
 
 			read_row(&row, table->vals[0], table->tupdesc);
-			pending->token = DatumGetByteaPCopy(row.token);
+			pending->token = DatumGetByteaPP(row.token);
 			pending->sealed = reencrypt(rotation, &row, pending->token);
 			if (pending->sealed != NULL)
 			{
-				if (!write_row(rotation, pending))
+				if (!write_one_row(rotation, pending))
 					elog(ERROR, "locked row of %s was not written",
 						 DescribeEntry(row.address, row.nulls));
 				rotation->rotated++;
@@ -576,7 +662,9 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 											 ALLOCSET_DEFAULT_SIZES);
 	rotation.batch_context = AllocSetContextCreate(rotation.context,
 												   "key rotation batch",
-												   ALLOCSET_DEFAULT_SIZES);
+												   BATCH_MEMORY,
+												   ALLOCSET_DEFAULT_INITSIZE,
+												   ALLOCSET_DEFAULT_MAXSIZE);
 	rotation.row_context = AllocSetContextCreate(rotation.context,
 												 "key rotation row",
 												 ALLOCSET_DEFAULT_SIZES);
