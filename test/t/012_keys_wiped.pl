@@ -25,14 +25,27 @@ sub write_keys
 	chmod 0600, $file or die "chmod $file: $!";
 }
 
-# What a session's private memory holds of a secret: its text, its key, or
-# the encrypting half of the key.
+# What HMAC keeps of a key, as SHA-256 holds it in memory: the state after the
+# key and the inner padding.  It signs as well as the key does.
+sub hmac_state
+{
+	my ($signing) = @_;
+	my $block = ($signing . "\0" x 48) ^ ("\x36" x 64);
+	my ($state) = Digest::SHA->new(256)->add($block)->getstate =~ /^H:(\S+)/m
+	  or die 'no state';
+
+	return pack 'L*', unpack 'N*', pack 'H*', $state =~ s/://gr;
+}
+
+# What a session's private memory holds of a secret: its text, the halves of
+# its key, or what is made of the signing half.
 sub memory_holds
 {
 	my ($session, $secret) = @_;
 	my $key = sha256($secret);
 	my %wanted = (
 		text => $secret,
+		'HMAC state' => hmac_state(substr($key, 0, 16)),
 		'signing half' => substr($key, 0, 16),
 		'encrypting half' => substr($key, 16));
 	my %held;
@@ -71,7 +84,7 @@ my $stayed = $node->background_psql('postgres', on_error_stop => 0);
 
 is($_->query($read), "value", "a session reads with the first key")
   for $looked, $stayed;
-like(memory_holds($looked, $secrets[0]), qr/encrypting half.*signing half/,
+like(memory_holds($looked, $secrets[0]), qr/HMAC state.*encrypting half.*signing half/,
 	'the search finds the key that is in force');
 unlike(memory_holds($looked, $secrets[0]), qr/text/,
 	'the text of the key file is wiped once the keys are made');
