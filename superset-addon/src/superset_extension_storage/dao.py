@@ -11,7 +11,6 @@ from typing import Any
 from uuid import UUID
 
 from flask import current_app
-from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from superset.extensions import db
 from superset.utils.core import get_user_id
@@ -54,12 +53,13 @@ def call(function: str, **arguments: Any) -> list[Any]:
     for name, argument in arguments.items():
         _check_text(name, argument)
     passed = ", ".join(
-        f"{name} => CAST(:{name} AS {_TYPES.get(name, 'text')})" for name in arguments
+        f"{name} => CAST(%({name})s AS {_TYPES.get(name, 'text')})"
+        for name in arguments
     )
+    # For psycopg2 itself: text() would be parsed and compiled at each call.
+    statement = f"SELECT * FROM {qualified(function)}({passed})"
     try:
-        return db.session.execute(
-            text(f"SELECT * FROM {qualified(function)}({passed})"), arguments
-        ).all()
+        return db.session.connection().exec_driver_sql(statement, arguments).all()
     except DBAPIError as error:
         raise from_database(error) from None
 
