@@ -30,7 +30,10 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the store; lists leave out the value."""
+    """An entry of the store; lists leave out the value.
+
+    The fields are the columns of the type ext_storage_entry, in its order.
+    """
 
     key: str
     uuid: UUID
@@ -110,8 +113,8 @@ class ExtensionStorageDAO:
         )
         if not rows:
             return None
-        fields = dict(rows[0]._mapping)
-        return Entry(**{**fields, "value": bytes(fields["value"])})
+        *fields, value = rows[0]
+        return Entry(*fields, bytes(value))
 
     @staticmethod
     def get_value(
@@ -170,7 +173,7 @@ class ExtensionStorageDAO:
             actor_fk=get_user_id(),
             if_version=if_version,
         )
-        return Entry(**row._mapping)
+        return Entry(*row)
 
     @staticmethod
     def delete(
@@ -250,7 +253,7 @@ class ExtensionStorageDAO:
             page=page,
             page_size=page_size,
         )
-        return [Entry(**row._mapping) for row in rows]
+        return [Entry(*row) for row in rows]
 
     @staticmethod
     def count(
