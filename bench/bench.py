@@ -450,25 +450,22 @@ def measure_orm(bench):
             bench.fill(f"{peer}.{encrypted}", entries, encrypted)
     session = bench.session()
     store = orm.Store(session, SECRETS)
-    get = sa.text("SELECT ext_storage_get(:extension_id, :key)")
-    put = sa.text(
-        "SELECT * FROM ext_storage_set(:extension_id, :key, :value,"
-        " is_encrypted => :is_encrypted)"
-    )
+
+    def call(statement, *arguments):
+        return session.connection().exec_driver_sql(statement, arguments).scalar()
+
     calls = {
-        ("get", "ours"): lambda key, encrypted: session.execute(
-            get, {"extension_id": f"ours.{encrypted}", "key": key}
-        ).scalar(),
+        ("get", "ours"): lambda key, encrypted: bytes(
+            call("SELECT ext_storage_get(%s, %s)", f"ours.{encrypted}", key)
+        ),
         ("get", "orm"): lambda key, encrypted: store.get(f"orm.{encrypted}", key),
-        ("set", "ours"): lambda key, encrypted: session.execute(
-            put,
-            {
-                "extension_id": f"ours.{encrypted}",
-                "key": key,
-                "value": random.randbytes(VALUE_LEN),
-                "is_encrypted": encrypted,
-            },
-        ).one(),
+        ("set", "ours"): lambda key, encrypted: call(
+            "SELECT (ext_storage_set(%s, %s, %s, is_encrypted => %s)).version",
+            f"ours.{encrypted}",
+            key,
+            random.randbytes(VALUE_LEN),
+            encrypted,
+        ),
         ("set", "orm"): lambda key, encrypted: store.set(
             f"orm.{encrypted}", key, random.randbytes(VALUE_LEN), encrypted
         ),
@@ -518,7 +515,10 @@ def measure_list(bench):
     bench.fill("b.list", bench.sizes.scope, False)
     session = bench.session()
     store = orm.Store(session, SECRETS)
-    page = sa.text("SELECT * FROM ext_storage_list('b.list')")
+    page = "SELECT * FROM ext_storage_list(%s)"
+
+    def ours():
+        return session.connection().exec_driver_sql(page, ("b.list",)).all()
 
     def side(call, times):
         def run():
@@ -533,7 +533,7 @@ def measure_list(bench):
 
     done = bench.interleave(
         {
-            "ours": side(lambda: session.execute(page).all(), 50),
+            "ours": side(ours, 50),
             "orm": side(lambda: store.list("b.list"), 2),
         }
     )

@@ -11,7 +11,6 @@ from typing import Any
 from uuid import UUID
 
 from flask import current_app
-from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from superset.extensions import db
 from superset.utils.core import get_user_id
@@ -31,7 +30,10 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the store; lists leave out the value."""
+    """An entry of the store; lists leave out the value.
+
+    The fields are the columns of the type ext_storage_entry, in its order.
+    """
 
     key: str
     uuid: UUID
@@ -54,12 +56,13 @@ def call(function: str, **arguments: Any) -> list[Any]:
     for name, argument in arguments.items():
         _check_text(name, argument)
     passed = ", ".join(
-        f"{name} => CAST(:{name} AS {_TYPES.get(name, 'text')})" for name in arguments
+        f"{name} => CAST(%({name})s AS {_TYPES.get(name, 'text')})"
+        for name in arguments
     )
+    # For psycopg2 itself: text() would be parsed and compiled at each call.
+    statement = f"SELECT * FROM {qualified(function)}({passed})"
     try:
-        return db.session.execute(
-            text(f"SELECT * FROM {qualified(function)}({passed})"), arguments
-        ).all()
+        return db.session.connection().exec_driver_sql(statement, arguments).all()
     except DBAPIError as error:
         raise from_database(error) from None
 
@@ -110,8 +113,8 @@ class ExtensionStorageDAO:
         )
         if not rows:
             return None
-        fields = dict(rows[0]._mapping)
-        return Entry(**{**fields, "value": bytes(fields["value"])})
+        *fields, value = rows[0]
+        return Entry(*fields, bytes(value))
 
     @staticmethod
     def get_value(
@@ -170,7 +173,7 @@ class ExtensionStorageDAO:
             actor_fk=get_user_id(),
             if_version=if_version,
         )
-        return Entry(**row._mapping)
+        return Entry(*row)
 
     @staticmethod
     def delete(
@@ -250,7 +253,7 @@ class ExtensionStorageDAO:
             page=page,
             page_size=page_size,
         )
-        return [Entry(**row._mapping) for row in rows]
+        return [Entry(*row) for row in rows]
 
     @staticmethod
     def count(
