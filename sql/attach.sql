@@ -117,6 +117,28 @@ SELECT ext_storage_attach_users('regress_app.people');
 DELETE FROM regress_app.people WHERE name = 'b';
 SELECT string_agg(key, ' ') FROM pg_temp.entries;
 
+-- A table may be attached as both, and have a trigger of its own that reads
+-- what was deleted: each sees all of it.
+CREATE FUNCTION regress_app.note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE WARNING '% deleted', (SELECT count(*) FROM old_rows);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER a_note AFTER DELETE ON regress_app.people REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION regress_app.note();
+CREATE TRIGGER z_note AFTER DELETE ON regress_app.people REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION regress_app.note();
+SELECT ext_storage_attach_resource('person', 'regress_app.people', 'name');
+INSERT INTO regress_app.people VALUES ('d', 4), ('e', 5), ('f', 6);
+SELECT count(ext_storage_set('acme.both', 'own', 'x', user_fk => user_id)),
+    count(ext_storage_set('acme.both', 'of it', 'x', resource_type => 'person', resource_uuid => name))
+FROM regress_app.people WHERE name >= 'd';
+DELETE FROM regress_app.people WHERE name IN ('d', 'e');
+SELECT user_fk, resource_uuid, key FROM extension_storage WHERE extension_id = 'acme.both'
+ORDER BY user_fk;
+DELETE FROM extension_storage WHERE extension_id = 'acme.both';
+DROP FUNCTION regress_app.note() CASCADE;
+
 -- Detaching: true where there was something.
 SELECT ext_storage_detach('regress_app.people'), ext_storage_detach('regress_app.people'),
     ext_storage_detach(relation => 'regress_app.dashboards');

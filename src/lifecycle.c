@@ -226,6 +226,10 @@ deleted_values(TriggerData *trigdata, const char *column)
 	getTypeOutputInfo(TupleDescAttr(tupdesc, attno - 1)->atttypid, &output,
 					  &is_varlena);
 	slot = MakeSingleTupleTableSlot(tupdesc, &TTSOpsMinimalTuple);
+
+	/* the table's other triggers have read the same rows */
+	tuplestore_select_read_pointer(trigdata->tg_oldtable, 0);
+	tuplestore_rescan(trigdata->tg_oldtable);
 	while (tuplestore_gettupleslot(trigdata->tg_oldtable, true, false, slot))
 	{
 		bool		isnull;
