@@ -125,13 +125,13 @@ BEGIN
     EXECUTE format(
         'CREATE OR REPLACE TRIGGER extension_storage_users_deleted'
         ' AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted_rows'
-        ' FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.ext_storage_users_deleted(%L)',
-        users, id_column);
+        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_users_deleted(%L)',
+        users, '@extschema@', id_column);
     EXECUTE format(
         'CREATE OR REPLACE TRIGGER extension_storage_users_truncated'
         ' AFTER TRUNCATE ON %s'
-        ' FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.ext_storage_users_deleted(%L)',
-        users, id_column);
+        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_users_deleted(%L)',
+        users, '@extschema@', id_column);
 END
 $$;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_attach_users(regclass) FROM PUBLIC;
@@ -167,13 +167,13 @@ BEGIN
     EXECUTE format(
         'CREATE OR REPLACE TRIGGER extension_storage_resources_deleted'
         ' AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted_rows'
-        ' FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.ext_storage_resources_deleted(%L, %L)',
-        resources, resource_type, uuid_column);
+        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_resources_deleted(%L, %L)',
+        resources, '@extschema@', resource_type, uuid_column);
     EXECUTE format(
         'CREATE OR REPLACE TRIGGER extension_storage_resources_truncated'
         ' AFTER TRUNCATE ON %s'
-        ' FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.ext_storage_resources_deleted(%L, %L)',
-        resources, resource_type, uuid_column);
+        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_resources_deleted(%L, %L)',
+        resources, '@extschema@', resource_type, uuid_column);
 END
 $$;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_attach_resource(text, regclass, name) FROM PUBLIC;
@@ -236,12 +236,12 @@ BEGIN
     END IF;
 
     IF NOT has_schema_privilege(role, '@extschema@'::regnamespace, 'USAGE') THEN
-        EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %s', role);
+        EXECUTE format('GRANT USAGE ON SCHEMA %s TO %s', '@extschema@', role);
     END IF;
     rights := CASE WHEN granted = 1 THEN 'SELECT'
                    ELSE 'SELECT, INSERT, UPDATE, DELETE' END;
-    EXECUTE format('GRANT %s ON TABLE @extschema@.extension_storage TO %s', rights, role);
-    EXECUTE format('GRANT USAGE ON TYPE @extschema@.ext_storage_entry TO %s', role);
+    EXECUTE format('GRANT %s ON TABLE %s.extension_storage TO %s', rights, '@extschema@', role);
+    EXECUTE format('GRANT USAGE ON TYPE %s.ext_storage_entry TO %s', '@extschema@', role);
     FOR member IN
         SELECT p.oid
         FROM pg_proc p
@@ -270,7 +270,7 @@ BEGIN
     IF NOT has_schema_privilege(role, '@extschema@'::regnamespace, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = 'no right to grant USAGE on schema @extschema@',
-            HINT = format('Let the owner of the schema run: GRANT USAGE ON SCHEMA @extschema@ TO %s', role);
+            HINT = format('Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s', '@extschema@', role);
     END IF;
 END
 $$;
@@ -289,14 +289,15 @@ BEGIN
     SELECT relowner INTO STRICT holder FROM pg_catalog.pg_class
     WHERE oid OPERATOR(pg_catalog.=) '@extschema@.extension_storage'::pg_catalog.regclass;
     EXECUTE pg_catalog.format(
-        'ALTER TABLE @extschema@.extension_storage_usage OWNER TO %s', holder);
+        'ALTER TABLE %s.extension_storage_usage OWNER TO %s', '@extschema@', holder);
     IF NOT pg_catalog.has_schema_privilege(
             holder, '@extschema@'::pg_catalog.regnamespace, 'USAGE') THEN
         RAISE WARNING USING
             MESSAGE = pg_catalog.format(
-                'role %s owns table extension_storage, but has no right to use schema @extschema@', holder),
+                'role %s owns table extension_storage, but has no right to use schema %s',
+                holder, '@extschema@'),
             DETAIL = 'Quotas and attached tables need it.',
-            HINT = pg_catalog.format('Run GRANT USAGE ON SCHEMA @extschema@ TO %s', holder);
+            HINT = pg_catalog.format('Run GRANT USAGE ON SCHEMA %s TO %s', '@extschema@', holder);
     END IF;
     FOR member IN
         SELECT d.objid

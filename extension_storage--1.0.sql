@@ -300,9 +300,9 @@ BEGIN
         WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database();
     END IF;
     EXECUTE pg_catalog.format(
-        'ALTER TABLE @extschema@.extension_storage OWNER TO %s', holder);
+        'ALTER TABLE %s.extension_storage OWNER TO %s', '@extschema@', holder);
     EXECUTE pg_catalog.format(
-        'GRANT USAGE ON TYPE @extschema@.ext_storage_entry TO %s WITH GRANT OPTION', holder);
+        'GRANT USAGE ON TYPE %s.ext_storage_entry TO %s WITH GRANT OPTION', '@extschema@', holder);
     FOR member IN
         SELECT d.objid
         FROM pg_catalog.pg_depend d

@@ -175,19 +175,33 @@ ALTER TABLE other RENAME TO extension_storage;
 SELECT extname FROM pg_extension WHERE extname = 'extension_storage';
 
 -- The way out that the error names: a schema of its own, here one whose name
--- needs quotes.  The other table stays what it was.
-CREATE SCHEMA "Ext Storage";
-CREATE EXTENSION extension_storage SCHEMA "Ext Storage";
+-- needs quotes and has what means something in formats and scripts.  The other table stays what it was.
+CREATE SCHEMA "100% Ext @Storage";
+CREATE EXTENSION extension_storage SCHEMA "100% Ext @Storage";
 SELECT extnamespace::regnamespace FROM pg_extension
 WHERE extname = 'extension_storage';
-SELECT version FROM "Ext Storage".ext_storage_set('acme.tasks', 'k', 'x',
+SELECT version FROM "100% Ext @Storage".ext_storage_set('acme.tasks', 'k', 'x',
     'text/plain');
-SELECT "Ext Storage".ext_storage_get('acme.tasks', 'k');
+SELECT "100% Ext @Storage".ext_storage_get('acme.tasks', 'k');
+GRANT USAGE ON SCHEMA "100% Ext @Storage" TO regress_owner;
+SELECT "100% Ext @Storage".ext_storage_grant('regress_plain', 'read');
+CREATE TABLE ab_user (id integer PRIMARY KEY, uuid uuid);
+SELECT "100% Ext @Storage".ext_storage_attach_users();
+SELECT "100% Ext @Storage".ext_storage_attach_resource('user', 'ab_user');
+SET extension_storage.quota_per_extension = 100;
+INSERT INTO ab_user VALUES (1, 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11');
+SELECT version FROM "100% Ext @Storage".ext_storage_set('acme.tasks', 'own', 'x', user_fk => 1);
+SET ROLE regress_plain;
+SELECT key FROM "100% Ext @Storage".ext_storage_list('acme.tasks', user_fk => 1);
+RESET ROLE;
+DELETE FROM ab_user;
+SELECT entries, value_bytes FROM "100% Ext @Storage".ext_storage_usage();
+RESET extension_storage.quota_per_extension;
 SELECT * FROM extension_storage;
 
 -- It stays in that schema, which may be renamed under a running session.
 ALTER EXTENSION extension_storage SET SCHEMA public;
-ALTER SCHEMA "Ext Storage" RENAME TO ext_storage;
+ALTER SCHEMA "100% Ext @Storage" RENAME TO ext_storage;
 SELECT version FROM ext_storage.ext_storage_set('acme.tasks', 'k', 'y',
     'text/plain');
 SELECT ext_storage.ext_storage_get('acme.tasks', 'k');
