@@ -129,6 +129,17 @@ def test_init_in_another_schema(tmp_path: Path) -> None:
         assert "already installed" in superset.run("init-extension-storage").stdout
 
 
+def test_schema_of_any_name(tmp_path: Path) -> None:
+    with other_database(
+        tmp_path, "superset", "GRANT CREATE ON DATABASE other TO superset"
+    ) as superset:
+        superset.config["EXTENSION_STORAGE_SCHEMA"] = "All 100% of :my %(stores)s"
+        output = superset.run("init-extension-storage").stdout
+        assert ", now installed\nRights: role superset may use the store\n" in output
+        output = superset.run("rotate-extension-storage-keys").stdout
+        assert "\n0 scanned, 0 re-encrypted, 0 already current, 0 failed\n" in output
+
+
 # Rotation
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 from flask.cli import with_appcontext
-from sqlalchemy import text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 # Whose deletion is watched, in which table, and the call that sees to it.
@@ -64,7 +64,7 @@ def _set_up() -> list[str]:
         f"    {statement};\n"
         for statement in [
             *([] if installed else install),
-            f"SELECT {_quoted(schema)}.ext_storage_grant('{_quoted(role)}', 'admin')",
+            f"SELECT {_quoted(schema)}.ext_storage_grant({_literal(_quoted(role))}, 'admin')",
             *attach.values(),
         ]
     )
@@ -76,13 +76,13 @@ def _set_up() -> list[str]:
     try:
         if not installed:
             for statement in install:
-                db.session.execute(text(statement))
+                _execute(statement)
         report.append(_update(installed))
         if not _may_use():
             raise refusal
         report.append(f"Rights: role {role} may use the store")
         for statement in attach.values():
-            db.session.execute(text(statement))
+            _execute(statement)
     except DBAPIError as error:
         translated = from_database(error)
         raise (refusal if translated.sqlstate == "42501" else translated) from None
@@ -129,14 +129,12 @@ def _check_schema(schema: str) -> str | None:
 
 def _update(before: str | None) -> str:
     """Update the extension where it is the role's own; refuse one that is too old."""
-    from superset.extensions import db
-
     version, own = _row(
         "SELECT extversion, pg_has_role(extowner, 'USAGE') FROM pg_extension"
         " WHERE extname = 'extension_storage'"
     )
     if own:
-        db.session.execute(text("ALTER EXTENSION extension_storage UPDATE"))
+        _execute("ALTER EXTENSION extension_storage UPDATE")
         version = _query(
             "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
         )
@@ -181,10 +179,17 @@ def _is_attached(table: str) -> bool:
     )
 
 
-def _row(statement: str) -> Any:
+def _execute(statement: str) -> Any:
+    """Run a statement as it is: no colon or percent sign in it means anything."""
     from superset.extensions import db
 
-    return db.session.execute(text(statement)).one_or_none()
+    return db.session.connection().exec_driver_sql(
+        statement, execution_options={"no_parameters": True}
+    )
+
+
+def _row(statement: str) -> Any:
+    return _execute(statement).one_or_none()
 
 
 def _query(statement: str) -> Any:
@@ -193,9 +198,12 @@ def _query(statement: str) -> Any:
 
 
 def _quoted(name: str) -> str:
-    from superset.extensions import db
+    # with the driver's dialect it would be for a statement with parameters
+    return postgresql.dialect(paramstyle="named").identifier_preparer.quote(name)
 
-    return db.session.get_bind().dialect.identifier_preparer.quote(name)
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _report_keys() -> None:
@@ -269,11 +277,11 @@ def _call_rotation(
 
     from .dao import qualified
 
-    statement = text(
+    statement = (
         f"CALL {qualified('ext_storage_rotate_keys')}("
-        "extension_id => CAST(:extension_id AS text),"
-        " batch_size => CAST(:batch_size AS integer),"
-        " dry_run => CAST(:dry_run AS boolean))"
+        "extension_id => CAST(%(extension_id)s AS text),"
+        " batch_size => CAST(%(batch_size)s AS integer),"
+        " dry_run => CAST(%(dry_run)s AS boolean))"
     )
     with db.engine.connect().execution_options(
         isolation_level="AUTOCOMMIT"
@@ -282,7 +290,7 @@ def _call_rotation(
         connection.connection.dbapi_connection.notices = progress
         set_wait_callback(wait_select)
         try:
-            return connection.execute(
+            return connection.exec_driver_sql(
                 statement,
                 {
                     "extension_id": extension_id,

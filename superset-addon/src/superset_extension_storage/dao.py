@@ -5,7 +5,7 @@ Nothing here flushes or commits: the caller owns the transaction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -30,10 +30,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the store; lists leave out the value.
-
-    The fields are the columns of the type ext_storage_entry, in its order.
-    """
+    """An entry of the store; lists leave out the value."""
 
     key: str
     uuid: UUID
@@ -49,7 +46,12 @@ class Entry:
     value: bytes | None = None
 
 
-def call(function: str, **arguments: Any) -> list[Any]:
+# The columns of an entry, in the order of its fields; with and without the value.
+_ENTRY_AND_VALUE = ", ".join(field.name for field in fields(Entry))
+_ENTRY = _ENTRY_AND_VALUE.removesuffix(", value")
+
+
+def call(function: str, columns: str = "*", **arguments: Any) -> list[Any]:
     """Call a set-returning or scalar function of the extension; give its rows."""
     if db.session.get_bind().dialect.name != "postgresql":
         raise StorageUnavailable("the metadata database is not PostgreSQL")
@@ -60,7 +62,7 @@ def call(function: str, **arguments: Any) -> list[Any]:
         for name in arguments
     )
     # For psycopg2 itself: text() would be parsed and compiled at each call.
-    statement = f"SELECT * FROM {qualified(function)}({passed})"
+    statement = f"SELECT {columns} FROM {qualified(function)}({passed})"
     try:
         return db.session.connection().exec_driver_sql(statement, arguments).all()
     except DBAPIError as error:
@@ -105,6 +107,7 @@ class ExtensionStorageDAO:
         """Give an entry with its value, or None where there is none."""
         rows = call(
             "ext_storage_get_entry",
+            _ENTRY_AND_VALUE,
             extension_id=extension_id,
             key=key,
             user_fk=user_fk,
@@ -160,6 +163,7 @@ class ExtensionStorageDAO:
             raise InvalidArgument("value must be bytes", "22023")
         (row,) = call(
             "ext_storage_set",
+            _ENTRY,
             extension_id=extension_id,
             key=key,
             value=value,
@@ -244,6 +248,7 @@ class ExtensionStorageDAO:
         """List the entries of the scope that the arguments name."""
         rows = call(
             "ext_storage_list",
+            _ENTRY,
             extension_id=extension_id,
             user_fk=user_fk,
             resource_type=resource_type,
