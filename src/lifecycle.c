@@ -328,14 +328,11 @@ ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 Datum
 ext_storage_usage(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Datum		values[1] = {Int64GetDatum(QuotaPerExtension())};
 
 	InitMaterializedSRF(fcinfo, 0);
 	StatementConnect();
-	StatementRun(fcinfo, &usage_statement, 0, values, NULL, true);
-	for (uint64 i = 0; i < SPI_processed; i++)
-		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);
+	StatementReturn(fcinfo, &usage_statement, 0, values, NULL);
 	SPI_finish();
 	return (Datum) 0;
 }

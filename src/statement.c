@@ -14,6 +14,7 @@
 #include "access/htup_details.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
+#include "executor/tstoreReceiver.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/params.h"
@@ -288,6 +289,36 @@ end_receiver(DestReceiver *self pg_attribute_unused())
 {
 }
 
+/* Runs a statement as StatementRun does, but sends its rows to dest. */
+static void
+run_into(FunctionCallInfo fcinfo, Statement *statement, int shape,
+		 const Datum *values, const char *nulls, bool read_only,
+		 DestReceiver *dest)
+{
+	ParamListInfo params = makeParamList(statement->nargs);
+	SPIExecuteOptions options = {
+		.params = params,
+		.read_only = read_only,
+		.dest = dest
+	};
+	int			result;
+
+	for (int i = 0; i < statement->nargs; i++)
+	{
+		ParamExternData *param = &params->params[i];
+
+		param->value = values[i];
+		param->isnull = nulls != NULL && nulls[i] == 'n';
+		param->pflags = PARAM_FLAG_CONST;
+		param->ptype = statement->argtypes[i];
+	}
+	result = SPI_execute_plan_extended(StatementPlan(fcinfo, statement, shape),
+									   &options);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_plan_extended failed: %s",
+			 SPI_result_code_string(result));
+}
+
 /*
  * StatementFetch
  *		Runs a statement that returns one row at most; false if it returns
@@ -302,7 +333,6 @@ StatementFetch(FunctionCallInfo fcinfo, Statement *statement, int shape,
 			   const Datum *values, const char *nulls, bool read_only,
 			   MemoryContext context, Datum *row, bool *row_nulls)
 {
-	ParamListInfo params = makeParamList(statement->nargs);
 	RowReceiver receiver = {
 		.pub = {
 			.receiveSlot = receive_row,
@@ -315,28 +345,28 @@ StatementFetch(FunctionCallInfo fcinfo, Statement *statement, int shape,
 		.row = row,
 		.nulls = row_nulls
 	};
-	SPIExecuteOptions options = {
-		.params = params,
-		.read_only = read_only,
-		.dest = &receiver.pub
-	};
-	int			result;
 
-	for (int i = 0; i < statement->nargs; i++)
-	{
-		ParamExternData *param = &params->params[i];
-
-		param->value = values[i];
-		param->isnull = nulls[i] == 'n';
-		param->pflags = PARAM_FLAG_CONST;
-		param->ptype = statement->argtypes[i];
-	}
-	result = SPI_execute_plan_extended(StatementPlan(fcinfo, statement, shape),
-									   &options);
-	if (result < 0)
-		elog(ERROR, "SPI_execute_plan_extended failed: %s",
-			 SPI_result_code_string(result));
+	run_into(fcinfo, statement, shape, values, nulls, read_only, &receiver.pub);
 	return SPI_processed > 0;
+}
+
+/*
+ * StatementReturn
+ *		Runs a statement that only reads, and returns its rows as those of the
+ *		calling function.  SPI must be connected.
+ */
+void
+StatementReturn(FunctionCallInfo fcinfo, Statement *statement, int shape,
+				const Datum *values, const char *nulls)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	DestReceiver *dest = CreateDestReceiver(DestTuplestore);
+
+	SetTuplestoreDestReceiverParams(dest, rsinfo->setResult,
+									rsinfo->econtext->ecxt_per_query_memory,
+									false, NULL, NULL);
+	run_into(fcinfo, statement, shape, values, nulls, true, dest);
+	dest->rDestroy(dest);
 }
 
 /*

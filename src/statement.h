@@ -54,11 +54,12 @@ extern SPIPlanPtr StatementPlan(FunctionCallInfo fcinfo, Statement *statement,
 extern uint64 StatementRun(FunctionCallInfo fcinfo, Statement *statement,
 						   int shape, const Datum *values,
 						   const char *nulls, bool read_only);
-
 extern bool StatementFetch(FunctionCallInfo fcinfo, Statement *statement,
 						   int shape, const Datum *values, const char *nulls,
 						   bool read_only, MemoryContext context,
 						   Datum *row, bool *row_nulls);
+extern void StatementReturn(FunctionCallInfo fcinfo, Statement *statement,
+							int shape, const Datum *values, const char *nulls);
 extern uint64 StatementRunAsOwner(FunctionCallInfo fcinfo,
 								  Statement *statement, const Datum *values,
 								  const char *nulls);

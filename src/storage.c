@@ -947,7 +947,6 @@ filter_arguments(Arguments *args, FunctionCallInfo fcinfo, int category,
 Datum
 ext_storage_list(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Arguments	args;
 	int64		page;
 	int64		page_size;
@@ -978,10 +977,8 @@ ext_storage_list(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, 0);
 	StatementConnect();
-	StatementRun(fcinfo, &list_statement, args.shape, args.values, args.nulls,
-				 true);
-	for (uint64 i = 0; i < SPI_processed; i++)
-		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);
+	StatementReturn(fcinfo, &list_statement, args.shape, args.values,
+					args.nulls);
 	SPI_finish();
 	return (Datum) 0;
 }
