@@ -32,15 +32,10 @@ require_argument(FunctionCallInfo fcinfo, int argno, const char *name)
 				 errmsg("%s must not be null", name)));
 }
 
-/*
- * Makes a context of the argument that is a key.  The caller releases it, and
- * raises no error before.
- */
-static FernetContext
-context_argument(FunctionCallInfo fcinfo, int argno)
+/* Reads the argument that is a key. */
+static FernetKey
+key_argument(FunctionCallInfo fcinfo, int argno)
 {
-	FernetContext context;
-	FernetStatus status;
 	FernetKey	key;
 	text	   *arg;
 
@@ -52,13 +47,7 @@ context_argument(FunctionCallInfo fcinfo, int argno)
 				 errmsg("invalid Fernet key"),
 				 errdetail("A Fernet key is the base64url text, with padding, of 32 bytes."),
 				 errhint("fernet_generate_key() makes one, fernet_derive_key(secret) makes one of a secret.")));
-	status = FernetPrepare(&context, &key);
-	explicit_bzero(&key, sizeof(key));
-	if (status != FERNET_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not prepare the key: OpenSSL failed")));
-	return context;
+	return key;
 }
 
 /* One message for every token that cannot be read, whatever the reason. */
@@ -109,6 +98,7 @@ key_to_text(FernetKey *key)
 Datum
 fernet_encrypt(PG_FUNCTION_ARGS)
 {
+	FernetKey	key;
 	FernetContext context;
 	FernetStatus status;
 	bytea	   *message;
@@ -116,15 +106,19 @@ fernet_encrypt(PG_FUNCTION_ARGS)
 	uint8		iv[FERNET_IV_LEN];
 
 	require_argument(fcinfo, 0, "message");
+	key = key_argument(fcinfo, 1);
 	message = PG_GETARG_BYTEA_PP(0);
 	token = FernetNewToken(VARSIZE_ANY_EXHDR(message), iv);
 
-	/* nothing until FernetRelease raises an error */
-	context = context_argument(fcinfo, 1);
-	status = FernetSeal(&context, FernetNow(), iv,
-						(const uint8 *) VARDATA_ANY(message),
-						VARSIZE_ANY_EXHDR(message), VARDATA(token));
-	FernetRelease(&context);
+	status = FernetPrepare(&context, &key);
+	explicit_bzero(&key, sizeof(key));
+	if (status == FERNET_OK)
+	{
+		status = FernetSeal(&context, FernetNow(), iv,
+							(const uint8 *) VARDATA_ANY(message),
+							VARSIZE_ANY_EXHDR(message), VARDATA(token));
+		FernetRelease(&context);
+	}
 	if (status != FERNET_OK)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
@@ -142,6 +136,7 @@ fernet_encrypt(PG_FUNCTION_ARGS)
 Datum
 fernet_decrypt(PG_FUNCTION_ARGS)
 {
+	FernetKey	key;
 	FernetContext context;
 	FernetToken decoded;
 	FernetStatus status;
@@ -151,20 +146,24 @@ fernet_decrypt(PG_FUNCTION_ARGS)
 	int64		ttl = 0;
 
 	require_argument(fcinfo, 0, "token");
-	require_argument(fcinfo, 1, "key");
+	key = key_argument(fcinfo, 1);
 	if (!PG_ARGISNULL(2))
 		ttl = ttl_argument(fcinfo, 2);
 	token = PG_GETARG_TEXT_PP(0);
 	result = palloc(VARHDRSZ + FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
-	context = context_argument(fcinfo, 1);
 
-	/* decrypted where it is decoded to */
-	status = FernetDecode(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token),
-						  (uint8 *) VARDATA(result), &decoded);
+	status = FernetPrepare(&context, &key);
+	explicit_bzero(&key, sizeof(key));
 	if (status == FERNET_OK)
-		status = FernetOpen(&decoded, &context, (uint8 *) VARDATA(result),
-							&message_len);
-	FernetRelease(&context);
+	{
+		/* decrypted where it is decoded to */
+		status = FernetDecode(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token),
+							  (uint8 *) VARDATA(result), &decoded);
+		if (status == FERNET_OK)
+			status = FernetOpen(&decoded, &context, (uint8 *) VARDATA(result),
+								&message_len);
+		FernetRelease(&context);
+	}
 	if (status == FERNET_OK && !PG_ARGISNULL(2))
 		status = FernetCheckAge(&decoded, (int64) FernetNow(), ttl);
 	if (status != FERNET_OK)
