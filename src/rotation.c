@@ -279,6 +279,13 @@ returned_ids(uint64 *nids)
 	return ids;
 }
 
+/* Is the row among the sorted ids? */
+static bool
+is_among(const PendingRow *row, const int32 *ids, uint64 nids)
+{
+	return bsearch(&row->id, ids, nids, sizeof(int32), compare_ids) != NULL;
+}
+
 /* Writes a new token; false if the row no longer holds the one read. */
 static bool
 write_one_row(Rotation *rotation, const PendingRow *row)
@@ -303,6 +310,16 @@ skip_row(Rotation *rotation, const PendingRow *row)
 	skipped->extension_id = DatumGetTextPCopy(PointerGetDatum(row->extension_id));
 	rotation->skipped = lappend(rotation->skipped, skipped);
 	MemoryContextSwitchTo(old_context);
+}
+
+/* Counts a row that was written, and puts off one that was not. */
+static void
+settle_row(Rotation *rotation, const PendingRow *row, bool written)
+{
+	if (written)
+		rotation->rotated++;
+	else
+		skip_row(rotation, row);
 }
 
 /* Makes an array of the rows' ids. */
@@ -342,13 +359,7 @@ write_rows(Rotation *rotation, PendingRow **rows, int nrows)
 	StatementRun(rotation->fcinfo, &write_statement, 0, values, NULL, false);
 	written = returned_ids(&nwritten);
 	for (int i = 0; i < nrows; i++)
-	{
-		if (bsearch(&rows[i]->id, written, nwritten, sizeof(int32),
-					compare_ids) != NULL)
-			rotation->rotated++;
-		else
-			skip_row(rotation, rows[i]);
-	}
+		settle_row(rotation, rows[i], is_among(rows[i], written, nwritten));
 	MemoryContextSwitchTo(old_context);
 	MemoryContextReset(rotation->row_context);
 }
@@ -372,16 +383,10 @@ write_unlocked_rows(Rotation *rotation, PendingRow **rows, int nrows)
 
 	for (int i = 0; i < nrows; i++)
 	{
-		if (bsearch(&rows[i]->id, locked, nlocked, sizeof(int32),
-					compare_ids) == NULL)
+		if (!is_among(rows[i], locked, nlocked))
 			skip_row(rotation, rows[i]);
 		else if (VARSIZE(rows[i]->sealed) >= WRITE_ALONE_BYTES)
-		{
-			if (write_one_row(rotation, rows[i]))
-				rotation->rotated++;
-			else
-				skip_row(rotation, rows[i]);
-		}
+			settle_row(rotation, rows[i], write_one_row(rotation, rows[i]));
 		else
 			several[nseveral++] = rows[i];
 		if (nseveral == WRITE_COUNT || (nseveral > 0 && i == nrows - 1))
