@@ -22,8 +22,10 @@ OBJS = \
 	src/lifecycle.o \
 	src/quota.o \
 	src/rotation.o \
+	src/secrets.o \
 	src/statement.o \
-	src/storage.o
+	src/storage.o \
+	src/token.o
 # -isystem: warnings are about our code, not the server's headers
 PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server)
 SHLIB_LINK = -luuid -lcrypto

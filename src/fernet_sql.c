@@ -9,7 +9,8 @@
 
 #include "fernet.h"
 #include "fmgr.h"
-#include "keyring.h"
+#include "secrets.h"
+#include "token.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 #if PG_VERSION_NUM >= 160000

@@ -8,7 +8,6 @@
 #ifndef KEYRING_H
 #define KEYRING_H
 
-#include "datatype/timestamp.h"
 #include "fernet.h"
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"				/* before 16, in postgres.h */
@@ -42,10 +41,5 @@ extern int	KeyringFind(const Keyring *keyring, Datum token,
 extern bytea *KeyringOpen(const Keyring *keyring, bytea *token, bool in_place,
 						  int *ordinal, uint64 *timestamp);
 extern void KeyringFingerprint(const FernetKey *key, char *fingerprint);
-
-extern char *SecretToUtf8(const char *secret, size_t len, size_t *utf8_len);
-extern uint64 FernetNow(void);
-extern bool FernetTimestamp(uint64 seconds, TimestampTz *timestamp);
-extern text *FernetNewToken(size_t message_len, uint8 *iv);
 
 #endif							/* KEYRING_H */

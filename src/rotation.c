@@ -25,6 +25,7 @@
 #include "statement.h"
 #include "storage.h"
 #include "tcop/pquery.h"
+#include "token.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"

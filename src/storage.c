@@ -24,6 +24,7 @@
 #include "quota.h"
 #include "statement.h"
 #include "storage.h"
+#include "token.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/guc.h"

@@ -1,4 +1,4 @@
-# The way from 1.0 to 1.1: with data in the table, it ends where a new 1.1
+# The way from 1.0 to 1.2: with data in the table, it ends where a new 1.2
 # starts, whoever installed it; a dump of it restores.
 
 use strict;
@@ -103,7 +103,7 @@ for my $role (qw(postgres app_owner))
 	my ($old, $new, $restored) = map { "${_}_$role" } qw(old new restored);
 
 	install($old, $role, '1.0');
-	install($new, $role, '1.1');
+	install($new, $role, '1.2');
 	fill($_) for $old, $new;
 	my ($rc, $out, $err) = $node->psql($old,
 		q{SET extension_storage.quota_per_extension = 1000;
@@ -112,7 +112,7 @@ for my $role (qw(postgres app_owner))
 		"$role: 1.0 says that a quota needs an update");
 
 	my $before = $node->safe_psql($old, $rows);
-	my $update = "ALTER EXTENSION extension_storage UPDATE TO '1.1'";
+	my $update = "ALTER EXTENSION extension_storage UPDATE TO '1.2'";
 	if ($role eq 'postgres')
 	{
 		# The holder owns the table, and cannot get at it.
@@ -131,9 +131,9 @@ for my $role (qw(postgres app_owner))
 
 	my $description = $node->safe_psql($new, $describe);
 	my @lines = split /\n/, $description;
-	cmp_ok(scalar(@lines), '>', 150, "$role: 1.1 is described");
+	cmp_ok(scalar(@lines), '>', 150, "$role: 1.2 is described");
 	is($node->safe_psql($old, $describe), $description,
-		"$role: the updated one is what a new 1.1 is");
+		"$role: the updated one is what a new 1.2 is");
 
 	is( $node->safe_psql(
 			$old, $keys . q{
