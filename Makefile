@@ -14,12 +14,14 @@ DATA = $(notdir $(wildcard $(srcdir)/$(EXTENSION)--*.sql))
 
 MODULE_big = extension_storage
 OBJS = \
+	src/entry.o \
 	src/extension_storage.o \
 	src/fernet.o \
 	src/fernet_sql.o \
 	src/keylist.o \
 	src/keyring.o \
 	src/lifecycle.o \
+	src/mime.o \
 	src/quota.o \
 	src/rotation.o \
 	src/secrets.o \
