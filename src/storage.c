@@ -418,17 +418,16 @@ DescribeEntry(const Datum *address, const char *nulls)
 static bytea *
 open_value(const Arguments *args, Datum value)
 {
-	const Keyring *keyring = KeyringGet();
 	bytea	   *opened;
 
-	if (keyring->nkeys == 0)
+	if (KeyringCount() == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),
 				 errdetail("The value of %s is encrypted.",
 						   DescribeEntry(args->values, args->nulls)),
 				 errhint("Set extension_storage.encryption_keys_file.")));
-	opened = KeyringOpen(keyring, DatumGetByteaP(value), true, NULL, NULL);
+	opened = KeyringOpen(DatumGetByteaP(value));
 	if (opened == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_UNREADABLE),
@@ -445,16 +444,14 @@ open_value(const Arguments *args, Datum value)
 static bytea *
 seal_value(const Arguments *args, const char *data, size_t len)
 {
-	const Keyring *keyring = KeyringGet();
-
-	if (keyring->nkeys == 0)
+	if (KeyringCount() == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),
 				 errdetail("The value of %s is to be encrypted.",
 						   DescribeEntry(args->values, args->nulls)),
 				 errhint("Set extension_storage.encryption_keys_file.")));
-	return KeyringSeal(keyring, data, len, FernetNow());
+	return KeyringSeal(data, len, FernetNow());
 }
 
 /*
