@@ -50,6 +50,11 @@
 #define WRITE_COUNT 32
 #define WRITE_ALONE_BYTES (64 * 1024)
 
+/* Rows, and bytes of their tokens, that are decrypted together. */
+#define GROUP_ROWS 64
+#define GROUP_BYTES (64 * 1024)
+
+
 /* An encrypted row. */
 enum
 {
@@ -197,7 +202,6 @@ typedef struct PendingRow
 typedef struct Rotation
 {
 	Connection	connection;
-	int			old_key;		/* index of the one that read the last token */
 	bool		commits;		/* false inside a transaction block */
 	bool		dry_run;
 	Datum		extension_id;	/* which one, or (Datum) 0 */
@@ -211,6 +215,10 @@ typedef struct Rotation
 	MemoryContext context;		/* lasts for the whole call */
 	MemoryContext batch_context;	/* reset after each batch */
 	MemoryContext row_context;	/* reset after each row, and each write */
+	EncryptedRow group[GROUP_ROWS]; /* read, but not yet looked at */
+	KeyringItem items[GROUP_ROWS];	/* their tokens, in batch_context */
+	int			ngroup;
+	Size		group_bytes;
 	List	   *pending;		/* of PendingRow, in batch_context */
 	Size		pending_bytes;
 	List	   *skipped;		/* of PendingRow, in context */
@@ -281,53 +289,31 @@ extension_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 }
 
 /*
- * Returns the keys, of which there must be one.
+ * Raises an error if there is no key.
  *
- * They are asked for anew for each row: the end of a transaction takes back
+ * This is asked for anew for each batch: the end of a transaction takes back
  * what was set for it alone.
  */
-static const Keyring *
+static void
 require_keys(void)
 {
-	const Keyring *keyring = KeyringGet();
-
-	if (keyring->nkeys == 0)
+	if (KeyringCount() == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),
 				 errhint("Set extension_storage.encryption_keys_file.")));
-	return keyring;
-}
-
-/* Wipes and frees a copy of a plaintext. */
-static void
-wipe(bytea *message)
-{
-	explicit_bzero(VARDATA(message), VARSIZE(message) - VARHDRSZ);
-	pfree(message);
 }
 
 /*
- * Makes the new token of a row, in batch_context, and counts the row.  Returns
- * NULL if it needs none: the first key reads it already, or no key does.
- *
- * The new token is not taken on trust: it must give the same message and time
- * with the first key.
+ * Counts a row that needs no new token: the first key reads it already, or no
+ * key does.
  */
-static bytea *
-reencrypt(Rotation *rotation, const EncryptedRow *row, bytea *token)
+static void
+count_unchanged(Rotation *rotation, const EncryptedRow *row, int ordinal)
 {
-	MemoryContext old_context = MemoryContextSwitchTo(rotation->row_context);
-	const Keyring *keyring = require_keys();
-	bytea	   *message;
-	bytea	   *sealed = NULL;
-	bytea	   *check;
-	uint64		timestamp;
-	uint64		check_timestamp;
-	int			ordinal = rotation->old_key;
-
-	message = KeyringOpen(keyring, token, false, &ordinal, &timestamp);
-	if (message == NULL)
+	if (ordinal == 0)
+		rotation->current++;
+	else if (ordinal < 0)
 	{
 		rotation->failed++;
 		ereport(WARNING,
@@ -337,31 +323,9 @@ reencrypt(Rotation *rotation, const EncryptedRow *row, bytea *token)
 						DatumGetCString(DirectFunctionCall1(uuid_out,
 															row->uuid)))));
 	}
-	else if (ordinal == 0)
-	{
-		rotation->current++;
-		wipe(message);
-	}
 	else
-	{
-		rotation->old_key = ordinal;
-		ordinal = 0;
-		MemoryContextSwitchTo(rotation->batch_context);
-		sealed = KeyringSeal(keyring, VARDATA(message),
-							 VARSIZE(message) - VARHDRSZ, timestamp);
-		MemoryContextSwitchTo(rotation->row_context);
-		check = KeyringOpen(keyring, sealed, false, &ordinal,
-							&check_timestamp);
-		if (check == NULL || ordinal != 0 || check_timestamp != timestamp ||
-			VARSIZE(check) != VARSIZE(message) ||
-			memcmp(check, message, VARSIZE(check)) != 0)
-			elog(ERROR, "new token of %s does not decrypt to the old value",
-				 DescribeEntry(row->address, row->nulls));
-		wipe(message);
-		wipe(check);
-	}
-	MemoryContextSwitchTo(old_context);
-	return sealed;
+		elog(ERROR, "new token of %s does not decrypt to the old value",
+			 DescribeEntry(row->address, row->nulls));
 }
 
 static int
@@ -591,40 +555,62 @@ end_batch(Rotation *rotation)
 	XactIsoLevel = XACT_READ_COMMITTED;
 }
 
-/* Treats one row of a batch. */
+/*
+ * Re-encrypts the rows of the group, in one go, and keeps those that are to be
+ * written.
+ */
 static void
-rotate_row(Rotation *rotation, EncryptedRow *row)
+rotate_group(Rotation *rotation)
 {
-	PendingRow *pending;
-	MemoryContext old_context;
-	bytea	   *token;
-	bytea	   *sealed;
+	MemoryContext old_context = MemoryContextSwitchTo(rotation->batch_context);
 
-	old_context = MemoryContextSwitchTo(rotation->batch_context);
-	token = DatumGetByteaPP(row->token);
-	sealed = reencrypt(rotation, row, token);
-	if (sealed == NULL || rotation->dry_run)
+	require_keys();
+	KeyringReseal(rotation->items, rotation->ngroup);
+	for (int i = 0; i < rotation->ngroup; i++)
 	{
-		if (sealed != NULL)
-		{
+		const EncryptedRow *row = &rotation->group[i];
+		const KeyringItem *item = &rotation->items[i];
+		PendingRow *pending;
+
+		if (item->result == NULL)
+			count_unchanged(rotation, row, item->ordinal);
+		else if (rotation->dry_run)
 			rotation->rotated++;
-			pfree(sealed);
+		if (item->result == NULL || rotation->dry_run)
+		{
+			if (item->result != NULL)
+				pfree(item->result);
+			if ((Pointer) item->token != DatumGetPointer(row->token))
+				pfree(item->token);
+			continue;
 		}
-		if ((Pointer) token != DatumGetPointer(row->token))
-			pfree(token);
-	}
-	else
-	{
 		pending = palloc(sizeof(PendingRow));
 		pending->id = row->id;
 		pending->extension_id = DatumGetTextPP(row->address[PARAM_EXTENSION_ID]);
-		pending->token = token;
-		pending->sealed = sealed;
+		pending->token = item->token;
+		pending->sealed = item->result;
 		rotation->pending = lappend(rotation->pending, pending);
-		rotation->pending_bytes += VARSIZE(sealed);
+		rotation->pending_bytes += VARSIZE(item->result);
 	}
+	rotation->ngroup = 0;
+	rotation->group_bytes = 0;
 	MemoryContextSwitchTo(old_context);
-	MemoryContextReset(rotation->row_context);
+}
+
+/* Takes one row of a batch into the group, and that on if it is full. */
+static void
+rotate_row(Rotation *rotation, const EncryptedRow *row)
+{
+	KeyringItem *item = &rotation->items[rotation->ngroup];
+	MemoryContext old_context = MemoryContextSwitchTo(rotation->batch_context);
+
+	rotation->group[rotation->ngroup] = *row;
+	item->token = DatumGetByteaPP(row->token);
+	rotation->ngroup++;
+	rotation->group_bytes += VARSIZE_ANY(item->token);
+	if (rotation->ngroup == GROUP_ROWS || rotation->group_bytes >= GROUP_BYTES)
+		rotate_group(rotation);
+	MemoryContextSwitchTo(old_context);
 }
 
 /*
@@ -655,12 +641,18 @@ rotate_skipped(Rotation *rotation)
 		{
 			SPITupleTable *table = SPI_tuptable;
 			EncryptedRow row;
+			KeyringItem item;
 
 			read_row(&row, &lock_one_statement, 0);
-			pending->token = DatumGetByteaPP(row.token);
-			pending->sealed = reencrypt(rotation, &row, pending->token);
-			if (pending->sealed != NULL)
+			item.token = DatumGetByteaPP(row.token);
+			require_keys();
+			KeyringReseal(&item, 1);
+			if (item.result == NULL)
+				count_unchanged(rotation, &row, item.ordinal);
+			else
 			{
+				pending->token = item.token;
+				pending->sealed = item.result;
 				if (!write_one_row(rotation, pending))
 					elog(ERROR, "locked row of %s was not written",
 						 DescribeEntry(row.address, row.nulls));
@@ -736,8 +728,12 @@ rotate_all(Rotation *rotation)
 			rotation->scanned++;
 			rotate_row(rotation, &row);
 			if (rotation->pending_bytes > MAX_PENDING_BYTES)
+			{
+				rotate_group(rotation);
 				write_pending(rotation);
+			}
 		}
+		rotate_group(rotation);
 		write_pending(rotation);
 		SPI_freetuptable(table);
 		end_batch(rotation);
@@ -776,7 +772,7 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
-	(void) require_keys();
+	require_keys();
 	rotation.commits = fcinfo->context != NULL &&
 		IsA(fcinfo->context, CallContext) &&
 		!castNode(CallContext, fcinfo->context)->atomic;
@@ -859,6 +855,17 @@ count_use(KeyUse *use, bool has_timestamp, uint64 seconds)
 	use->newest = Max(use->newest, timestamp);
 }
 
+/* Raises an error if ordinals of keys have lost their meaning. */
+static void
+require_same_keys(uint64 generation)
+{
+	if (KeyringGeneration() != generation)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("encryption keys have changed while entries were counted"),
+				 errhint("Try again.")));
+}
+
 /*
  * ext_storage_key_status() returns setof record
  *		One row a configured key, and one for the entries that none reads.
@@ -867,8 +874,8 @@ Datum
 ext_storage_key_status(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	const Keyring *keyring = KeyringGet();
-	int			nkeys = keyring->nkeys;
+	int			nkeys = KeyringCount();
+	uint64		generation = KeyringGeneration();
 	KeyUse		unused = {0, DT_NOEND, DT_NOBEGIN};
 	KeyUse	   *uses;
 	Connection	connection;
@@ -894,13 +901,15 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 
 			CHECK_FOR_INTERRUPTS();
 			read_row(&row, &walk_statement, i);
-			found = KeyringFind(keyring, row.token, &timestamp);
+			found = KeyringFind(row.token, &timestamp);
+			require_same_keys(generation);
 			count_use(&uses[found >= 0 ? found : nkeys],
 					  found != KEYRING_NO_TOKEN, timestamp);
 		}
 		SPI_freetuptable(SPI_tuptable);
 	} while (SPI_processed > 0);
 
+	require_same_keys(generation);
 	for (int i = 0; i <= nkeys; i++)
 	{
 		bool		known = i < nkeys;
@@ -909,7 +918,7 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 		bool		nulls[7] = {false};
 
 		if (known)
-			KeyringFingerprint(&keyring->keys[i].key, fingerprint);
+			KeyringFingerprint(i, fingerprint);
 		nulls[0] = nulls[1] = nulls[6] = !known;
 		values[0] = Int32GetDatum(i + 1);
 		values[1] = PointerGetDatum(cstring_to_text_with_len(fingerprint,
@@ -936,7 +945,6 @@ ext_storage_verify(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	text	   *extension_id = extension_argument(fcinfo, verify_arguments, 0);
-	const Keyring *keyring = KeyringGet();
 	Connection	connection;
 	Portal		portal;
 
@@ -958,7 +966,7 @@ ext_storage_verify(PG_FUNCTION_ARGS)
 
 			CHECK_FOR_INTERRUPTS();
 			read_row(&row, &walk_statement, i);
-			found = KeyringFind(keyring, row.token, &timestamp);
+			found = KeyringFind(row.token, &timestamp);
 			if (found >= 0)
 				continue;
 			values[0] = row.uuid;
