@@ -6,9 +6,11 @@
  * The settings that hold secrets are made so that PostgreSQL never has the
  * secret to show.  The check hook turns the text into keys, puts them, masked,
  * into the setting's "extra" data, and leaves the variable itself a text that
- * hides them.  SHOW, pg_settings, current_setting, what set_config returns,
- * the server's message about a setting changed by a reload, and the settings
- * that a parallel worker is sent thus have nothing to tell.
+ * hides them.  SHOW, pg_settings, current_setting, what set_config returns, and
+ * the settings that a parallel worker is sent thus have nothing to tell.
+ *
+ * The text is empty where the secret comes from a configuration file: on a
+ * reload, the server logs the file's value of a setting whose variable changes.
  *
  * GUC frees that extra data without telling us, which is why the keys in it
  * are masked: what stays behind in freed memory is no key.
@@ -337,8 +339,15 @@ check_secret(char **newval, void **extra, GucSource source,
 {
 	MaskedKeys *masked;
 	char	   *hidden;
+	bool		left_behind;
 
-	if (*newval == NULL || **newval == '\0')
+	/*
+	 * A parallel worker is sent the text that hides the leader's secret, which
+	 * for one of a configuration file is the empty one.
+	 */
+	left_behind = InitializingParallelWorker && *newval != NULL &&
+		strcmp(*newval, source == PGC_S_FILE ? "" : HIDDEN_TEXT) == 0;
+	if (!left_behind && (*newval == NULL || **newval == '\0'))
 		return true;			/* unset: no extra data */
 	if (is_catalog_source(source))
 		return refuse_secret(*newval, source,
@@ -351,7 +360,7 @@ check_secret(char **newval, void **extra, GucSource source,
 
 	masked = guc_malloc(LOG, offsetof(MaskedKeys, keys) +
 						KEYLIST_MAX_SECRETS * FERNET_KEY_LEN);
-	hidden = guc_strdup(LOG, HIDDEN_TEXT);
+	hidden = guc_strdup(LOG, source == PGC_S_FILE ? "" : HIDDEN_TEXT);
 	if (masked == NULL || hidden == NULL)
 	{
 		if (masked != NULL)
@@ -374,11 +383,10 @@ check_secret(char **newval, void **extra, GucSource source,
 		masked->problem = PROBLEM_TOO_LONG;
 		explicit_bzero(*newval, strlen(*newval));
 	}
+	else if (left_behind)
+		masked->in_worker = true;
 	else if (strcmp(*newval, HIDDEN_TEXT) == 0)
-	{
 		masked->problem = PROBLEM_HIDDEN_TEXT;
-		masked->in_worker = InitializingParallelWorker;
-	}
 	else
 	{
 		PG_TRY();
@@ -394,8 +402,8 @@ check_secret(char **newval, void **extra, GucSource source,
 		PG_END_TRY();
 	}
 
-	/* what came before the library, or with a worker, is refused on its use */
-	if (masked->problem != NULL && !loading && !masked->in_worker)
+	/* what came before the library is refused on its use */
+	if (masked->problem != NULL && !loading)
 	{
 		char	   *detail = problem_detail(masked);
 
@@ -407,7 +415,7 @@ check_secret(char **newval, void **extra, GucSource source,
 							 detail, NULL);
 	}
 
-	if (masked->nkeys == 0 && masked->problem == NULL)
+	if (masked->nkeys == 0 && masked->problem == NULL && !masked->in_worker)
 	{
 		guc_free(masked);		/* a list of nothing but blanks */
 		masked = NULL;
@@ -435,6 +443,30 @@ static bool
 check_previous_secret_key(char **newval, void **extra, GucSource source)
 {
 	return check_secret(newval, extra, source, &previous_secret_key);
+}
+
+static const char *
+show_secret(const SecretSetting *setting)
+{
+	return setting->keys != NULL ? HIDDEN_TEXT : "";
+}
+
+static const char *
+show_encryption_keys(void)
+{
+	return show_secret(&encryption_keys);
+}
+
+static const char *
+show_secret_key(void)
+{
+	return show_secret(&secret_key);
+}
+
+static const char *
+show_previous_secret_key(void)
+{
+	return show_secret(&previous_secret_key);
 }
 
 static void
@@ -468,7 +500,8 @@ assign_encryption_keys_file(const char *newval pg_attribute_unused(),
 /* Defines a setting that holds secrets. */
 static void
 define_secret(SecretSetting *setting, const char *summary, const char *rest,
-			  GucStringCheckHook check, GucStringAssignHook assign)
+			  GucStringCheckHook check, GucStringAssignHook assign,
+			  GucShowHook show)
 {
 	/*
 	 * Not GUC_SUPERUSER_ONLY: set_config() gives the new value back, so only
@@ -477,7 +510,7 @@ define_secret(SecretSetting *setting, const char *summary, const char *rest,
 	DefineCustomStringVariable(setting->name, summary, rest, &setting->text,
 							   "", PGC_USERSET,
 							   GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE,
-							   check, assign, NULL);
+							   check, assign, show);
 }
 
 /*
@@ -500,15 +533,18 @@ SecretsInit(void (*changed) (void))
 	define_secret(&encryption_keys,
 				  "Secrets that encrypt and decrypt stored values, separated by commas.",
 				  "The first one encrypts, all decrypt. Where it is set, the keys of the key file still decrypt.",
-				  check_encryption_keys, assign_encryption_keys);
+				  check_encryption_keys, assign_encryption_keys,
+				  show_encryption_keys);
 	define_secret(&secret_key,
 				  "Superset's SECRET_KEY.",
 				  "Encrypts where neither list nor file names a key, and still decrypts where one does.",
-				  check_secret_key, assign_secret_key);
+				  check_secret_key, assign_secret_key,
+				  show_secret_key);
 	define_secret(&previous_secret_key,
 				  "Superset's PREVIOUS_SECRET_KEY.",
 				  "Decrypts, and never encrypts.",
-				  check_previous_secret_key, assign_previous_secret_key);
+				  check_previous_secret_key, assign_previous_secret_key,
+				  show_previous_secret_key);
 	DefineCustomStringVariable("extension_storage.encryption_keys_file",
 							   "Absolute path of the file that holds the secrets, one per line.",
 							   "The first one encrypts, all decrypt.",

@@ -356,6 +356,12 @@ for my $setting ('encryption_keys', 'secret_key', 'previous_secret_key')
 	$options = '';
 	like(answer($read, "SET extension_storage.$setting = 'another'", "SET $force = on", 'SELECT wrapped()'),
 		$refused, "nor has it a $setting that was set");
+	$node->append_conf('postgresql.conf', "extension_storage.$setting = 'file-secret'");
+	$node->reload;
+	like(answer($read, "SET $force = on", 'SELECT wrapped()'), $refused,
+		"nor one of postgresql.conf");
+	$node->adjust_conf('postgresql.conf', "extension_storage.$setting", undef, 1);
+	$node->reload;
 	is(answer($read, "SET extension_storage.$setting = 'another'", "RESET extension_storage.$setting",
 			"SET $force = on", 'SELECT wrapped()'),
 		"value\nvalue", "where $setting was reset, it uses the file");
