@@ -438,11 +438,11 @@ version_param(StatementArgs *args, int param, FunctionCallInfo fcinfo,
 	StatementSet(args, param, PG_GETARG_DATUM(argno));
 }
 
-/* Raises an error if there is no key; needed says what one is needed for. */
+/* Raises an error unless there is a key; needed says what one is needed for. */
 static void
-require_keys(const StatementArgs *args, const char *needed)
+require_key(const StatementArgs *args, bool there_is, const char *needed)
 {
-	if (KeyringCount() == 0)
+	if (!there_is)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),
@@ -458,7 +458,7 @@ open_value(const StatementArgs *args, Datum value)
 	bytea	   *token = DatumGetByteaP(value);
 	bytea	   *opened;
 
-	require_keys(args, "is");
+	require_key(args, KeyringCount() > 0, "is");
 	opened = KeyringOpen(token);
 	if (opened == NULL)
 		ereport(ERROR,
@@ -477,7 +477,7 @@ seal_value(const StatementArgs *args, Datum value)
 	bytea	   *plain = DatumGetByteaPP(value);
 	bytea	   *sealed;
 
-	require_keys(args, "is to be");
+	require_key(args, KeyringEncrypts(), "is to be");
 	sealed = KeyringSeal(VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain),
 						 FernetNow());
 	if ((Pointer) plain != DatumGetPointer(value))
