@@ -99,6 +99,18 @@ is($stayed->query($read), 'value', 'and with the second one');
 is(memory_holds($stayed, $secrets[0]), '',
 	'the key that was taken out of the file is wiped');
 
+# A file with a line that cannot be used: what was read is wiped as well.
+write_keys($secrets[0], '"no end');
+$node->reload;
+my $failed = $node->background_psql('postgres', on_error_stop => 0);
+$failed->query($read);
+like($failed->{stderr}, qr/ERROR:  line 2 of encryption key file/, 'a file is refused');
+$failed->{stderr} = '';
+is(memory_holds($failed, $secrets[0]), '', 'and nothing of it stays in memory');
+$failed->quit;
+write_keys($secrets[1]);
+$node->reload;
+
 # A key that was set: only its masked form outlives the statement.
 my $set = $node->background_psql('postgres', on_error_stop => 0);
 $set->query("SELECT ext_storage_count('acme.app')");
@@ -110,29 +122,44 @@ is($set->query($read), 'value', 'a session resets the key that it had set');
 unlike(memory_holds($set, $secrets[2]), qr/half/, 'which is then wiped');
 
 
-# The text of a setting, which no statement contains: it is made by a function.
-# PostgreSQL's own copies of it are in memory that the next statements use
-# again; the one that the setting keeps is wiped by nobody else.  A setting of
-# another name shows that it would be found, also when it is gone.
-my $backwards = reverse $secrets[3];
-my $same_length = 'x' x length $backwards;
-for my $setting ('other.setting', map { "extension_storage.$_" }
-	qw(encryption_keys secret_key previous_secret_key))
+# The text of a setting, which no statement contains: a function makes it.
+# PostgreSQL's own copies are in memory that the next statements use again.  The
+# one that it keeps for the setting, of a size that is asked for seldom, stays
+# where it is, also when it is freed: a setting of another name shows that it
+# would be found.  The allocator writes into the start of what is freed.
+my $text = $secrets[3] . join '', map { sprintf '%04d.', $_ } 1 .. 140;
+my $found = substr $text, 32, 64;
+my $backwards = reverse $text;
+$node->safe_psql('postgres', q{CREATE DATABASE latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0});
+for ([ 'postgres', 'other.setting' ],
+	[ 'postgres', 'extension_storage.encryption_keys' ],
+	[ 'postgres', 'extension_storage.secret_key' ],
+	[ 'postgres', 'extension_storage.previous_secret_key' ],
+	[ 'latin1', 'extension_storage.secret_key' ])
 {
-	for my $how ('set', 'set and reset', 'refused')
+	my ($db, $setting) = @$_;
+	my $is_secret = $setting ne 'other.setting';
+	my @ways = ('set', 'set and reset');
+
+	push @ways, 'refused' if $setting eq 'extension_storage.encryption_keys';
+	for my $way (@ways)
 	{
-		my $value = $how eq 'refused' ? "reverse('$backwards\"') || '\"'"
-		  : "reverse('$backwards')";
-		my $session = $node->background_psql('postgres', on_error_stop => 0);
+		my $value = ($way eq 'refused' ? '"' : '') . $backwards;
+		my $session = $node->background_psql($db, on_error_stop => 0);
+
 		$session->query("LOAD 'extension_storage'");
-		$session->query("SELECT set_config('$setting', $value, false)");
-		$session->query("RESET $setting") if $how eq 'set and reset';
-		for (1 .. 20)
-		{
-			$session->query("SELECT length(reverse('$same_length')), length(reverse('$same_length\"') || '\"')");
-		}
-		print STDERR "$setting $how: ", memory_holds($session, $secrets[3]), "\n";
+		$session->query("SELECT set_config('$setting', reverse('$value'), false)");
+		is($session->{stderr} =~ /ERROR/ ? 1 : 0, $way eq 'refused' ? 1 : 0,
+			"$setting in $db, $way");
 		$session->{stderr} = '';
+		$session->query("RESET $setting") if $way eq 'set and reset';
+		for my $more (0 .. 39)
+		{
+			my $other = 'x' x (length($value) + $more);
+			$session->query("SELECT length(reverse('$other')), length(reverse('$other') || '$other')");
+		}
+		is(memory_holds($session, $found), $is_secret ? '' : 'text',
+			$is_secret ? 'its text is wiped' : 'its text is found, as it is no secret');
 		$session->quit;
 	}
 }
