@@ -342,8 +342,8 @@ check_secret(char **newval, void **extra, GucSource source,
 	bool		left_behind;
 
 	/*
-	 * A parallel worker is sent the text that hides the leader's secret, which
-	 * for one of a configuration file is the empty one.
+	 * A parallel worker is sent the text that hides the leader's secret,
+	 * which for one of a configuration file is the empty one.
 	 */
 	left_behind = InitializingParallelWorker && *newval != NULL &&
 		strcmp(*newval, source == PGC_S_FILE ? "" : HIDDEN_TEXT) == 0;
