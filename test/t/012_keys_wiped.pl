@@ -28,7 +28,7 @@ sub new_secret
 	return sprintf '%s-secret-%08x%08x', $_[0], rand 2**32, rand 2**32;
 }
 
-my @secrets = map { new_secret($_) } qw(first second third);
+my @secrets = map { new_secret($_) } qw(first second third fourth);
 
 sub write_keys
 {
@@ -112,7 +112,7 @@ sub secret_in_memory
 {
 	my ($session, $secret) = @_;
 
-	return memory_holds($session, text => $secret, traces_of_key(sha256($secret)));
+	return secret_in_memory($session, text => $secret, traces_of_key(sha256($secret)));
 }
 
 my $read = q{SELECT convert_from(ext_storage_get('acme.app', 'k'), 'UTF8')};
@@ -147,6 +147,18 @@ is($stayed->query($read), 'value', 'and with the second one');
 is(secret_in_memory($stayed, $secrets[0]), '',
 	'the key that was taken out of the file is wiped');
 
+# A file with a line that cannot be used: what was read is wiped as well.
+write_keys($secrets[0], '"no end');
+$node->reload;
+my $failed = $node->background_psql('postgres', on_error_stop => 0);
+$failed->query($read);
+like($failed->{stderr}, qr/ERROR:  line 2 of encryption key file/, 'a file is refused');
+$failed->{stderr} = '';
+is(secret_in_memory($failed, $secrets[0]), '', 'and nothing of it stays in memory');
+$failed->quit;
+write_keys($secrets[1]);
+$node->reload;
+
 # A key that was set: only its masked form outlives the statement.
 my $set = $node->background_psql('postgres', on_error_stop => 0);
 $set->query("SELECT ext_storage_count('acme.app')");
@@ -166,6 +178,48 @@ my $key = encode_base64url(sha256($old)) . '=';
 my %traces = traces_of_key(sha256($old));
 my $small = 'plaintext ' . unpack 'H*', sha256(new_secret('small'));
 my $large = sprintf "repeat('%s', 3000)", $small;
+
+# The text of a setting, which no statement contains: a function makes it.
+# PostgreSQL's own copies are in memory that the next statements use again.  The
+# one that it keeps for the setting, of a size that is asked for seldom, stays
+# where it is, also when it is freed: a setting of another name shows that it
+# would be found.  The allocator writes into the start of what is freed.
+my $text = $secrets[3] . join '', map { sprintf '%04d.', $_ } 1 .. 140;
+my $found = substr $text, 32, 64;
+my $backwards = reverse $text;
+$node->safe_psql('postgres', q{CREATE DATABASE latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0});
+for ([ 'postgres', 'other.setting' ],
+	[ 'postgres', 'extension_storage.encryption_keys' ],
+	[ 'postgres', 'extension_storage.secret_key' ],
+	[ 'postgres', 'extension_storage.previous_secret_key' ],
+	[ 'latin1', 'extension_storage.secret_key' ])
+{
+	my ($db, $setting) = @$_;
+	my $is_secret = $setting ne 'other.setting';
+	my @ways = ('set', 'set and reset');
+
+	push @ways, 'refused' if $setting eq 'extension_storage.encryption_keys';
+	for my $way (@ways)
+	{
+		my $value = ($way eq 'refused' ? '"' : '') . $backwards;
+		my $session = $node->background_psql($db, on_error_stop => 0);
+
+		$session->query("LOAD 'extension_storage'");
+		$session->query("SELECT set_config('$setting', reverse('$value'), false)");
+		is($session->{stderr} =~ /ERROR/ ? 1 : 0, $way eq 'refused' ? 1 : 0,
+			"$setting in $db, $way");
+		$session->{stderr} = '';
+		$session->query("RESET $setting") if $way eq 'set and reset';
+		for my $more (0 .. 39)
+		{
+			my $other = 'x' x (length($value) + $more);
+			$session->query("SELECT length(reverse('$other')), length(reverse('$other') || '$other')");
+		}
+		is(secret_in_memory($session, $found), $is_secret ? '' : 'text',
+			$is_secret ? 'its text is wiped' : 'its text is found, as it is no secret');
+		$session->quit;
+	}
+}
 
 write_keys($old);
 $node->reload;
@@ -249,7 +303,7 @@ for my $path (@paths)
 	write_keys($secrets[1]);
 	$node->reload;
 	$encrypted->query('SELECT count(*) FROM ext_storage_key_status()');
-	is(memory_holds($encrypted, %traces), '', "$name: nothing of the key is left");
+	is(secret_in_memory($encrypted, %traces), '', "$name: nothing of the key is left");
 	$_->quit for $encrypted, $plain;
 }
 
@@ -262,7 +316,7 @@ write_keys($secrets[1]);
 $node->reload;
 is($rotating->query(q{SELECT entries FROM ext_storage_key_status() LIMIT 1}), '201',
 	'the old key is out of use');
-is(memory_holds($rotating, %traces, plaintext => $small), '',
+is(secret_in_memory($rotating, %traces, plaintext => $small), '',
 	'rotation: nothing of the old key and of a plaintext is left');
 $rotating->quit;
 
