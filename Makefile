@@ -64,7 +64,9 @@ endif
 
 headers = $(wildcard $(srcdir)/src/*.h)
 
-$(OBJS) $(OBJS:.o=.bc): $(headers)
+$(OBJS) $(OBJS:.o=.bc): $(headers) | $(CURDIR)/src
+$(CURDIR)/src:
+	$(MKDIR_P) $@
 src/extension_storage.o src/extension_storage.bc: $(EXTENSION).control
 
 $(UNIT_TEST): $(UNIT_TEST).c test/unit/ciphers.c src/fernet.c src/keylist.c \

@@ -106,7 +106,7 @@ build_library() {
     # -isystem: the server's own headers are not warned about.
     cflags="-Wall -Wextra -Werror -isystem $include $variant_cflags"
 
-    as_user mkdir -p "$build/src"
+    as_user mkdir -p "$build"
     run_make all
     as_user rm -rf "$install"
     run_make install DESTDIR="$install" >/dev/null

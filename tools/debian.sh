@@ -38,9 +38,10 @@ make_debian() {
                 >"$folder/etc/apt/preferences.d/experimental"
             ;;
         *)
-            debootstrap --variant=minbase "$1" "$folder"
+            debootstrap --variant=minbase "${1%.fresh}" "$folder"
             ;;
     esac
+    echo force-unsafe-io >"$folder/etc/dpkg/dpkg.cfg.d/unsafe-io"
     # a release that is no longer updated has an expired list
     echo 'Acquire::Check-Valid-Until "false";' \
         >"$folder/etc/apt/apt.conf.d/99valid"
