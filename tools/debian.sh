@@ -33,7 +33,7 @@ make_debian() {
             debootstrap --variant=minbase sid "$folder"
             echo 'deb http://deb.debian.org/debian experimental main' \
                 >>"$sources"
-            printf '%s\n' 'Package: postgresql-*19' \
+            printf '%s\n' 'Package: postgresql-*19 libpq* libecpg* libpgtypes*' \
                 'Pin: release a=experimental' 'Pin-Priority: 600' \
                 >"$folder/etc/apt/preferences.d/experimental"
             ;;

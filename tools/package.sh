@@ -12,8 +12,8 @@ package_debian() {
     tar -c debian LICENSE CHANGELOG.md | as_user tar -x -C package
     as_user sh -c 'cd package && pg_buildext updatecontrol &&
         dpkg-buildpackage -us -uc -b' >"$1/debian.log" 2>&1 ||
-        { tail -n 30 "$1/debian.log"; return 1; }
-    as_user lintian --fail-on error,warning extension-storage_*.changes || return
+        { tail -n 30 "$1/debian.log"; false; }
+    as_user sh -c 'lintian --fail-on error,warning extension-storage_*.changes'
     as_user sh -c 'mv postgresql-*-extension-storage*.deb "$0" &&
         rm -f extension-storage_* postgresql-*-extension-storage*' "$1"
 }
