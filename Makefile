@@ -26,6 +26,7 @@ OBJS = \
 	src/lifecycle.o \
 	src/mime.o \
 	src/quota.o \
+	src/read.o \
 	src/rotation.o \
 	src/secrets.o \
 	src/statement.o \
