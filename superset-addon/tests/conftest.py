@@ -20,6 +20,7 @@ from typing import Any
 import psycopg2
 import pytest
 import requests
+from bundles import build_my_ext, make_bundle
 
 SECRET_KEY = "a secret key of the tests that is long enough"
 PASSWORD = "correct horse"
@@ -53,7 +54,10 @@ class Superset:
         self.folder = folder
         self.database = database
         self.log = folder / "server.log"
-        self.config: dict[str, Any] = {}
+        self.config: dict[str, Any] = {
+            "FEATURE_FLAGS": {"ENABLE_EXTENSIONS": True},
+            "EXTENSIONS_PATH": os.environ["EXTENSIONS_PATH"],
+        }
         self.url = ""
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
@@ -186,7 +190,19 @@ class Client:
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Superset:
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the extensions of every Superset of the tests."""
+    folder = tmp_path_factory.mktemp("extensions")
+    build_my_ext(folder, tmp_path_factory.mktemp("author") / "my-ext")
+    make_bundle(folder, "acme", "other")
+    os.environ["EXTENSIONS_PATH"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed(
+    extensions: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Superset:
     """A Superset that is set up as the README tells, but does not run."""
     sql("CREATE ROLE superset LOGIN", database="postgres")
     sql("CREATE DATABASE superset OWNER superset", database="postgres")
