@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 import requests
+
 from bundles import build_my_ext, make_bundle
 
 SECRET_KEY = "a secret key of the tests that is long enough"
@@ -45,6 +47,28 @@ def sql(statement: str, *arguments: Any, database: str = "superset") -> list[Any
             return cursor.fetchall() if cursor.description else []
     finally:
         connection.close()
+
+
+def new_sessions(superset: Superset) -> None:
+    """End Superset's sessions in the database; what comes next has new ones."""
+    sql(
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+        " WHERE usename = 'superset'"
+    )
+    while (answer := superset.client(None).get("/login/")).status_code != 200:
+        assert answer.status_code >= 500
+
+
+@contextmanager
+def setting(superset: Superset, name: str, value: str) -> Iterator[None]:
+    """Run with a setting of the database server."""
+    sql(f"ALTER DATABASE superset SET {name} = %s", value)
+    try:
+        new_sessions(superset)
+        yield
+    finally:
+        sql(f"ALTER DATABASE superset RESET {name}")
+        new_sessions(superset)
 
 
 class Superset:
@@ -200,9 +224,7 @@ def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def installed(
-    extensions: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Superset:
+def installed(extensions: Path, tmp_path_factory: pytest.TempPathFactory) -> Superset:
     """A Superset that is set up as the README tells, but does not run."""
     sql("CREATE ROLE superset LOGIN", database="postgres")
     sql("CREATE DATABASE superset OWNER superset", database="postgres")
@@ -217,6 +239,8 @@ def app(installed: Superset, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The application in this process, with keys of its own, and the users."""
     here = Superset(tmp_path_factory.mktemp("superset") / "app")
     here.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["first", "other"]
+    # Tests end sessions.
+    here.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_pre_ping": True}
     here.configure()
     os.environ["SUPERSET_CONFIG_PATH"] = str(here.folder / "superset_config.py")
     from superset.app import create_app

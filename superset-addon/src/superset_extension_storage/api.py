@@ -57,6 +57,10 @@ VALUE_POLICY = "sandbox; default-src 'none'"
 # `-gzip` (Apache), `:gzip` (Flask-Compress), `--gzip`, `;br`.
 ETAG = re.compile(r"([0-9a-f-]{36}-([0-9]{1,18}))(?:[-:;+/]{1,2}[a-z][a-z0-9-]*)?")
 
+HALF_A_PAIR = re.compile(
+    rb"\\u[dD][89abAB]\w\w(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]\w\w)\\u[dD][c-fC-F]"
+)
+
 RESOURCES = {"dashboard": ("Dashboard", DashboardDAO), "chart": ("Chart", ChartDAO)}
 
 STATUS: dict[type[errors.ExtensionStorageError], int] = {
@@ -352,15 +356,13 @@ def _before_the_first_statement(
 
 def _check_utf8(values: dict[str, str]) -> None:
     """Refuse a URL that is not UTF-8; else different keys would become one."""
-    for segment in request.environ["PATH_INFO"].encode("latin-1").split(b"/"):
+    segments = iter(request.environ["PATH_INFO"].encode("latin-1").split(b"/"))
+    for name, text in values.items():
+        segment = next(s for s in segments if s.decode(errors="replace") == text)
         try:
             segment.decode()
         except UnicodeDecodeError:
-            text = segment.decode(errors="replace")
-            names = [name for name, value in values.items() if value == text]
-            raise Refused(
-                400, f"{names[0] if names else 'path'} is not UTF-8"
-            ) from None
+            raise Refused(400, f"{name} is not UTF-8") from None
     try:
         parse_qsl(request.query_string.decode("latin-1"), True, errors="strict")
     except UnicodeDecodeError:
@@ -480,6 +482,7 @@ def _entry_of_body() -> dict[str, Any]:
     except msgspec.ValidationError:
         raise Refused(400, "body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _check_surrogates(body)
         raise Refused(400, f"body is not JSON: {error}") from None
     entry: dict[str, Any] = {}
     for field, kinds, expected in (
@@ -526,6 +529,14 @@ def _read_body() -> bytearray:
     if len(body) - 5 * body.count(b"\\u") - body.count(b"\\") > MAX_PLAIN_BODY:
         raise Refused(413, f"value must not be larger than {MAX_VALUE_SIZE} bytes")
     return body
+
+
+def _check_surrogates(body: bytearray) -> None:
+    """Refuse half an emoji, where a body that is not JSON has one, by its field."""
+    if half := HALF_A_PAIR.search(body):
+        fields = re.compile(rb'"(\w+)"\s*:').findall(body, 0, half.start())
+        field = fields[-1].decode() if fields else "body"
+        raise Refused(400, f"{field} contains half a surrogate pair")
 
 
 def _decode(field: str, raw: msgspec.Raw) -> Any:
