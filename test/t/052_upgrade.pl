@@ -122,7 +122,7 @@ for my $role (qw(postgres app_owner))
 			SELECT ext_storage.ext_storage_set('acme.app', 'new', 'x')");
 		like($err, qr/WARNING:  role app_owner .* no right to use schema.*\n.*\nHINT:  Run $hint$/m,
 			'the update warns of a holder who may not use the schema');
-		like($err, qr/ERROR:  role "app_owner" .* no right to use schema.*\nHINT:  .*: $hint$/m,
+		like($err, qr/ERROR:  permission denied for schema ext_storage\nDETAIL:  .*app_owner.*\nHINT:  .*: $hint$/m,
 			'and a quota is refused then');
 		$node->safe_psql($_, $hint) for $old, $new;
 	}
