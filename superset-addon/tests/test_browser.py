@@ -13,15 +13,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from conftest import PASSWORD, README, Superset, sql
 
-# What Superset's front end gives to extensions.
-AUTHENTICATION = """
-const authentication = {
-  getCSRFToken: () => fetch('/api/v1/security/csrf_token/')
-    .then(r => r.json()).then(r => r.result),
-};
-"""
-
-
 @pytest.fixture(scope="module")
 def browser(
     running: Superset, tmp_path_factory: pytest.TempPathFactory
@@ -60,48 +51,59 @@ def browser(
         driver.quit()
 
 
-def test_front_end_example(browser: Chrome, results: Path) -> None:
-    """Save, list, read and delete, each step looked at in the database."""
-    (example,) = re.findall(r"```typescript\n(.*?)```", README.read_text(), re.DOTALL)
-    base, save, listing, read, delete = re.split(
-        r"(?=// (?:Save|List|Read|Delete)\n)", example
-    )
+def test_front_end_example(
+    browser: Chrome, running: Superset, results: Path
+) -> None:
+    """The front end of acme.my-ext, which Superset has loaded, step by step."""
+    browser.get(f"{running.url}/superset/welcome/")
+    wait(browser, lambda d: d.execute_script("return 'acmeMyExt' in window"))
 
-    def run(code: str, result: str) -> object:
+    def run(step: str) -> object:
         return browser.execute_async_script(
-            f"const done = arguments[0]; (async () => {{ {AUTHENTICATION} {base} {code}"
-            f"; return {result}; }})().then(done, e => done('failed: ' + e));"
+            "const done = arguments[1];"
+            "acmeMyExt[arguments[0]]().then(done, e => done('failed: ' + e));",
+            step,
         )
 
     def stored() -> list[tuple[object, ...]]:
         return sql(
-            "SELECT key, convert_from(value, 'UTF8'), category, description"
-            " FROM ext_storage.extension_storage"
+            "SELECT extension_id, key, convert_from(value, 'UTF8'), category,"
+            " description FROM ext_storage.extension_storage"
         )
 
-    assert run(save, "true") is True
-    assert stored() == [("my-key", '{"foo":"bar"}', "preferences", "My display name")]
-    (entry,) = run(listing, "result")
+    assert run("save") is None
+    assert stored() == [
+        ("acme.my-ext", "my-key", '{"foo":"bar"}', "preferences", "My display name")
+    ]
+    (entry,) = listed = run("list")
     assert (entry["key"], entry["description"]) == ("my-key", "My display name")
-    assert run(read, "data") == {"foo": "bar"}
-    assert run(delete, "true") is True
+    saved = run("read")
+    assert saved == {"foo": "bar"}
+    assert run("delete") is None
     assert stored() == []
-
-    # The whole example at once, and a page that shows what it came to.
-    shown = run(
-        save + listing + read + delete,
-        "{saved: data, listed: result, afterDelete:"
-        " await fetch(`${BASE}/my-key`).then(async r => [r.status, await r.json()])}",
-    )
-    assert shown["saved"] == {"foo": "bar"}
-    assert shown["afterDelete"] == [404, {"message": "Not found"}]
     browser.execute_script(
         "document.body.innerHTML = '<pre style=\"font-size: 20px; padding: 2em\"></pre>';"
         "document.querySelector('pre').textContent ="
         " location.href + '\\n\\n' + JSON.stringify(arguments[0], null, 2);",
-        shown,
+        {"saved": saved, "listed": listed},
     )
     assert browser.save_screenshot(str(results / "browser-last-step.png"))
+
+
+def test_back_end_example(browser: Chrome, running: Superset) -> None:
+    """The back end of acme.my-ext, by the API that it has of its own."""
+    browser.get(f"{running.url}/extensions/acme/my-ext/examples")
+    shown = browser.find_element(By.TAG_NAME, "body").text
+    assert '"result":"{\\"lang\\":\\"fr\\"}"' in shown
+    found = sql(
+        "SELECT extension_id, key, user_fk IS NULL, resource_type"
+        " FROM ext_storage.extension_storage ORDER BY key"
+    )
+    assert found == [
+        ("acme.my-ext", "config", True, None),
+        ("acme.my-ext", "prefs", False, None),
+        ("acme.my-ext", "state", True, "dashboard"),
+    ]
 
 
 def test_stored_html_runs_no_script(browser: Chrome, running: Superset) -> None:
