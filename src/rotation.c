@@ -856,14 +856,14 @@ count_use(KeyUse *use, bool has_timestamp, uint64 seconds)
 	use->newest = Max(use->newest, timestamp);
 }
 
-/* Raises an error if ordinals of keys have lost their meaning. */
+/* Raises an error if what was found out with some keys is mixed with others. */
 static void
 require_same_keys(uint64 generation)
 {
 	if (KeyringGeneration() != generation)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("encryption keys have changed while entries were counted"),
+				 errmsg("encryption keys have changed while entries were read"),
 				 errhint("Try again.")));
 }
 
@@ -1018,6 +1018,7 @@ ext_storage_verify(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	text	   *extension_id = extension_argument(fcinfo, verify_arguments, 0);
 	Connection	connection;
+	uint64		generation = KeyringGeneration();
 	Portal		portal;
 
 	InitMaterializedSRF(fcinfo, 0);
@@ -1039,6 +1040,7 @@ ext_storage_verify(PG_FUNCTION_ARGS)
 			CHECK_FOR_INTERRUPTS();
 			read_row(&row, &walk_statement, i);
 			found = KeyringFind(row.token, &timestamp);
+			require_same_keys(generation);
 			if (found >= 0)
 				continue;
 			values[0] = row.uuid;
