@@ -49,26 +49,22 @@ def sql(statement: str, *arguments: Any, database: str = "superset") -> list[Any
         connection.close()
 
 
-def new_sessions(superset: Superset) -> None:
-    """End Superset's sessions in the database; what comes next has new ones."""
-    sql(
-        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
-        " WHERE usename = 'superset'"
-    )
-    while (answer := superset.client(None).get("/login/")).status_code != 200:
-        assert answer.status_code >= 500
-
-
 @contextmanager
-def setting(superset: Superset, name: str, value: str) -> Iterator[None]:
-    """Run with a setting of the database server."""
-    sql(f"ALTER DATABASE superset SET {name} = %s", value)
+def setting(name: str, value: str) -> Iterator[None]:
+    """Run with a setting of the database server for new sessions of Superset."""
+
+    def alter(change: str, *arguments: str) -> None:
+        sql(f"ALTER ROLE superset {change}", *arguments)
+        sql(
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+            " WHERE usename = 'superset'"
+        )
+
+    alter(f"SET {name} = %s", value)
     try:
-        new_sessions(superset)
         yield
     finally:
-        sql(f"ALTER DATABASE superset RESET {name}")
-        new_sessions(superset)
+        alter(f"RESET {name}")
 
 
 class Superset:
@@ -239,8 +235,6 @@ def app(installed: Superset, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The application in this process, with keys of its own, and the users."""
     here = Superset(tmp_path_factory.mktemp("superset") / "app")
     here.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["first", "other"]
-    # Tests end sessions.
-    here.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_pre_ping": True}
     here.configure()
     os.environ["SUPERSET_CONFIG_PATH"] = str(here.folder / "superset_config.py")
     from superset.app import create_app

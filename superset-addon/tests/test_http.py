@@ -529,9 +529,7 @@ def test_publisher_and_name(admin: Client) -> None:
             assert answer.status_code == 400 and set(answer.json()) == {"message"}
 
 
-def test_extension_must_be_installed(
-    running: Superset, admin: Client, extensions: Path
-) -> None:
+def test_extension_must_be_installed(admin: Client, extensions: Path) -> None:
     """A bundle that comes or goes while Superset runs is seen as Superset sees it."""
 
     def statuses() -> set[int]:
@@ -959,8 +957,8 @@ def test_conditional_delete(admin: Client) -> None:
 # What stands in neither section
 
 
-def test_quota(running: Superset, admin: Client) -> None:
-    with setting(running, "extension_storage.quota_per_extension", "10"):
+def test_quota(admin: Client) -> None:
+    with setting("extension_storage.quota_per_extension", "10"):
         assert admin.put("user/a", "12345678").status_code == 200
         answer = admin.put("user/b", "12345678")
         assert answer.status_code == 507 and "quota" in answer.json()["message"]

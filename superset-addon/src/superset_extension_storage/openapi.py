@@ -61,6 +61,7 @@ RESULT = {
     "properties": {"result": {"$ref": "#/components/schemas/ExtensionStorageEntry"}},
 }
 
+
 def _header(description: str) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string"}}
 
