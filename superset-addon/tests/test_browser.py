@@ -96,22 +96,6 @@ def test_front_end_example(browser: Chrome, running: Superset, results: Path) ->
     assert browser.save_screenshot(str(results / "browser-last-step.png"))
 
 
-def test_back_end_example(browser: Chrome, running: Superset) -> None:
-    """The back end of acme.my-ext, by the API that it has of its own."""
-    browser.get(f"{running.url}/extensions/acme/my-ext/examples")
-    shown = browser.find_element(By.TAG_NAME, "body").text
-    assert '"result":"{\\"lang\\":\\"fr\\"}"' in shown
-    found = sql(
-        "SELECT extension_id, key, user_fk IS NULL, resource_type"
-        " FROM ext_storage.extension_storage ORDER BY key"
-    )
-    assert found == [
-        ("acme.my-ext", "config", True, None),
-        ("acme.my-ext", "prefs", False, None),
-        ("acme.my-ext", "state", True, "dashboard"),
-    ]
-
-
 def test_stored_html_runs_no_script(browser: Chrome, running: Superset) -> None:
     """A value that is opened as a page is alone in a sandbox."""
     page = "<title>before</title><script>document.title = 'ran'</script>"

@@ -312,6 +312,10 @@ def raising(installed: Superset) -> Iterator[None]:
     sql("GRANT USAGE ON SCHEMA raising TO superset")
     sql("GRANT SELECT ON raising.raised TO superset")
     sql(
+        "CREATE TABLE raising.entry AS"
+        " SELECT * FROM ext_storage.ext_storage_get_entry('none', 'none')"
+    )
+    sql(
         "DO $do$ DECLARE f regprocedure; BEGIN"
         " FOR f IN SELECT oid FROM pg_proc"
         "   WHERE pronamespace = 'ext_storage'::regnamespace AND proname IN"
@@ -320,7 +324,8 @@ def raising(installed: Superset) -> Iterator[None]:
         " LOOP EXECUTE format('CREATE FUNCTION raising.%s(%s) RETURNS %s"
         "   LANGUAGE plpgsql AS %L',"
         "   (SELECT proname FROM pg_proc WHERE oid = f),"
-        "   pg_get_function_arguments(f), pg_get_function_result(f),"
+        "   pg_get_function_arguments(f),"
+        "   regexp_replace(pg_get_function_result(f), '^TABLE.*', 'SETOF raising.entry'),"
         "   'BEGIN RAISE EXCEPTION ''raised'' USING ERRCODE ="
         "     (SELECT sqlstate FROM raising.raised); END');"
         " END LOOP; END $do$"

@@ -1028,3 +1028,18 @@ def test_latin1_database(
             assert message.startswith(f"{field} ") and "LATIN1" in message
     finally:
         superset.stop()
+
+
+def test_back_end_example(admin: Client) -> None:
+    """The back end of acme.my-ext, by the API that it has of its own."""
+    answer = admin.get("/extensions/acme/my-ext/examples")
+    assert (answer.status_code, answer.json()) == (200, {"result": '{"lang":"fr"}'})
+    found = sql(
+        "SELECT extension_id, key, user_fk IS NULL, resource_type"
+        " FROM ext_storage.extension_storage ORDER BY key"
+    )
+    assert found == [
+        ("acme.my-ext", "config", True, None),
+        ("acme.my-ext", "prefs", False, None),
+        ("acme.my-ext", "state", True, "dashboard"),
+    ]
