@@ -298,7 +298,7 @@ STATUS = {
     "22": (400, {"message": "raised"}, False),
     # Faults of the caller's transaction, which the API never makes
     **dict.fromkeys(
-        ("21000", "25000", "25P02", "26000", "72000"),
+        ("21000", "25P02", "26000", "72000"),
         (500, {"message": "Extension storage failed"}, False),
     ),
 }

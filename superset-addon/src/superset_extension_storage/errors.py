@@ -114,6 +114,7 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "39": (StorageUnavailable, _TABLE),
     "44": (StorageUnavailable, _TABLE),
     "P0": (StorageUnavailable, _TABLE),
+    "25000": (StorageUnavailable, _SET_UP),
     "25006": (
         StorageUnavailable,
         "The database takes no writes: connect Superset to the primary server, or see"
