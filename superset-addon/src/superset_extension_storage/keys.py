@@ -293,6 +293,20 @@ class Keys:
             self._check(connection)
             held.checked = True
 
+    def hand_over_for_session(self, connection: Connection) -> None:
+        """Have the server use the keys until the connection ends."""
+        from .errors import StorageUnavailable
+
+        if self.way == COPY:
+            if not _is_the_servers_own(connection):
+                raise StorageUnavailable(
+                    "a connection pooler is between this command and the database"
+                    " server, which must have the keys for more than a transaction",
+                    hint="Set EXTENSION_STORAGE_DIRECT_URI to a URI of the server itself.",
+                )
+            self._copy(connection, for_session=True)
+        self._check(connection)
+
     def _copy(self, connection: Connection, for_session: bool) -> None:
         settings = self.secrets.settings()
         columns = ", ".join([*settings, "for_session"])
@@ -358,13 +372,18 @@ def _is_the_servers_own(connection: Connection) -> bool:
     A pooler cannot tell its client the process id of a server that changes.
     """
     told = connection.connection.dbapi_connection.info.backend_pid
-    return connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()").scalar() == told
+    return (
+        connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()").scalar()
+        == told
+    )
 
 
 def _binary_copy(row: list[bytes | None]) -> bytes:
     """Give a row in COPY's binary format."""
     fields = (
-        struct.pack("!i", -1) if field is None else struct.pack("!i", len(field)) + field
+        struct.pack("!i", -1)
+        if field is None
+        else struct.pack("!i", len(field)) + field
         for field in row
     )
     header = b"PGCOPY\n\xff\r\n\0" + struct.pack("!iih", 0, 0, len(row))
