@@ -191,12 +191,7 @@ def _update(before: str | None) -> str:
         version = _query(
             "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
         )
-    if _numbers(version) < _numbers(NEEDED_VERSION):
-        fail(
-            f"The extension is version {version}, the add-on needs {NEEDED_VERSION}:"
-            " the administrator of the server updates its package, and the"
-            " extension's owner runs ALTER EXTENSION extension_storage UPDATE."
-        )
+    _check_version(version)
     if before is None:
         return f"Extension: {version}, now installed"
     if version == before:
@@ -204,8 +199,16 @@ def _update(before: str | None) -> str:
     return f"Extension: {version}, updated from {before}"
 
 
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)]
+def _check_version(version: str) -> None:
+    def numbers(version: str) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", version)]
+
+    if numbers(version) < numbers(NEEDED_VERSION):
+        fail(
+            f"The extension is version {version}, the add-on needs {NEEDED_VERSION}:"
+            " the administrator of the server updates its package, and the"
+            " extension's owner runs ALTER EXTENSION extension_storage UPDATE."
+        )
 
 
 def _may_use() -> bool:
@@ -328,6 +331,12 @@ def rotate(extension_id: str | None, batch_size: int, dry_run: bool) -> None:
     Can be stopped and run again. Exits with 1 where it could not run, 3 where
     no key reads an entry, 4 where it was interrupted.
     """
+    from flask import current_app
+
+    version = _check_schema(current_app.config["EXTENSION_STORAGE_SCHEMA"])
+    if version is None:
+        fail("The extension is not installed: run superset init-extension-storage.")
+    _check_version(version)
     if extension_id is not None:
         _check_extension(extension_id)
     progress = Progress("Checking" if dry_run else "Re-encrypting")
