@@ -242,7 +242,7 @@ def running(installed: Superset, app: Any) -> Iterator[Superset]:
 
 
 @pytest.fixture
-def second(installed: Superset, tmp_path: Path) -> Iterator[Superset]:
+def second(app: Any, tmp_path: Path) -> Iterator[Superset]:
     """Another Superset on the same database."""
     superset = Superset(tmp_path / "second")
     yield superset
