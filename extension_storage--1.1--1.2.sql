@@ -133,7 +133,7 @@ COMMENT ON FUNCTION @extschema@.ext_storage_configured_keys() IS
 
 -- Rights of the holder: section "rights", always last.
 
--- The holder of the extension has what 1.1 gave it, on what is new as well.
+-- The holder of the extension has on what is new what it has on the rest.
 -- Nothing is granted again: that would make rights that others were given
 -- since part of the extension, and they would be missing from dumps.
 DO $holder$
