@@ -41,7 +41,8 @@ BEGIN
 END
 $holder$;
 
--- As it was, and the view.
+-- As in 1.1, and what reads of it need for keys: the view and
+-- ext_storage_configured_keys.
 CREATE OR REPLACE FUNCTION @extschema@.ext_storage_grant(role regrole, level text)
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -109,6 +110,7 @@ BEGIN
     END IF;
 END
 $$;
+
 -- The column source comes last.  The function stays the one that it is, with
 -- the rights to it and the views that use it, where DROP FUNCTION would lose
 -- the former and stop at the latter.

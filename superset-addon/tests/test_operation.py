@@ -597,7 +597,7 @@ def test_keys_of_the_server(second: Superset) -> None:
     before = conf.read_text()
     keys.write_text("secret of the file\n")
     keys.chmod(0o600)
-    second.restart(EXTENSION_STORAGE_SEND_KEYS=False)
+    second.restart(EXTENSION_STORAGE_SEND_KEYS=False)  # "server" by its older name
     client = second.client("admin")
     secret = {"value": "value", "is_encrypted": True}
     try:
@@ -638,4 +638,3 @@ def test_readme_settings() -> None:
 
     assert names["FLASK_APP_MUTATOR"] is install
     assert names["EXTENSION_STORAGE_ENCRYPTION_KEYS"] == SECRETS
-    assert names["EXTENSION_STORAGE_SEND_KEYS"] is False

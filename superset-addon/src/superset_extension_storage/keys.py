@@ -330,6 +330,8 @@ class Keys:
 
     def _difference(self, connection: Connection) -> str | None:
         """Say what the server lacks of the configured keys."""
+        if self.secrets == Secrets():
+            return None
         rows = connection.exec_driver_sql(
             "SELECT fingerprint, role"
             f" FROM {self._schema}.ext_storage_configured_keys() ORDER BY ordinal",
