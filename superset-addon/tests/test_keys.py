@@ -125,8 +125,12 @@ def test_the_server_takes_what_the_add_on_takes() -> None:
     for way in ("copy", "startup"):
         secrets = [
             'quote " comma , backslash \\ dash -c x=y percent %s colon :a',
-            "ß 日本 😀",
-            *([f"{n:0650}" for n in range(98)] if way == "copy" else []),
+            "ß 日本 😀\u3000",
+            "tab\tand\nnewline",
+            "'single' ${HOME} %(x)s",
+            "\\",
+            '"',
+            *([f"{n:0650}" for n in range(94)] if way == "copy" else []),
         ]
         with (
             own_engine(

@@ -54,8 +54,9 @@ COPY, STARTUP, SERVER = WAYS = ("copy", "startup", "server")
 
 EXTENSION = "extension_storage"  # the name in app.extensions
 
-# What the server takes: KEYLIST_MAX_SECRETS and KEYLIST_MAX_BYTES of keylist.h,
+# What the server takes: is_blank() of keylist.c, KEYLIST_MAX_* of keylist.h,
 # and MAX_STARTUP_PACKET_LENGTH of its pqcomm.h with room for other parameters.
+BLANKS = " \t\n\r"
 MAX_SECRETS = 100
 MAX_BYTES = 65536
 MAX_STARTUP_BYTES = 8000
@@ -159,7 +160,7 @@ def _checked(name: str, secret: object, blanks: bool = False) -> str:
         raise KeysUnusable(f"{name} must be a string")
     if not secret or "\0" in secret:
         raise KeysUnusable(f"{name} must not be empty or contain a NUL character")
-    if not blanks and secret != secret.strip():
+    if not blanks and secret != secret.strip(BLANKS):
         raise KeysUnusable(f"{name} must not begin or end with blanks or line ends")
     try:
         size = len(secret.encode())
