@@ -50,7 +50,9 @@ def client(
     proxy = PROXIES[request.param](
         tmp_path_factory.mktemp("proxy") / "proxy", below_a_path.url.removesuffix(ROOT)
     )
-    yield Client(Proxied(f"http://127.0.0.1:{proxy.port}{ROOT}"), "admin")
+    client = Client(Proxied(f"http://127.0.0.1:{proxy.port}{ROOT}"), "admin")
+    client.session.headers["Accept-Encoding"] = "gzip"
+    yield client
     proxy.stop()
 
 

@@ -56,7 +56,9 @@ def in_a_line(error: ExtensionStorageError | DBAPIError) -> str:
     """Give the words of an error, and what to do about it."""
     if isinstance(error, DBAPIError):
         error = from_database(error)
-    said = [error.message, error.detail, error.hint]
+    # Where the connection is gone, all that the server said may be in one text.
+    message = re.split(r"\s(?:DETAIL|HINT|CONTEXT):\s", error.message)[0]
+    said = [message.removeprefix("FATAL:"), error.detail, error.hint]
     return " ".join(
         " ".join(sentence.split()).rstrip(".") + "." for sentence in said if sentence
     )
