@@ -75,8 +75,8 @@ BEGIN
     rights := CASE WHEN granted = 1 THEN 'SELECT'
                    ELSE 'SELECT, INSERT, UPDATE, DELETE' END;
     EXECUTE format('GRANT %s ON TABLE %s.extension_storage TO %s', rights, '@extschema@', role);
-    EXECUTE format('GRANT INSERT ON TABLE %s.ext_storage_secrets TO %s', '@extschema@', role);
     EXECUTE format('GRANT USAGE ON TYPE %s.ext_storage_entry TO %s', '@extschema@', role);
+    EXECUTE format('GRANT INSERT ON TABLE %s.ext_storage_secrets TO %s', '@extschema@', role);
     FOR member IN
         SELECT p.oid
         FROM pg_proc p
