@@ -112,7 +112,7 @@ sub secret_in_memory
 {
 	my ($session, $secret) = @_;
 
-	return secret_in_memory($session, text => $secret, traces_of_key(sha256($secret)));
+	return memory_holds($session, text => $secret, traces_of_key(sha256($secret)));
 }
 
 my $read = q{SELECT convert_from(ext_storage_get('acme.app', 'k'), 'UTF8')};
@@ -215,7 +215,7 @@ for ([ 'postgres', 'other.setting' ],
 			my $other = 'x' x (length($value) + $more);
 			$session->query("SELECT length(reverse('$other')), length(reverse('$other') || '$other')");
 		}
-		is(secret_in_memory($session, $found), $is_secret ? '' : 'text',
+		like(secret_in_memory($session, $found), $is_secret ? qr/^$/ : qr/^text: /,
 			$is_secret ? 'its text is wiped' : 'its text is found, as it is no secret');
 		$session->quit;
 	}
