@@ -24,6 +24,16 @@ only for calls that need a key, and not for each: a connection that is the
 server's own, which is seen by the process id of the server, keeps the keys
 from its first transaction on.  Behind a pooler each transaction hands them over.
 
+Measured on PostgreSQL 15 and PgBouncer 1.18, a transaction that has asked for
+something and then reads an encrypted value, in milliseconds, and with 1 ms
+added to each round trip:
+
+    startup packet, or COPY once for the session    0.22     5.2    4 round trips
+    COPY in each transaction                        0.38     7.7    6
+    PQexecParams in each transaction                0.36     6.4    5
+    PgBouncer, COPY in each transaction             0.53     8.1    6
+    PgBouncer, PQexecParams in each transaction     0.47     6.7    5
+
 A file on the server costs nothing and passes everything, but somebody must put
 it there.
 
