@@ -14,7 +14,7 @@ A bound parameter, `set_config(..., $1, true)`, passes a pooler, but psycopg2
 binds nothing: it writes values into the statement.  libpq's PQexecParams can be
 called through ctypes with psycopg2's own connection; the parameter is then
 logged by log_statement and log_min_duration_statement, and what psycopg2 may
-change in a release would be a crash.  The same goes for libpq's PQfn.
+change in a release would be a crash.
 
 COPY into a view whose trigger puts the keys in force passes a pooler, as it is
 for the running transaction.  What is copied is no statement: it is in no
