@@ -441,7 +441,7 @@ def test_rotation_of_secret_key(second: Superset) -> None:
     # without the rotation that the README tells of, init says so
     del second.config["PREVIOUS_SECRET_KEY"]
     done = second.run("init-extension-storage", check=False)
-    assert done.returncode == 3
+    assert done.returncode == 4
     assert "Error: Entries that no key reads: 1." in done.stderr
 
     second.config["PREVIOUS_SECRET_KEY"] = old

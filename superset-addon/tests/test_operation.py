@@ -82,7 +82,7 @@ def test_init_with_entries_that_no_key_reads(app: Any) -> None:
 
     plant("lost", 2)
     done = app.test_cli_runner().invoke(init)
-    assert done.exit_code == 3
+    assert done.exit_code == 4
     assert "Error: Entries that no key reads: 2." in done.stderr
 
 
@@ -359,7 +359,7 @@ def test_rotate_with_a_bad_row(app: Any) -> None:
     plant("other", 2)
     plant("lost", 1)
     done = rotate(app)
-    assert done.exit_code == 3
+    assert done.exit_code == 4
     assert "3 scanned, 2 re-encrypted, 0 already current, 1 failed\n" in done.stdout
     assert "Entries that no key reads: 1." in done.stderr
     warning = re.search(r"^Warning: (.*)$", done.stderr, re.MULTILINE)[1]
@@ -413,7 +413,7 @@ def test_server_stops_in_mid_rotation(app: Any, request: pytest.FixtureRequest) 
     )
     request.addfinalizer(lambda: sql("DROP FUNCTION IF EXISTS stop CASCADE"))
     done = rotate(app)
-    assert done.exit_code == 4
+    assert done.exit_code == 3
     (line,) = done.stderr.splitlines()
     assert line == (
         "Error: terminating connection due to administrator command."
@@ -470,7 +470,7 @@ def test_rotate_shows_a_bar_and_can_be_stopped(
             stopped = True
     os.close(master)
     stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 4
+    assert process.returncode == 3
     assert "What was done stays; run the command again to go on." in stderr
     assert re.search(r"Re-encrypting  \[#+-+\] +\d+%", shown)
     drawn = [line for line in re.split("[\r\n]+", shown) if "Re-encrypting" in line]
