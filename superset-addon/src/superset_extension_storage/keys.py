@@ -413,7 +413,8 @@ def copy(connection: Connection, statement: str, data: bytes) -> None:
     # psycopg2 cannot wait in Python while it copies, so it waits in C: for a
     # moment, as the data is small.
     wait = get_wait_callback()
-    set_wait_callback(None)
+    if wait is not None:
+        set_wait_callback(None)
     try:
         with driver.cursor() as cursor:
             cursor.copy_expert(statement, BytesIO(data))
@@ -431,7 +432,8 @@ def copy(connection: Connection, statement: str, data: bytes) -> None:
             dialect=dialect,
         ) from None
     finally:
-        set_wait_callback(wait)
+        if wait is not None:
+            set_wait_callback(wait)
 
 
 def _joined(parameters: Mapping[str, Any], options: str) -> str:
