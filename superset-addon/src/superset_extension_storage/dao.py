@@ -17,6 +17,7 @@ from superset.extensions import db
 from superset.utils.core import get_user_id
 
 from .errors import InvalidArgument, StorageUnavailable, ValueTooLarge, from_database
+from .keys import hand_over
 
 MAX_VALUE_SIZE = 16777215  # the maximum of extension_storage.max_value_size
 
@@ -84,6 +85,7 @@ def call(function: str, columns: str = "*", **arguments: Any) -> list[Any]:
     try:
         connection = db.session.connection()
         _check_encoding(connection, arguments)
+        hand_over(connection, function, arguments)
         return connection.exec_driver_sql(statement, arguments).all()
     except SQLAlchemyError as error:
         raise from_database(error) from None
