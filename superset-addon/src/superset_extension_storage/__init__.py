@@ -24,6 +24,7 @@ def install(app: Flask) -> None:
     from .api import ExtensionStorageRestApi
     from .dao import ExtensionStorageDAO
     from .keys import hand_over_keys
+    from .page import add_page
 
     app.config.setdefault("EXTENSION_STORAGE_SCHEMA", "ext_storage")
     app.config.setdefault("EXTENSION_STORAGE_ENCRYPTION_KEYS", [])
@@ -43,3 +44,4 @@ def install(app: Flask) -> None:
         ("can_write_shared", ExtensionStorageRestApi.class_permission_name)
     }
     appbuilder.add_api(ExtensionStorageRestApi)
+    add_page(appbuilder)
