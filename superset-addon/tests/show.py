@@ -12,9 +12,8 @@ import secrets
 import sys
 from pathlib import Path
 
-from superset_extension_storage.keys import startup_options
-
 from conftest import README, Superset, sql
+from superset_extension_storage.keys import startup_options
 
 USERS = {"admin": "Admin", "gamma": "Gamma"}
 

@@ -118,15 +118,11 @@ def _problem(error: Exception) -> tuple[str, str]:
 
 def _size(size: float) -> str:
     """Give bytes with a decimal unit."""
-    if size < 1000:
-        return f"{size:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 999.95 and len(units) > 1:
         size /= 1000
-        if size < 999.95:
-            break
-    else:
-        size, unit = size / 1000, "TB"
-    return f"{size:,.1f} {unit}"
+        units.pop(0)
+    return f"{size:,.0f} bytes" if units[0] == "bytes" else f"{size:,.1f} {units[0]}"
 
 
 def _count(number: float, margin: float = 0) -> str:
