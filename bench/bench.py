@@ -37,11 +37,21 @@ BATCH_SIZE = 500  # of a rotation and of the UPDATE that it is compared with
 SECRETS = ("first secret of the benchmark", "second secret of the benchmark")
 PASSPHRASE = "passphrase of the benchmark"
 
-SETTINGS = (
-    "server_version shared_buffers work_mem max_wal_size checkpoint_timeout"
-    " fsync synchronous_commit full_page_writes wal_level autovacuum jit"
-    " default_toast_compression wal_init_zero"
-).split()
+SETTINGS = [
+    "server_version",
+    "shared_buffers",
+    "work_mem",
+    "max_wal_size",
+    "checkpoint_timeout",
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "wal_level",
+    "autovacuum",
+    "jit",
+    "default_toast_compression",
+    "wal_init_zero",
+]
 
 
 @dataclass
@@ -96,7 +106,7 @@ class Row:
 
     def __post_init__(self):
         inverse = not self.lower and self.unit in ("ms", "s")
-        for ours, peer in zip(self.ours, self.peer):
+        for ours, peer in zip(self.ours, self.peer, strict=True):
             self.ratios.append(peer / ours if inverse else ours / peer)
 
     def median(self):
@@ -412,9 +422,7 @@ def measure_values(bench):
     )
 
     def side(call, secret):
-        return lambda: 1000 * bench.timed(
-            cursor, f"SELECT count({call})", (secret,)
-        )
+        return lambda: 1000 * bench.timed(cursor, f"SELECT count({call})", (secret,))
 
     for name, ours, peer in (
         (
@@ -428,7 +436,9 @@ def measure_values(bench):
             "pgp_sym_decrypt_bytea(message, %s)) FROM (TABLE sealed) AS t(token, message",
         ),
     ):
-        done = bench.interleave({"ours": side(ours, key), "pgp": side(peer, PASSPHRASE)})
+        done = bench.interleave(
+            {"ours": side(ours, key), "pgp": side(peer, PASSPHRASE)}
+        )
         bench.add(
             "5",
             f"{name} {bench.sizes.values:,} values",
@@ -584,7 +594,9 @@ class Rotations:
         conn = self.bench.connect(self.secrets, **self.options)
         with conn.cursor() as cursor:
             started = time.perf_counter()
-            cursor.execute("CALL ext_storage_rotate_keys(batch_size => %s)", (BATCH_SIZE,))
+            cursor.execute(
+                "CALL ext_storage_rotate_keys(batch_size => %s)", (BATCH_SIZE,)
+            )
             seconds = time.perf_counter() - started
             _, rotated, current, failed = cursor.fetchone()
             if current or failed:
@@ -879,8 +891,7 @@ def measure_many(bench):
 
     def keys():
         return [
-            str(random.randint(1, bench.sizes.entries))
-            for _ in range(bench.sizes.gets)
+            str(random.randint(1, bench.sizes.entries)) for _ in range(bench.sizes.gets)
         ]
 
     def one():
@@ -1025,8 +1036,10 @@ def main():
         machine = describe_machine(bench)
         print(f"{machine['processor']}, {machine['cores']} cores")
         print(", ".join(f"{n} = {v}" for n, v in machine["settings"].items()))
-        print(f"\n{'row':>3}  {'measure':<46} {'against':<12} {'goal':<7}"
-              f" {'ratio':>6} (least - most)")
+        print(
+            f"\n{'row':>3}  {'measure':<46} {'against':<12} {'goal':<7}"
+            f" {'ratio':>6} (least - most)"
+        )
         for name in options.names or MEASURES:
             MEASURES[name](bench)
 

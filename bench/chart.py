@@ -30,7 +30,9 @@ def text(x, y, words, css="", anchor="start"):
 
 def bar(row, y, longest):
     """One row: how far it is beyond its goal, on a logarithmic scale."""
-    against_goal = row["goal"] / row["median"] if row["lower"] else row["median"] / row["goal"]
+    against_goal = (
+        row["goal"] / row["median"] if row["lower"] else row["median"] / row["goal"]
+    )
     length = BAR / 2 * max(-1, min(1, math.log(against_goal) / longest))
     middle = LABEL + BAR / 2
     reached = against_goal >= 0.995
@@ -77,8 +79,10 @@ def growth(series, top):
         parts.append(text(x(n), bottom + 18, f"{n:,}", "s", "middle"))
     labels = sorted(medians, key=lambda name: -medians[name][entries[-1]])
     label_y = top
-    for colour, name in zip(COLOURS, labels):
-        points = " ".join(f"{x(n):.1f},{y(c):.1f}" for n, c in sorted(medians[name].items()))
+    for colour, name in zip(COLOURS, labels, strict=True):
+        points = " ".join(
+            f"{x(n):.1f},{y(c):.1f}" for n, c in sorted(medians[name].items())
+        )
         last = medians[name][entries[-1]]
         label_y = max(label_y + 15, y(last) + 4)
         parts.append(

@@ -54,9 +54,7 @@ class Store:
         )
 
     def _find(self, extension_id, key):
-        return (
-            self._scope(extension_id).filter(Entry.key == key).one_or_none()
-        )
+        return self._scope(extension_id).filter(Entry.key == key).one_or_none()
 
     def _scope(self, extension_id):
         return self.session.query(Entry).filter(
@@ -90,9 +88,7 @@ class Store:
 
     def rotate(self, extension_id):
         """Rotates one extension's rows; returns how many there were."""
-        entries = (
-            self._scope(extension_id).filter(Entry.is_encrypted.is_(True)).all()
-        )
+        entries = self._scope(extension_id).filter(Entry.is_encrypted.is_(True)).all()
         for entry in entries:
             entry.value = self.fernet.rotate(entry.value)
         self.session.commit()

@@ -12,11 +12,11 @@ new=/usr/lib/postgresql/$2/bin
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir"
-export PGHOST=$dir PGUSER=postgres PGDATABASE=postgres
+export PGHOST="$dir" PGUSER=postgres PGDATABASE=postgres
 
 (umask 077; echo 'secret of the upgrade' >keys)
 for version in old new; do
-    eval "bin=\$$version"
+    if [ $version = old ]; then bin=$old; else bin=$new; fi
     "$bin/initdb" -D $version -U postgres -A trust -E UTF8 --locale=C >/dev/null
     cat >>$version/postgresql.conf <<END
 listen_addresses = ''
@@ -46,7 +46,7 @@ next=$("$new/psql" -XAtc "SELECT (ext_storage_set('acme.app', 'k2', 'new', is_en
 rotated=$("$new/psql" -XAtc 'CALL ext_storage_rotate_keys()' 2>/dev/null)
 "$new/pg_ctl" -D new -w -s stop
 
-[ "$before" = "$after" ] && [ "$next" = 2 ] && [ "$rotated" = "50|0|50|0" ] || {
+if [ "$before" != "$after" ] || [ "$next" != 2 ] || [ "$rotated" != "50|0|50|0" ]; then
     echo "before $before, after $after, next version $next, rotation $rotated"
     exit 1
-}
+fi

@@ -38,8 +38,14 @@ def make(path):
                 tokens["rotated"] = multi.rotate(old)
             for kind, token in tokens.items():
                 secret = "new" if kind == "rotated" else kind
-                print(f"{kind} {length}", "\\\\x" + message.hex(),
-                      token.decode(), secret, sep="\t", file=out)
+                print(
+                    f"{kind} {length}",
+                    "\\\\x" + message.hex(),
+                    token.decode(),
+                    secret,
+                    sep="\t",
+                    file=out,
+                )
 
 
 def check(path):

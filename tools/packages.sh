@@ -1,0 +1,89 @@
+# What the commands need of Debian's packages.
+
+as_root() {
+    if [[ $EUID == 0 ]]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "needs root or sudo for: $*"
+    fi
+}
+
+# Installs those of the named packages that are missing.
+need() {
+    local package missing=()
+    for package in "$@"; do
+        [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) \
+            == installed ]] || missing+=("$package")
+    done
+    [[ ${#missing[@]} == 0 ]] && return
+    echo "dev: installing ${missing[*]}"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+        --no-install-recommends -o DPkg::Lock::Timeout=600 \
+        "${missing[@]}" </dev/null
+}
+
+# Finds PostgreSQL: PG_CONFIG, else Debian's PG_MAJOR, else Debian's default.
+find_postgres() {
+    if [[ -z ${PG_CONFIG:-} ]]; then
+        if [[ -z ${PG_MAJOR:-} ]]; then
+            debian_default
+            [[ -n $PG_MAJOR ]] || { as_root apt-get update -qq; debian_default; }
+            [[ -n $PG_MAJOR ]] || die "no package postgresql here: set PG_CONFIG"
+        fi
+        need "postgresql-$PG_MAJOR" "postgresql-server-dev-$PG_MAJOR"
+        PG_CONFIG=/usr/lib/postgresql/$PG_MAJOR/bin/pg_config
+    fi
+    bindir=$("$PG_CONFIG" --bindir)
+    read -r _ version _ < <("$PG_CONFIG" --version)
+}
+
+debian_default() {
+    PG_MAJOR=$(apt-cache show postgresql 2>/dev/null |
+        sed -n 's/^Depends:.*postgresql-\([0-9]\+\).*/\1/p' | head -n 1)
+}
+
+# The headers of the libraries that ours is linked with.
+need_headers() {
+    need uuid-dev libssl-dev
+    find_postgres
+}
+
+need_build() {
+    need gcc make
+    need_headers
+}
+
+need_test() {
+    need_build
+    need libipc-run-perl python3-cryptography
+}
+
+# Not everywhere that this builds: newer Debian has no pg-bsd-indent.
+need_lint() {
+    need clang-tidy pg-bsd-indent shellcheck python3-venv
+    need_headers
+}
+
+need_bench() {
+    need openssl python3-cryptography python3-psycopg2 python3-sqlalchemy
+}
+
+need_superset() {
+    need python3-venv chromium chromium-driver
+}
+
+need_fuzz() {
+    need clang libclang-rt-dev llvm
+}
+
+## deps            install what is missing from Debian's packages
+cmd_deps() {
+    need_test
+    need_lint
+    need_bench
+    need_superset
+    need_fuzz
+}
