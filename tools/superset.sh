@@ -48,3 +48,9 @@ cmd_superset() {
     as_user setpriv --pdeathsig TERM "$venv/bin/python" \
         "$state/src/superset-addon/tests/show.py" "$run/superset" 9<&-
 }
+
+# `./dev superset` itself, in a terminal.  It builds, so the lock must be free.
+run_show() {
+    flock -u 8
+    /usr/bin/python3 tools/check_superset.py "$root/dev" "$state"
+}

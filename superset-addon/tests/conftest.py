@@ -96,7 +96,7 @@ class Superset:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}{self.config.get('APPLICATION_ROOT', '')}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [

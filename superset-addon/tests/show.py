@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from conftest import README, Superset, sql
+from sample import build_sample
 from superset_extension_storage.keys import startup_options
 
 USERS = {"admin": "Admin", "gamma": "Gamma"}
@@ -57,6 +58,7 @@ SELECT ext_storage.ext_storage_set('acme.tokens', 'lost', 'x', is_encrypted => t
 
 
 def main() -> None:
+    print("Setting up a Superset, which takes a minute ...", flush=True)
     sql("CREATE ROLE superset LOGIN", database="postgres")
     sql("CREATE DATABASE superset OWNER superset", database="postgres")
     sql("ALTER DATABASE superset SET extension_storage.quota_per_extension = 1000000")
@@ -64,7 +66,8 @@ def main() -> None:
     secret_key = superset.config["SECRET_KEY"] = secrets.token_urlsafe(42)
     new, old, lost = (secrets.token_urlsafe(32) for _ in range(3))
     superset.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = [new, old]
-    print("Setting up a Superset, which takes a minute ...", flush=True)
+    superset.config["FEATURE_FLAGS"] = {"ENABLE_EXTENSIONS": True}
+    superset.config["LOCAL_EXTENSIONS"] = [str(build_sample(superset.folder / "npm"))]
     for command in re.findall(r"^superset (.*)$", README.read_text(), re.MULTILINE)[:3]:
         superset.run(*command.split())
     write(LOST, [lost], secret_key)

@@ -1,0 +1,48 @@
+"""Headless Chromium, which reaches this machine alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from conftest import PASSWORD
+
+
+def start_browser(profile: Path) -> Chrome:
+    """Start a browser with a profile of its own; the caller quits it."""
+    options = ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "disable-dev-shm-usage",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "no-first-run",
+        "host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+        "window-size=1280,1600",
+        f"user-data-dir={profile}",
+    ):
+        options.add_argument(f"--{flag}")
+    driver = Chrome(options=options, service=ChromeService("/usr/bin/chromedriver"))
+    driver.set_page_load_timeout(90)
+    driver.set_script_timeout(60)
+    return driver
+
+
+def log_in(driver: Chrome, url: str, user: str) -> None:
+    """Log in by the form of the Superset at a URL."""
+    driver.get(f"{url}/login/")
+    wait = WebDriverWait(driver, 60)
+    wait.until(lambda d: d.find_elements(By.ID, "username"))
+    driver.find_element(By.ID, "username").send_keys(user)
+    driver.find_element(By.ID, "password").send_keys(PASSWORD)
+    driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+    wait.until(lambda d: "/login" not in d.current_url)
