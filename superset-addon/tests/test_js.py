@@ -311,9 +311,10 @@ def test_names(drivers: dict[str, Chrome]) -> None:
         == keys
     )
     assert sorted(key for (key,) in stored("key")) == sorted(keys)
-    assert run(
-        drivers["gamma"],
-        """
+    assert (
+        run(
+            drivers["gamma"],
+            """
         const real = window.fetch;
         window.fetch = () => { throw new Error('a request'); };
         try {
@@ -328,7 +329,9 @@ def test_names(drivers: dict[str, Chrome]) -> None:
           window.fetch = real;
         }
         """,
-    ) == [400] * 12 + ["TypeError"] * 5
+        )
+        == [400] * 12 + ["TypeError"] * 5
+    )
     assert len(stored("key")) == len(keys)
 
 

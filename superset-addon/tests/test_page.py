@@ -136,7 +136,7 @@ def test_menu(clients: dict[str | None, Client]) -> None:
     assert "Extension Storage" in admin["Manage"]
     assert not any("Extension Storage" in names for names in gamma.values())
     settings = [name for name in admin if name in ("Data", "Security", "Manage")]
-    assert settings == ["Data", "Security", "Manage"]
+    assert settings == ["Security", "Data", "Manage"]
 
 
 # What it says
@@ -414,20 +414,32 @@ def second(installed: Superset, app: Any, tmp_path: Path) -> Iterator[Superset]:
 
 
 @pytest.fixture(scope="module")
+def shown(
+    installed: Superset, app: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Superset]:
+    """A Superset between the steps of a rotation."""
+    superset = Superset(tmp_path_factory.mktemp("shown") / "superset")
+    superset.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["new", "old"]
+    superset.start()
+    yield superset
+    superset.stop()
+
+
+@pytest.fixture(scope="module")
 def browser(
-    running: Superset, tmp_path_factory: pytest.TempPathFactory
+    shown: Superset, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Chrome]:
     driver = start_browser(tmp_path_factory.mktemp("chromium"))
     try:
-        log_in(driver, running.url, "admin")
+        log_in(driver, shown.url, "admin")
         yield driver
     finally:
         driver.quit()
 
 
-def show(browser: Chrome, running: Superset) -> None:
+def show(browser: Chrome, superset: Superset) -> None:
     """Open the page and wait for Superset's menu."""
-    browser.get(running.url + PAGE)
+    browser.get(superset.url + PAGE)
     WebDriverWait(browser, 60).until(
         lambda d: d.find_elements(By.CSS_SELECTOR, "#app .ant-menu")
     )
@@ -443,8 +455,9 @@ def five_extensions(quota: int) -> None:
         ("tokens", 25, 300),
     ):
         write(f"acme.{name}", entries // 2, size, key="plain")
-        write(f"acme.{name}", entries - entries // 2, size, SECRET_KEY)
-    write("acme.tokens", 1, 300, "an old key", "old")
+        write(f"acme.{name}", entries // 3, size, "new", "new")
+        write(f"acme.{name}", entries - entries // 2 - entries // 3, size, "old", "old")
+    write("acme.tokens", 1, 300, "lost", "lost")
 
 
 def contrast(one: list[float], other: list[float]) -> float:
@@ -462,7 +475,7 @@ def contrast(one: list[float], other: list[float]) -> float:
 @pytest.mark.parametrize("theme", ["default", "dark"])
 def test_looks(
     browser: Chrome,
-    running: Superset,
+    shown: Superset,
     results: Path,
     five_extensions: None,
     theme: str,
@@ -470,7 +483,7 @@ def test_looks(
     browser.execute_script(
         "localStorage.setItem('superset-theme-mode', arguments[0])", theme
     )
-    show(browser, running)
+    show(browser, shown)
     text, ground = (
         [float(part) for part in re.findall(r"[\d.]+", colour)]
         for colour in browser.execute_script(
@@ -494,22 +507,23 @@ def test_looks(
     browser.execute_script("localStorage.removeItem('superset-theme-mode')")
 
 
-def test_looks_empty(browser: Chrome, running: Superset, results: Path) -> None:
-    show(browser, running)
+def test_looks_empty(browser: Chrome, shown: Superset, results: Path) -> None:
+    show(browser, shown)
     assert browser.save_screenshot(str(results / "page-empty.png"))
 
 
 def test_nothing_from_elsewhere_and_no_complaint(
-    browser: Chrome, running: Superset, five_extensions: None
+    browser: Chrome, shown: Superset, five_extensions: None
 ) -> None:
     browser.get_log("browser")
-    show(browser, running)
+    show(browser, shown)
     ours = browser.execute_script(
         "return performance.getEntriesByType('resource').map(e => e.name)"
         ".filter(name => name.includes('extension-storage'))"
     )
-    assert sorted(name.rsplit("/", 1)[1] for name in ours) == ["page.css", "page.js"]
-    assert all(name.startswith(running.url) for name in ours)
+    assert sorted(name.removeprefix(shown.url) for name in ours) == [
+        f"{PAGE}static/{name}" for name in ("page.css", "page.js")
+    ]
     # Superset's own counting pixel is not found without a network.
     complaints = [
         entry["message"]
@@ -524,10 +538,11 @@ def test_nothing_from_elsewhere_and_no_complaint(
 
 
 def test_by_keyboard_and_menu(
-    browser: Chrome, running: Superset, admin: Client, large: None
+    browser: Chrome, shown: Superset, results: Path, large: None
 ) -> None:
     """Tab goes through the links; the menu leaves the page whole."""
-    show(browser, running)
+    show(browser, shown)
+    assert browser.save_screenshot(str(results / "page-estimates.png"))
     links = [e.text for e in browser.find_elements(By.CSS_SELECTOR, ".es-page a")]
     assert links == ["Count exactly", "Check all values"]
     reached = []
@@ -541,7 +556,7 @@ def test_by_keyboard_and_menu(
     WebDriverWait(browser, 60).until(lambda d: "keys=all" in d.current_url)
     assert browser.find_elements(By.CSS_SELECTOR, "[aria-labelledby=es-keys] tbody tr")
 
-    show(browser, running)
+    show(browser, shown)
     browser.find_element(By.LINK_TEXT, "Dashboards").click()
     WebDriverWait(browser, 60).until(lambda d: "/dashboard/list" in d.current_url)
     WebDriverWait(browser, 60).until(
@@ -549,8 +564,8 @@ def test_by_keyboard_and_menu(
     )
 
 
-def test_reached_from_the_menu(browser: Chrome, running: Superset) -> None:
-    browser.get(f"{running.url}/dashboard/list/")
+def test_reached_from_the_menu(browser: Chrome, shown: Superset, results: Path) -> None:
+    browser.get(f"{shown.url}/dashboard/list/")
     wait = WebDriverWait(browser, 60)
     settings = wait.until(
         lambda d: d.find_elements(By.XPATH, "//*[text()='Settings']")
@@ -563,5 +578,6 @@ def test_reached_from_the_menu(browser: Chrome, running: Superset) -> None:
             if e.is_displayed()
         ]
     )[0]
+    assert browser.save_screenshot(str(results / "page-menu.png"))
     item.click()
     wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "main.es-page"))

@@ -97,7 +97,7 @@ def add_page(appbuilder: Any) -> None:
         )
     )
     # Superset has these groups in this order, but makes them later.
-    for group in ("Data", "Security", "Manage"):
+    for group in ("Security", "Data", "Manage"):
         if not appbuilder.menu.find(group):
             appbuilder.menu.add_category(group, label=lazy_gettext(group))
     appbuilder.add_view(ExtensionStorageView, MENU_NAME, category="Manage")
