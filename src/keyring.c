@@ -12,7 +12,6 @@
 #include "postgres.h"
 
 #include "keyring.h"
-#include "secrets.h"
 #include "token.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -54,16 +53,20 @@ KeyringInit(void)
 
 /* Makes a keyring of keys, which are wiped. */
 static Keyring *
-make_keyring(FernetKey *keys, int nkeys)
+make_keyring(SecretKey *keys, int nkeys, bool encrypts)
 {
 	Keyring    *ring = MemoryContextAllocZero(TopMemoryContext,
 											  offsetof(Keyring, keys) +
 											  nkeys * sizeof(KeyringKey));
 
 	ring->nkeys = nkeys;
+	ring->encrypts = encrypts;
 	for (int i = 0; i < nkeys; i++)
-		ring->keys[i].key = keys[i];
-	explicit_bzero(keys, nkeys * sizeof(FernetKey));
+	{
+		ring->keys[i].key = keys[i].key;
+		ring->keys[i].origin = keys[i].origin;
+	}
+	explicit_bzero(keys, nkeys * sizeof(SecretKey));
 	pfree(keys);
 	return ring;
 }
@@ -79,15 +82,16 @@ const Keyring *
 KeyringGet(void)
 {
 	Keyring    *ring;
-	FernetKey  *keys;
+	SecretKey  *keys;
 	int			nkeys;
+	bool		encrypts;
 
 	if (keyring != NULL && keyring_loaded_at == PgReloadTime)
 		return keyring;
 	forget_keyring();
 
-	keys = SecretsLoad(&nkeys);
-	ring = make_keyring(keys, nkeys);
+	keys = SecretsLoad(&nkeys, &encrypts);
+	ring = make_keyring(keys, nkeys, encrypts);
 	for (int i = 0; i < ring->nkeys; i++)
 	{
 		if (FernetPrepare(&ring->keys[i].context, &ring->keys[i].key) !=
@@ -119,7 +123,7 @@ KeyringSeal(const Keyring *ring, const char *message, size_t len,
 	uint8		iv[FERNET_IV_LEN];
 	bytea	   *token = FernetNewToken(len, iv);
 
-	Assert(ring->nkeys > 0);
+	Assert(ring->encrypts);
 	if (FernetSeal(&ring->keys[0].context, timestamp, iv,
 				   (const uint8 *) message, len, VARDATA(token)) != FERNET_OK)
 		ereport(ERROR,

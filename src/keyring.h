@@ -8,7 +8,7 @@
 #ifndef KEYRING_H
 #define KEYRING_H
 
-#include "fernet.h"
+#include "secrets.h"
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"				/* before 16, in postgres.h */
 #endif
@@ -23,12 +23,14 @@ typedef struct KeyringKey
 {
 	FernetKey	key;
 	FernetContext context;
+	SecretOrigin origin;
 } KeyringKey;
 
-/* The first key encrypts, all decrypt. */
+/* All keys decrypt, the first one encrypts if encrypts. */
 typedef struct Keyring
 {
 	int			nkeys;
+	bool		encrypts;
 	KeyringKey	keys[FLEXIBLE_ARRAY_MEMBER];
 } Keyring;
 

@@ -150,6 +150,7 @@ typedef struct Rotation
 } Rotation;
 
 PG_FUNCTION_INFO_V1(ext_storage_rotate_keys);
+PG_FUNCTION_INFO_V1(ext_storage_configured_keys);
 PG_FUNCTION_INFO_V1(ext_storage_key_status);
 PG_FUNCTION_INFO_V1(ext_storage_verify);
 
@@ -182,7 +183,7 @@ require_keys(void)
 {
 	const Keyring *keyring = KeyringGet();
 
-	if (keyring->nkeys == 0)
+	if (!keyring->encrypts)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),
@@ -738,9 +739,72 @@ count_use(KeyUse *use, bool has_timestamp, uint64 seconds)
 	use->newest = Max(use->newest, timestamp);
 }
 
+/* The columns of ext_storage_configured_keys(). */
+enum
+{
+	KEY_ORDINAL,
+	KEY_FINGERPRINT,
+	KEY_ROLE,
+	KEY_SOURCE,
+	NUM_KEY_COLUMNS
+};
+
+/* Fills in the columns of a key, in memory of their own. */
+static void
+describe_key(Datum *values, const Keyring *keyring, int index)
+{
+	char		fingerprint[KEYRING_FINGERPRINT_LEN];
+
+	KeyringFingerprint(&keyring->keys[index].key, fingerprint);
+	values[KEY_ORDINAL] = Int32GetDatum(index + 1);
+	values[KEY_FINGERPRINT] =
+		PointerGetDatum(cstring_to_text_with_len(fingerprint,
+												 KEYRING_FINGERPRINT_LEN));
+	values[KEY_ROLE] = CStringGetTextDatum(index == 0 && keyring->encrypts ?
+										   "encrypts" : "decrypts");
+	values[KEY_SOURCE] =
+		CStringGetTextDatum(SecretOriginText(&keyring->keys[index].origin));
+}
+
+/*
+ * ext_storage_configured_keys() returns setof record
+ *		One row per configured key.  Reads no table.
+ */
+Datum
+ext_storage_configured_keys(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	const Keyring *keyring = KeyringGet();
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < keyring->nkeys; i++)
+	{
+		Datum		values[NUM_KEY_COLUMNS];
+		bool		nulls[NUM_KEY_COLUMNS] = {false};
+
+		describe_key(values, keyring, i);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* The columns of ext_storage_key_status(). */
+enum
+{
+	STATUS_ORDINAL,
+	STATUS_FINGERPRINT,
+	STATUS_ROLE,
+	STATUS_ENTRIES,
+	STATUS_OLDEST,
+	STATUS_NEWEST,
+	STATUS_REMOVABLE,
+	STATUS_SOURCE,				/* came with 1.2: older ones end before it */
+	NUM_STATUS_COLUMNS
+};
+
 /*
  * ext_storage_key_status() returns setof record
- *		One row a configured key, and one for the entries that none reads.
+ *		One row per configured key, and one for the entries that none reads.
  */
 Datum
 ext_storage_key_status(PG_FUNCTION_ARGS)
@@ -748,14 +812,19 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	const Keyring *keyring = KeyringGet();
 	int			nkeys = keyring->nkeys;
+	bool		encrypts = keyring->encrypts;
 	KeyUse		unused = {0, DT_NOEND, DT_NOBEGIN};
+	Datum		(*keys)[NUM_KEY_COLUMNS];
 	KeyUse	   *uses;
 	Portal		portal;
 
 	InitMaterializedSRF(fcinfo, 0);
 	StatementConnect();
 
+	keys = palloc((nkeys + 1) * sizeof(*keys));
 	uses = palloc((nkeys + 1) * sizeof(KeyUse));
+	for (int i = 0; i < nkeys; i++)
+		describe_key(keys[i], keyring, i);
 	for (int i = 0; i <= nkeys; i++)
 		uses[i] = unused;
 
@@ -781,23 +850,27 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	for (int i = 0; i <= nkeys; i++)
 	{
 		bool		known = i < nkeys;
-		char		fingerprint[KEYRING_FINGERPRINT_LEN];
-		Datum		values[7];
-		bool		nulls[7] = {false};
+		Datum		values[NUM_STATUS_COLUMNS] = {0};
+		bool		nulls[NUM_STATUS_COLUMNS] = {false};
 
 		if (known)
-			KeyringFingerprint(&keyring->keys[i].key, fingerprint);
-		nulls[0] = nulls[1] = nulls[6] = !known;
-		values[0] = Int32GetDatum(i + 1);
-		values[1] = PointerGetDatum(cstring_to_text_with_len(fingerprint,
-															 known ? KEYRING_FINGERPRINT_LEN : 0));
-		values[2] = CStringGetTextDatum(!known ? "unknown" :
-										i == 0 ? "encrypts" : "decrypts");
-		values[3] = Int64GetDatum(uses[i].entries);
-		values[4] = TimestampTzGetDatum(uses[i].oldest);
-		values[5] = TimestampTzGetDatum(uses[i].newest);
-		nulls[4] = nulls[5] = uses[i].oldest > uses[i].newest;
-		values[6] = BoolGetDatum(i > 0 && uses[i].entries == 0);
+		{
+			values[STATUS_ORDINAL] = keys[i][KEY_ORDINAL];
+			values[STATUS_FINGERPRINT] = keys[i][KEY_FINGERPRINT];
+			values[STATUS_ROLE] = keys[i][KEY_ROLE];
+			values[STATUS_SOURCE] = keys[i][KEY_SOURCE];
+		}
+		else
+			values[STATUS_ROLE] = CStringGetTextDatum("unknown");
+		nulls[STATUS_ORDINAL] = nulls[STATUS_FINGERPRINT] = !known;
+		nulls[STATUS_REMOVABLE] = nulls[STATUS_SOURCE] = !known;
+		values[STATUS_ENTRIES] = Int64GetDatum(uses[i].entries);
+		values[STATUS_OLDEST] = TimestampTzGetDatum(uses[i].oldest);
+		values[STATUS_NEWEST] = TimestampTzGetDatum(uses[i].newest);
+		nulls[STATUS_OLDEST] = nulls[STATUS_NEWEST] =
+			uses[i].oldest > uses[i].newest;
+		values[STATUS_REMOVABLE] = BoolGetDatum((i > 0 || !encrypts) &&
+												uses[i].entries == 0);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	SPI_finish();

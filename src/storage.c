@@ -447,7 +447,7 @@ seal_value(const Arguments *args, const char *data, size_t len)
 {
 	const Keyring *keyring = KeyringGet();
 
-	if (keyring->nkeys == 0)
+	if (!keyring->encrypts)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),

@@ -54,6 +54,8 @@ class Superset:
         self.database = database
         self.log = folder / "server.log"
         self.config: dict[str, Any] = {}
+        self.lines: list[str] = []  # of superset_config.py, at its end
+        self.variables: dict[str, str] = {}  # of the environment
         self.url = ""
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
@@ -66,13 +68,14 @@ class Superset:
             "SQLALCHEMY_DATABASE_URI = 'postgresql+psycopg2://superset@/"
             f"{self.database}?host={os.environ['PGHOST']}'",
             *(f"{name} = {value!r}" for name, value in self.config.items()),
+            *self.lines,
         ]
         (self.folder / "superset_config.py").write_text("\n".join(lines) + "\n")
 
     def environment(self) -> dict[str, str]:
         self.configure()
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LC_ALL")}
-        return {**kept, "PYTHONPATH": str(self.folder)}
+        return {**kept, "PYTHONPATH": str(self.folder), **self.variables}
 
     def run(
         self, *arguments: str, check: bool = True, **options: Any
@@ -236,6 +239,14 @@ def running(installed: Superset, app: Any) -> Iterator[Superset]:
     installed.start()
     yield installed
     installed.stop()
+
+
+@pytest.fixture
+def second(app: Any, tmp_path: Path) -> Iterator[Superset]:
+    """Another Superset on the same database."""
+    superset = Superset(tmp_path / "second")
+    yield superset
+    superset.stop()
 
 
 @pytest.fixture(scope="session")

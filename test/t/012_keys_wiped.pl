@@ -16,7 +16,7 @@ my $node = PostgreSQL::Test::Cluster->new('main');
 my $file = $node->basedir . '/keys';
 my $dump = $node->basedir . '/memory';
 my @secrets = map { sprintf '%s-secret-%08x%08x', $_, rand 2**32, rand 2**32 }
-  qw(first second third);
+  qw(first second third fourth);
 
 sub write_keys
 {
@@ -108,6 +108,34 @@ $set->query(
 $set->query('RESET extension_storage.encryption_keys');
 is($set->query($read), 'value', 'a session resets the key that it had set');
 unlike(memory_holds($set, $secrets[2]), qr/half/, 'which is then wiped');
+
+
+# The text of a setting, which no statement contains: it is made by a function.
+# PostgreSQL's own copies of it are in memory that the next statements use
+# again; the one that the setting keeps is wiped by nobody else.  A setting of
+# another name shows that it would be found, also when it is gone.
+my $backwards = reverse $secrets[3];
+my $same_length = 'x' x length $backwards;
+for my $setting ('other.setting', map { "extension_storage.$_" }
+	qw(encryption_keys secret_key previous_secret_key))
+{
+	for my $how ('set', 'set and reset', 'refused')
+	{
+		my $value = $how eq 'refused' ? "reverse('$backwards\"') || '\"'"
+		  : "reverse('$backwards')";
+		my $session = $node->background_psql('postgres', on_error_stop => 0);
+		$session->query("LOAD 'extension_storage'");
+		$session->query("SELECT set_config('$setting', $value, false)");
+		$session->query("RESET $setting") if $how eq 'set and reset';
+		for (1 .. 20)
+		{
+			$session->query("SELECT length(reverse('$same_length')), length(reverse('$same_length\"') || '\"')");
+		}
+		print STDERR "$setting $how: ", memory_holds($session, $secrets[3]), "\n";
+		$session->{stderr} = '';
+		$session->quit;
+	}
+}
 
 $_->quit for $looked, $stayed, $set;
 $node->stop;

@@ -16,6 +16,7 @@ from superset.extensions import db
 from superset.utils.core import get_user_id
 
 from .errors import InvalidArgument, StorageUnavailable, from_database
+from .keys import hand_over
 
 _TYPES = {
     "value": "bytea",
@@ -64,7 +65,9 @@ def call(function: str, columns: str = "*", **arguments: Any) -> list[Any]:
     # For psycopg2 itself: text() would be parsed and compiled at each call.
     statement = f"SELECT {columns} FROM {qualified(function)}({passed})"
     try:
-        return db.session.connection().exec_driver_sql(statement, arguments).all()
+        connection = db.session.connection()
+        hand_over(connection, function, arguments)
+        return connection.exec_driver_sql(statement, arguments).all()
     except DBAPIError as error:
         raise from_database(error) from None
 
