@@ -72,7 +72,7 @@ need_bench() {
 }
 
 need_superset() {
-    need python3-venv chromium chromium-driver
+    need python3-venv chromium chromium-driver ca-certificates
 }
 
 need_fuzz() {

@@ -37,6 +37,8 @@ def run(folder: Path, *command: str) -> str:
             "PATH": f"{programs}:/usr/bin:/bin",
             "HOME": os.environ["HOME"],
             "LC_ALL": "C.UTF-8",
+            # the authorities that the machine trusts, not Node.js's own list
+            "npm_config_cafile": "/etc/ssl/certs/ca-certificates.crt",
             "npm_config_audit": "false",
             "npm_config_fund": "false",
             "npm_config_update_notifier": "false",

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from conftest import README, Superset, sql
 from sample import build_sample
-from superset_extension_storage.keys import startup_options
 
 USERS = {"admin": "Admin", "gamma": "Gamma"}
 
@@ -87,9 +86,13 @@ def main() -> None:
 
 def write(statement: str, keys: list[str], secret_key: str, *arguments: object) -> None:
     """Run a statement with these keys."""
-    os.environ["PGOPTIONS"] = startup_options(keys, secret_key)
-    sql(statement, *arguments)
-    del os.environ["PGOPTIONS"]
+    sql(
+        "SET extension_storage.encryption_keys = %s;"
+        f"SET extension_storage.secret_key = %s; {statement}",
+        ", ".join(keys),
+        secret_key,
+        *arguments,
+    )
 
 
 def add_users(superset: Superset) -> list[str]:

@@ -14,6 +14,7 @@ from flask_babel import lazy_gettext
 from superset.superset_typing import FlaskResponse
 from superset.views.base import BaseSupersetView, get_spa_template_context
 
+from .cli import key_source
 from .errors import ExtensionStorageError, StorageUnavailable
 from .report import EXAMPLES, TakesTooLong, key_report, usage_report
 
@@ -59,9 +60,10 @@ class ExtensionStorageView(BaseSupersetView):
             usage = usage_report(request.args.get("usage") == "exact", limit)
         except (ExtensionStorageError, TakesTooLong) as error:
             usage_problem = _problem(error)
-        if usage and (request.args.get("keys") == "all" or usage.has_few_tokens()):
+        if usage:
+            counted = request.args.get("keys") == "all" or usage.has_few_tokens()
             try:
-                keys = key_report(limit)
+                keys = key_report(counted, limit)
             except (ExtensionStorageError, TakesTooLong) as error:
                 keys_problem = _problem(error)
         return self.render_template(
@@ -78,6 +80,8 @@ class ExtensionStorageView(BaseSupersetView):
             time=_time,
             percent=_percent,
             scope=_scope,
+            source=key_source,
+            removable=_removable,
         )
 
 
@@ -111,6 +115,8 @@ def _problem(error: Exception) -> tuple[str, str]:
             "superset extension-storage-status has all the time it needs.",
         )
     if isinstance(error, StorageUnavailable):
+        if error.sqlstate is None and error.hint:
+            return error.message, error.hint
         return error.message, REMEDIES.get(error.sqlstate, SET_UP)
     logger.error("Extension storage: %s (%s)", error.message, error.sqlstate)
     return error.message, "The logs of Superset and of the database server say more."
@@ -147,6 +153,19 @@ def _percent(part: float, whole: float) -> str:
     if 99 < share < 100:
         return "> 99 %"
     return f"{share:.0f} %"
+
+
+def _removable(key: Any) -> str:
+    """Say whether a key may go, and if not, why."""
+    if key.role == "encrypts":
+        return "No: it encrypts new values"
+    if key.entries:
+        return "No: superset rotate-extension-storage-keys frees it"
+    if not key.removable:
+        return "No: there may be entries that this role cannot see"
+    if key_source(key.source) == "SECRET_KEY":
+        return "No entry needs it, but Superset does"
+    return "Yes"
 
 
 def _scope(entry: Any) -> str:

@@ -6,7 +6,7 @@ so; who asks for it gets it exactly, within a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -86,11 +86,15 @@ class UsageReport:
 
 @dataclass(frozen=True)
 class KeyReport:
-    """The rows of ext_storage_key_status, and what no key reads."""
+    """The configured keys and, where tokens were read, what they are needed for.
+
+    The keys are rows of ext_storage_key_status, or of ext_storage_configured_keys.
+    """
 
     keys: list[Any]
-    unreadable: int
-    examples: list[Any]
+    counted: bool
+    unreadable: int = 0
+    examples: Sequence[Any] = ()
 
 
 _FIGURES = """
@@ -215,15 +219,16 @@ def _estimate(row: Any, share: float) -> Usage:
     )
 
 
-def key_report(seconds: int) -> KeyReport:
-    """Tell what each key is needed for: reads and checks every token."""
+def key_report(counted: bool, seconds: int) -> KeyReport:
+    """Tell which keys there are and, from all tokens, what each is needed for."""
     with _time_limit(seconds):
+        if not counted:
+            return KeyReport(call("ext_storage_configured_keys"), counted)
         rows = call("ext_storage_key_status")
         unreadable = sum(row.entries for row in rows if row.role == "unknown")
-        examples = call("ext_storage_verify")[:EXAMPLES] if unreadable else []
-    return KeyReport(
-        [row for row in rows if row.role != "unknown"], unreadable, examples
-    )
+        examples = call("ext_storage_verify")[:EXAMPLES] if unreadable else ()
+    keys = [row for row in rows if row.role != "unknown"]
+    return KeyReport(keys, counted, unreadable, examples)
 
 
 @contextmanager
