@@ -52,6 +52,7 @@ def superset(
     superset.config["LOCAL_EXTENSIONS"] = [str(sample)]
     if request.param:
         superset.config["APPLICATION_ROOT"] = request.param
+    superset.run("init")  # with the permissions on Superset's API for extensions
     superset.start()
     yield superset
     superset.stop()
@@ -87,7 +88,7 @@ def open_sample(driver: Chrome, superset: Superset, user: str) -> None:
     )
     # the visit that it counts
     WebDriverWait(driver, 60).until(
-        lambda d: sql(f"SELECT FROM {TABLE} WHERE key = 'visits'")
+        lambda d: sql(f"SELECT key FROM {TABLE} WHERE key = 'visits'")
     )
     sql(f"DELETE FROM {TABLE}")
 

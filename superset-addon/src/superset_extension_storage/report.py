@@ -226,7 +226,12 @@ def key_report(counted: bool, seconds: int) -> KeyReport:
             return KeyReport(call("ext_storage_configured_keys"), counted)
         rows = call("ext_storage_key_status")
         unreadable = sum(row.entries for row in rows if row.role == "unknown")
-        examples = call("ext_storage_verify")[:EXAMPLES] if unreadable else ()
+        # The keys are handed over until the transaction ends.
+        examples = (
+            _run("SELECT * FROM {verify}() LIMIT %(most)s", most=EXAMPLES)
+            if unreadable
+            else ()
+        )
     keys = [row for row in rows if row.role != "unknown"]
     return KeyReport(keys, counted, unreadable, examples)
 
@@ -249,11 +254,17 @@ def _time_limit(seconds: int) -> Iterator[None]:
 
 
 def _run(statement: str, **arguments: Any) -> list[Any]:
-    """Run a statement in which {table} is the store's table, and {literal} its name."""
+    """Run a statement in which {verify} is that function, {table} the store's table,
+    and {literal} the table's name in a string.
+    """
     if db.session.get_bind().dialect.name != "postgresql":
         raise StorageUnavailable("the metadata database is not PostgreSQL")
     table = qualified("extension_storage")
-    statement = statement.format(table=table, literal=table.replace("'", "''"))
+    statement = statement.format(
+        table=table,
+        literal=table.replace("'", "''"),
+        verify=qualified("ext_storage_verify"),
+    )
     try:
         return db.session.connection().exec_driver_sql(statement, arguments).all()
     except DBAPIError as error:
