@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -16,6 +17,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from browser import log_in, start_browser
 from conftest import Superset, sql
 from sample import build_sample
+from sample import run as run_program
 
 TABLE = "ext_storage.extension_storage"
 
@@ -64,25 +66,27 @@ def open_sample(driver: Chrome, superset: Superset, user: str) -> None:
     driver.get(f"{superset.url}/dashboard/list/")
     if "APPLICATION_ROOT" in superset.config:
         # Superset 6.1.0 looks for the code of extensions outside of the path.
-        driver.execute_async_script(
+        problem = driver.execute_async_script(
             """
             const [root, done] = arguments;
-            fetch(`${root}/api/v1/extensions/`).then(r => r.json()).then(({result}) => {
+            (async () => {
+              const answer = await fetch(`${root}/api/v1/extensions/`);
               const [{remoteEntry, moduleFederationName}] =
-                result.filter(({id}) => id === 'acme.sample');
-              const script = document.createElement('script');
-              script.src = root + remoteEntry;
-              script.onload = async () => {
-                const container = window[moduleFederationName];
-                await container.init({});
-                (await container.get('./index'))();
-                done();
-              };
-              document.head.append(script);
-            });
+                (await answer.json()).result.filter(({id}) => id === 'acme.sample');
+              await new Promise((loaded, failed) => {
+                const script = document.createElement('script');
+                Object.assign(script, {
+                  src: root + remoteEntry, onload: loaded, onerror: failed });
+                document.head.append(script);
+              });
+              const container = window[moduleFederationName];
+              await container.init({});
+              (await container.get('./index'))();
+            })().then(done, error => done(error.stack ?? 'it does not load'));
             """,
             superset.config["APPLICATION_ROOT"],
         )
+        assert problem is None, problem
     WebDriverWait(driver, 60).until(
         lambda d: d.execute_script("return Boolean(window.acmeSample)")
     )
@@ -135,6 +139,36 @@ def test_package(work: Path, sample: Path) -> None:
     assert not {"dependencies", "peerDependencies"} & set(manifest)
     assert list(manifest["devDependencies"]) == ["typescript"]
     assert "import " not in code.replace("important ", "") and "require(" not in code
+
+
+def test_readme(superset: Superset, drivers: dict[str, Chrome], sample: Path) -> None:
+    """Its example compiles, and does what it says."""
+    readme = Path(__file__).parents[1] / "js" / "README.md"
+    (example,) = re.findall(r"```typescript\n(.*?)```", readme.read_text(), re.DOTALL)
+    frontend = sample / "frontend"
+    (frontend / "src" / "readme.ts").write_text(
+        example.replace("const {", "declare const uuid: string;\nconst {", 1)
+    )
+    run_program(frontend, "npx", "tsc", "--noEmit", "-p", ".")
+    answer = superset.client("admin").request(
+        "POST", "/api/v1/dashboard/", json={"dashboard_title": "of the README"}
+    )
+    uuid = str(
+        sql("SELECT uuid FROM dashboards WHERE id = %s", answer.json()["id"])[0][0]
+    )
+    code = example.split("\n", 1)[1].replace("const { persistent }", "const context")
+    found = run(
+        drivers["admin"],
+        f"const uuid = '{uuid}'; {code.replace('persistent', 'context.persistent')}"
+        "return [snippet, entries.length, count, entry.value];",
+    )
+    assert found == [{"sql": "SELECT 1"}, 1, 1, {"sql": "SELECT 1"}]
+    assert stored("key, is_encrypted, value_type, resource_uuid") == [
+        ("config", False, "application/json", None),
+        ("layout", False, "application/json", uuid),
+        ("logo", False, "application/octet-stream", None),
+        ("token", True, "application/json", None),
+    ]
 
 
 def test_json(drivers: dict[str, Chrome]) -> None:
