@@ -24,6 +24,7 @@ def install(app: Flask) -> None:
     from .api import ExtensionStorageRestApi
     from .dao import ExtensionStorageDAO
     from .keys import COPY, EXTENSION, Keys
+    from .page import add_page
 
     app.config.setdefault("EXTENSION_STORAGE_SCHEMA", "ext_storage")
     app.config.setdefault("EXTENSION_STORAGE_ENCRYPTION_KEYS", [])
@@ -42,3 +43,4 @@ def install(app: Flask) -> None:
         ("can_write_shared", ExtensionStorageRestApi.class_permission_name)
     }
     appbuilder.add_api(ExtensionStorageRestApi)
+    add_page(appbuilder)

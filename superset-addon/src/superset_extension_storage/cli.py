@@ -286,7 +286,7 @@ def _report_keys() -> None:
             unreadable = key.entries
             continue
         encrypts = encrypts or key.role == "encrypts"
-        source = _source(key.source)
+        source = key_source(key.source)
         if not key.removable:
             verdict = "it is needed"
         elif source == "SECRET_KEY":
@@ -303,7 +303,7 @@ def _report_keys() -> None:
         fail("No encryption key is configured.")
 
 
-def _source(source: str) -> str:
+def key_source(source: str) -> str:
     """Say where a key comes from in the words of who configures Superset."""
     from flask import current_app
 
