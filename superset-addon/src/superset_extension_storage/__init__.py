@@ -21,6 +21,7 @@ def install(app: Flask) -> None:
     import superset_core.common.daos
     from superset.extensions import appbuilder, db
 
+    from . import official
     from .api import ExtensionStorageRestApi
     from .dao import ExtensionStorageDAO
     from .keys import hand_over_keys
@@ -37,6 +38,7 @@ def install(app: Flask) -> None:
             app.config["SECRET_KEY"],
         )
     superset_core.common.daos.ExtensionStorageDAO = ExtensionStorageDAO
+    official.install(app)
 
     # What Alpha may do and Gamma may not, when `superset init` makes the roles.
     security = appbuilder.sm
