@@ -25,12 +25,6 @@ NOTES, OTHER = "acme.notes", "acme.other-notes"
 TABLE = "ext_storage.extension_storage"
 BACK_END = Path(__file__).with_name("official_extension.py").read_text()
 
-# The official command line, whose check for npm is for front ends.
-COMMAND_LINE = (
-    "import superset_extensions_cli.cli as cli;"
-    " cli.validate_npm = lambda: None; cli.app()"
-)
-
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -38,8 +32,15 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, made = tmp_path_factory.mktemp("extensions"), {}
 
     def run(where: Path, *arguments: str) -> None:
-        command = [sys.executable, "-c", COMMAND_LINE, *arguments]
-        done = subprocess.run(command, cwd=where, capture_output=True, text=True)
+        programs = Path(sys.executable).parent
+        done = subprocess.run(
+            [programs / "superset-extensions", *arguments],
+            cwd=where,
+            env={"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(folder)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     for extension_id in (NOTES, OTHER):
@@ -782,74 +783,99 @@ SPELLINGS = [
     "superset%E2%80%A4secrets",
     "superset.other",
 ]
-LOOK_ALIKES = [
-    "%D1%95uperset.secrets",
-    "supersetXsecrets",
-]
+# Spelled like it, but another type.
+LOOK_ALIKES = ["%D1%95uperset.secrets", "supersetXsecrets", "secrets"]
+
+
+@pytest.fixture
+def secret_rows(official: Any) -> list[Any]:
+    """Secrets of acme.my-ext, the admin's and the extension's own."""
+    from superset_core.extensions.types import Manifest
+
+    extension = Manifest(
+        id="acme.my-ext", publisher="acme", name="my-ext", displayName="My"
+    )
+    admin = sql("SELECT id FROM ab_user WHERE username = 'admin'")[0][0]
+    with official.extension_context(extension, admin) as context:
+        for state in (context.storage.secrets, context.storage.secrets.shared):
+            state.set("token", "the secret value")
+    return secrets_as_they_are()
+
+
+def secrets_as_they_are() -> list[Any]:
+    return sql(
+        f"SELECT * FROM {TABLE} WHERE resource_type = 'superset.secrets' ORDER BY id"
+    )
+
+
+def requests_of_the_storage(app: Any, **names: str) -> list[tuple[str, str]]:
+    """Give each method of each URL of the storage API, with these names in it."""
+    names = {"publisher": "acme", "name": "my-ext", **names}
+    found = []
+    for rule in app.url_map.iter_rules():
+        if rule.rule.startswith("/api/v1/extensions/<publisher>/<name>/storage/"):
+            path = re.sub("<([a-z_]+)>", lambda part: names[part[1]], rule.rule)
+            found += [(method, path) for method in sorted(rule.methods - {"OPTIONS"})]
+    return found
 
 
 @pytest.mark.parametrize("spelling", [*SPELLINGS, *LOOK_ALIKES])
 def test_no_request_reaches_secrets(
-    official: Any, admin: Client, spelling: str
+    secret_rows: list[Any], app: Any, admin: Client, spelling: str
 ) -> None:
-    """Every endpoint, in any spelling of the place where secrets are."""
-    users = dict(sql("SELECT username, id FROM ab_user"))
-    with storage(official, user_id=users["admin"]) as state:
-        state.secrets.set("token", "the secret value")
-        state.secrets.shared.set("token", "the secret value")
-    before = rows("id, value, version")
-    body = {"value": "planted"}
-    extension = "acme/notes"
+    """Every method of every URL, in any spelling of the place where secrets are."""
     for uuid in ("secrets", "SECRETS", "secrets%20", "%73ecrets"):
-        place = f"resources/{spelling}/{uuid}"
-        for query in ("", "?page=0&page_size=100", "?category="):
-            answer = admin.get(f"{place}/{query}", extension=extension)
-            if spelling in SPELLINGS:
-                assert answer.status_code == 400, spelling
-                assert answer.json()["message"].startswith("resource_type is reserved")
-            else:
-                assert answer.json()["count"] == 0
-        for answer in (
-            admin.get(f"{place}/token", extension=extension),
-            admin.request("HEAD", f"{place}/token", extension=extension),
-            admin.put(f"{place}/token", body, extension=extension),
-            admin.put(
-                f"{place}/token", body, extension=extension, headers={"If-Match": "*"}
-            ),
-            admin.delete(f"{place}/token", extension=extension),
-            admin.delete(
-                f"{place}/token", extension=extension, headers={"If-Match": "*"}
-            ),
-        ):
-            if spelling in SPELLINGS:
-                assert answer.status_code == 400, spelling
-            assert "secret value" not in answer.text
-    left = sql(
-        f"SELECT id, value, version FROM {TABLE}"
-        " WHERE resource_type = 'superset.secrets' ORDER BY key"
-    )
-    assert left == before
+        asked = requests_of_the_storage(
+            app, resource_type=spelling, resource_uuid=uuid, key="token"
+        )
+        assert {"GET", "HEAD", "PUT", "DELETE"} <= {method for method, _ in asked}
+        for method, path in asked:
+            for headers in ({}, {"If-Match": "*"}):
+                answer = admin.request(
+                    method, path, json={"value": "planted"}, headers=headers
+                )
+                assert "secret value" not in answer.text
+                if "/resources/" in path and spelling in SPELLINGS:
+                    assert answer.status_code == 400, (method, path)
+                    if method != "HEAD":
+                        message = answer.json()["message"]
+                        assert message.startswith("resource_type is reserved")
+                else:
+                    assert answer.status_code < 500, (method, path)
+        assert secrets_as_they_are() == secret_rows
 
 
 @pytest.mark.parametrize(
-    "scope",
-    ["global", "user", "resources/secrets/secrets", "resources/superset/secrets"],
+    "key",
+    [
+        "token",
+        "superset.secrets",
+        "superset.secrets%2Fsecrets%2Ftoken",
+        "..%2Fresources%2Fsuperset.secrets%2Fsecrets%2Ftoken",
+        "token%00",
+    ],
 )
-def test_other_scopes_do_not_reach_secrets(
-    official: Any, admin: Client, scope: str
+def test_no_key_reaches_secrets(
+    secret_rows: list[Any], app: Any, admin: Client, key: str
 ) -> None:
-    users = dict(sql("SELECT username, id FROM ab_user"))
-    with storage(official, user_id=users["admin"]) as state:
-        state.secrets.set("token", "the secret value")
-        state.secrets.shared.set("token", "the secret value")
-    before = rows("id, value, version")
-    extension = "acme/notes"
-    listed = admin.get(f"{scope}/", extension=extension)
-    assert listed.json() == {"count": 0, "result": []}
-    for key in ("token", "superset.secrets", "superset.secrets%2Fsecrets%2Ftoken"):
-        for send in (admin.get, admin.delete):
-            assert send(f"{scope}/{key}", extension=extension).status_code == 404
-    assert rows("id, value, version") == before
+    place = {"resource_type": "thing", "resource_uuid": "secrets", "key": key}
+    for query in (
+        "",
+        "?page_size=100",
+        "?resource_type=superset.secrets&resource_uuid=secrets",
+        "?category=superset.secrets",
+        "?user_fk=",
+    ):
+        for method, path in requests_of_the_storage(app, **place):
+            if method == "PUT":
+                continue
+            answer = admin.request(method, path + query)
+            assert "secret value" not in answer.text
+            if method == "GET" and path.endswith("/"):
+                assert answer.json() == {"count": 0, "result": []}
+            elif method != "HEAD":
+                assert answer.status_code in (400, 404), (method, path)
+    assert secrets_as_they_are() == secret_rows
 
 
 # Superset 7

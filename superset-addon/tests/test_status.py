@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_operation import TABLE, other_database, plant
 
 from conftest import README, SECRET_KEY, Superset, sql
+from test_operation import TABLE, other_database, plant
 
 
 def status(app: Any, *arguments: str) -> tuple[int, Any]:
@@ -148,6 +148,28 @@ def test_store_that_cannot_be_asked(tmp_path: Path) -> None:
         done = superset.run("extension-storage-status", "--json", check=False)
         assert done.returncode == 1
         assert "Error: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_the_line_in_the_configuration(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from superset_extension_storage.status import status as command
+
+    monkeypatch.delitem(app.config, "EXTENSION_STORAGE_SCHEMA")
+    done = app.test_cli_runner().invoke(command)
+    assert done.exit_code == 1
+    assert "import install as FLASK_APP_MUTATOR" in done.stderr
+
+
+def test_not_postgresql(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from superset.extensions import db
+
+    from superset_extension_storage.status import status as command
+
+    with app.app_context():
+        monkeypatch.setattr(db.session.get_bind().dialect, "name", "sqlite")
+    done = app.test_cli_runner().invoke(command)
+    assert done.exit_code == 1 and "PostgreSQL" in done.stderr
 
 
 def test_bad_option(installed: Superset) -> None:

@@ -62,8 +62,15 @@ def status(as_json: bool) -> None:
 
 
 def _report() -> dict[str, Any]:
+    from flask import current_app
+
     from .dao import call
 
+    if "EXTENSION_STORAGE_SCHEMA" not in current_app.config:
+        raise click.ClickException(
+            "superset_config.py does not install this package: it lacks"
+            " `from superset_extension_storage import install as FLASK_APP_MUTATOR`"
+        )
     extensions = [_columns(row, EXTENSION_COLUMNS) for row in call("ext_storage_usage")]
     for extension in extensions:
         quota = extension["quota_bytes"]
