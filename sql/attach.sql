@@ -195,7 +195,7 @@ RESET ROLE;
 SELECT string_agg(key, ' ') FROM pg_temp.entries;
 -- A resource takes nobody's name from the audit columns.
 SELECT DISTINCT created_by, changed_by FROM pg_temp.entries;
--- Another type for a table replaces the former one.
+-- A second type for a table is added to the first.
 SELECT ext_storage_attach_resource('board', 'regress_app.dashboards', 'id');
 SELECT count((ext_storage_set('acme.tasks', 'b2', 'x', resource_type => 'board',
     resource_uuid => '2')).version);
