@@ -374,8 +374,8 @@ ROLLBACK;
 BEGIN;
 DROP VIEW pg_temp.counted;
 ALTER TABLE extension_storage ALTER value_size TYPE bigint, ALTER user_fk TYPE bigint;
-SELECT count(*) FROM ext_storage_set('acme.wide', 'k', '12345'),
-    ext_storage_set('acme.wide', 'e', '1234567', is_encrypted => true);
+SELECT count(*) FROM ext_storage_set('acme.wide', 'k', '12345') k,
+    ext_storage_set('acme.wide', 'e', '1234567', is_encrypted => true) e;
 SELECT value_bytes FROM extension_storage_usage WHERE extension_id = 'acme.wide';
 ROLLBACK;
 RESET extension_storage.encryption_keys;
