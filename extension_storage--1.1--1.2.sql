@@ -623,6 +623,17 @@ BEGIN
             CASE WHEN item.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
     END LOOP;
 
+    -- There is no ALTER EXTENSION ... OWNER TO.
+    SELECT x.extowner::regrole AS owner INTO item
+    FROM pg_extension x JOIN pg_roles r ON r.oid = x.extowner
+    WHERE x.extname = 'extension_storage' AND x.extowner <> holder AND NOT r.rolsuper;
+    IF FOUND THEN
+        RAISE WARNING USING
+            MESSAGE = format('extension "extension_storage" still belongs to role %s', item.owner),
+            DETAIL = format('DROP OWNED BY %s would drop it, with all entries.', item.owner),
+            HINT = format('First run REASSIGN OWNED BY %s TO %s in this database.', item.owner, holder);
+    END IF;
+
     -- Before PostgreSQL 17, DROP ROLE leaves the role's number in what pg_dump
     -- compares rights with, and a dump then revokes from a role of that name.
     UPDATE pg_init_privs i SET initprivs = ARRAY(
