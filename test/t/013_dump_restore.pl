@@ -166,7 +166,7 @@ sub take_over
 
 my %change = (
 	reassign => 'REASSIGN OWNED BY app_owner TO new_owner',
-	alter => q{ALTER DATABASE %s OWNER TO new_owner; ALTER SCHEMA ext_storage OWNER TO new_owner;
+	alter => q{ALTER DATABASE owner_alter OWNER TO new_owner; ALTER SCHEMA ext_storage OWNER TO new_owner;
 		ALTER TABLE ext_storage.extension_storage OWNER TO new_owner});
 for my $way (sort keys %change)
 {
@@ -178,7 +178,7 @@ for my $way (sort keys %change)
 		SELECT ext_storage.ext_storage_grant('superset', 'write');
 		GRANT EXECUTE ON FUNCTION ext_storage.fernet_generate_key TO superset WITH GRANT OPTION});
 	answer($database, 'superset', q{SELECT ext_storage.ext_storage_set('acme.app', 'k', 'x')});
-	$node->safe_psql($database, sprintf $change{$way}, $database);
+	$node->safe_psql($database, $change{$way});
 
 	my ($rc, $out, $err) = $node->psql($database, $writes, extra_params => [ '-U', 'new_owner' ]);
 	like($err, qr/permission denied for function/, "$way: functions stay with the old owner at first");
