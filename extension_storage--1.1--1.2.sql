@@ -234,6 +234,19 @@ REVOKE ALL ON FUNCTION @extschema@.ext_storage_rename(text, text, text, integer,
 COMMENT ON FUNCTION @extschema@.ext_storage_rename(text, text, text, integer, text, text, bigint, integer) IS
     'Gives an entry another key in its scope; NULL if there is no such entry';
 
+CREATE PROCEDURE @extschema@.ext_storage_move_in(source regclass,
+    batch_size integer DEFAULT 500, dry_run boolean DEFAULT false,
+    INOUT scanned bigint DEFAULT NULL, INOUT moved bigint DEFAULT NULL,
+    INOUT present bigint DEFAULT NULL, INOUT duplicates bigint DEFAULT NULL,
+    INOUT unreadable bigint DEFAULT NULL, INOUT failed bigint DEFAULT NULL)
+AS 'MODULE_PATHNAME', 'ext_storage_move_in'
+LANGUAGE C;
+REVOKE ALL ON PROCEDURE @extschema@.ext_storage_move_in(regclass, integer, boolean, bigint, bigint,
+    bigint, bigint, bigint, bigint) FROM PUBLIC;
+COMMENT ON PROCEDURE @extschema@.ext_storage_move_in(regclass, integer, boolean, bigint, bigint,
+    bigint, bigint, bigint, bigint) IS
+    'Takes over a table of Superset''s first implementation, in batches that it commits';
+
 -- Rights of the holder: section "rights", always last.
 
 -- The holder of the extension has on what is new what it has on the rest.
