@@ -148,8 +148,8 @@ static Statement update_statement = {
 	" value_type = $value_type, is_encrypted = $is_encrypted,"
 	" changed_on = $changed_on, changed_by_fk = $changed_by_fk,"
 	" value_size = $value_size, version = e.version" SQL_PLUS "1"
-	THE_ENTRY " AND (e.changed_on IS NULL OR e.changed_on"
-	" OPERATOR(pg_catalog.<) $changed_on)",
+	THE_ENTRY " AND $changed_on IS NOT NULL AND (e.changed_on IS NULL"
+	" OR e.changed_on OPERATOR(pg_catalog.<) $changed_on)",
 	STATEMENT_PARAMS(move_params),
 	.expand = ExpandScope,
 	.by_index = true,
