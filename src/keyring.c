@@ -591,3 +591,15 @@ KeyringSource(int ordinal)
 		elog(ERROR, "there is no key %d", ordinal);
 	return SecretOriginText(&ring->keys[ordinal].origin);
 }
+
+/*
+ * KeyringProblem
+ *		Says why a token has no key, for users; ordinal is what was found
+ *		instead of one.
+ */
+const char *
+KeyringProblem(int ordinal)
+{
+	return ordinal == KEYRING_NO_TOKEN ? "not a Fernet token" :
+		"damaged, or its key is not configured";
+}

@@ -47,5 +47,6 @@ extern void KeyringOpenMany(KeyringItem *items, int nitems);
 extern void KeyringReseal(KeyringItem *items, int nitems);
 extern void KeyringFingerprint(int ordinal, char *fingerprint);
 extern char *KeyringSource(int ordinal);
+extern const char *KeyringProblem(int ordinal);
 
 #endif							/* KEYRING_H */

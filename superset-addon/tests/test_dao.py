@@ -87,7 +87,7 @@ def test_entry(dao: Any) -> None:
     assert (entry.key, entry.uuid, entry.value_type) == ("k", made.uuid, "image/png")
     assert (entry.category, entry.description, entry.is_encrypted) == ("c", "d", True)
     assert (entry.user_fk, entry.value_size, entry.version) == (None, 2, 1)
-    assert entry.created_on == entry.changed_on and made.value is None
+    assert entry.created_on == entry.changed_on
     assert dao.get(EXT, "none") is None
 
 
@@ -122,6 +122,42 @@ def test_lists(dao: Any) -> None:
         dao.list_user(EXT, None)
     with pytest.raises(InvalidArgument):
         dao.list_resource(EXT, None, None)
+
+
+def test_lists_are_whole(dao: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a page, all entries come, read in steps."""
+    from superset_extension_storage import dao as module
+
+    monkeypatch.setattr(module, "LIST_STEP", 10)
+    resource = {"resource_type": "chart", "resource_uuid": str(uuid4())}
+    keys = [f"k{number:02}" for number in range(30)]
+    for key in keys:
+        for scope in ({}, {"user_fk": 7}, resource, {"user_fk": 7, **resource}):
+            dao.set(
+                EXT, key, b"x", category="even" if int(key[1:]) % 2 else "odd", **scope
+            )
+    for entries in (
+        dao.list_global(EXT),
+        dao.list_user(EXT, 7),
+        dao.list_resource(EXT, **resource),
+        dao.list_resource(EXT, user_fk=7, **resource),
+    ):
+        assert [entry.key for entry in entries] == keys
+    assert len(dao.list_global(EXT, category="odd")) == 15
+    assert len(dao.list_global(EXT, key_prefix="k2")) == 10
+    assert [e.key for e in dao.list_global(EXT, page=1)] == keys[25:]
+    assert [e.key for e in dao.list_global(EXT, page_size=3)] == keys[:3]
+    assert dao.list_global(EXT, page=9) == dao.list_global("acme.other") == []
+
+
+def test_value_that_was_not_read(dao: Any) -> None:
+    made = dao.set(EXT, "k", b"x")
+    for entry in (made, *dao.list_global(EXT)):
+        with pytest.raises(AttributeError, match="get"):
+            _ = entry.value
+        with pytest.raises(AttributeError, match="'surprise'"):
+            _ = entry.surprise
+    assert dao.get(EXT, "k").value == b"x"
 
 
 def test_delete(dao: Any) -> None:

@@ -28,6 +28,7 @@ def install(app: Flask) -> None:
     app.config.setdefault("EXTENSION_STORAGE_SCHEMA", "ext_storage")
     app.config.setdefault("EXTENSION_STORAGE_ENCRYPTION_KEYS", [])
     app.config.setdefault("EXTENSION_STORAGE_SEND_KEYS", True)
+    app.config.setdefault("EXTENSION_STORAGE_ANY_NAME", False)
 
     if app.config["EXTENSION_STORAGE_SEND_KEYS"]:
         hand_over_keys(
