@@ -10,6 +10,7 @@
 #include "fmgr.h"
 #include "keyring.h"
 #include "quota.h"
+#include "rotation.h"
 #include "statement.h"
 #include "storage.h"
 #include "utils/guc.h"
@@ -26,6 +27,7 @@ _PG_init(void)
 	KeyringInit();
 	StorageInit();
 	QuotaInit();
+	RotationInit();
 	StatementInit();
 	MarkGUCPrefixReserved("extension_storage");
 }

@@ -8,7 +8,7 @@
 #ifndef SECRETS_H
 #define SECRETS_H
 
-#include "fernet.h"
+#include "cipher.h"
 
 extern void SecretsInit(void (*changed) (void));
 extern FernetKey *SecretsLoad(int *nkeys);

@@ -439,29 +439,26 @@ version_param(StatementArgs *args, int param, FunctionCallInfo fcinfo,
 }
 
 /* Raises an error if there is no key; needed says what one is needed for. */
-static const Keyring *
+static void
 require_keys(const StatementArgs *args, const char *needed)
 {
-	const Keyring *keyring = KeyringGet();
-
-	if (keyring->nkeys == 0)
+	if (KeyringCount() == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),
 				 errdetail("The value of %s %s encrypted.",
 						   DescribeEntry(args->values, args->nulls), needed),
 				 errhint("Set extension_storage.encryption_keys_file.")));
-	return keyring;
 }
 
 /* Decrypts a stored value, in memory of our own, in place. */
 static bytea *
 open_value(const StatementArgs *args, Datum value)
 {
-	bytea	   *token = DatumGetByteaP(value);
-	bytea	   *opened = KeyringOpen(require_keys(args, "is"), token, true,
-									 NULL, NULL);
+	bytea	   *opened;
 
+	require_keys(args, "is");
+	opened = KeyringOpen(DatumGetByteaP(value));
 	if (opened == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_UNREADABLE),
@@ -477,10 +474,11 @@ static bytea *
 seal_value(const StatementArgs *args, Datum value)
 {
 	bytea	   *plain = DatumGetByteaPP(value);
-	bytea	   *sealed = KeyringSeal(require_keys(args, "is to be"),
-									 VARDATA_ANY(plain),
-									 VARSIZE_ANY_EXHDR(plain), FernetNow());
+	bytea	   *sealed;
 
+	require_keys(args, "is to be");
+	sealed = KeyringSeal(VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain),
+						 FernetNow());
 	if ((Pointer) plain != DatumGetPointer(value))
 	{
 		explicit_bzero(VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain));

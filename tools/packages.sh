@@ -47,7 +47,7 @@ debian_default() {
 
 # The headers of the libraries that ours is linked with.
 need_headers() {
-    need uuid-dev libssl-dev
+    need uuid-dev
     find_postgres
 }
 
