@@ -238,11 +238,16 @@ static const StatementColumn writer_columns[] = {
 	[WRITER_GID] = {"gid", TEXTOID, NULLABLE}
 };
 
-/* Source: the documentation of pg_locks, on prepared transactions. */
+/*
+ * A prepared transaction has no process.  What its locks have in common is the
+ * virtual transaction that it was before.
+ */
 static Statement writer_statement = {
 	.sql = "SELECT l.pid, p.gid FROM pg_catalog.pg_locks AS l"
-	" LEFT JOIN pg_catalog.pg_prepared_xacts AS p ON l.virtualtransaction" SQL_EQ
-	"pg_catalog.concat('-1/', p.transaction)"
+	" LEFT JOIN (pg_catalog.pg_locks AS x JOIN pg_catalog.pg_prepared_xacts AS p"
+	" ON x.transactionid" SQL_EQ "p.transaction AND x.mode" SQL_EQ "'ExclusiveLock')"
+	" ON x.virtualtransaction" SQL_EQ "l.virtualtransaction"
+	" AND x.pid IS NULL AND l.pid IS NULL"
 	" WHERE l.locktype" SQL_EQ "'relation' AND l.database" SQL_EQ "$database"
 	" AND l.relation" SQL_EQ "$table AND l.mode" SQL_EQ "'RowExclusiveLock'"
 	" AND l.granted AND (l.pid IS NULL"
@@ -1242,7 +1247,7 @@ name_writers(Connection *connection)
 			appendStringInfo(&names, "process %d",
 							 DatumGetInt32(row[WRITER_PID]));
 		else
-			appendStringInfoString(&names, "a prepared transaction that has just ended");
+			appendStringInfoString(&names, "a prepared transaction");
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return n > 0 ? names.data : NULL;
