@@ -59,7 +59,7 @@ headers = $(wildcard $(srcdir)/src/*.h)
 $(OBJS) $(OBJS:.o=.bc): $(headers)
 
 $(UNIT_TEST): $(UNIT_TEST).c test/unit/ciphers.c src/fernet.c src/keylist.c \
-		test/unit/ciphers.h $(headers)
+		src/mime.c test/unit/ciphers.h $(headers)
 	$(MKDIR_P) $(@D)
 	$(CC) $(CPPFLAGS) -DFRONTEND $(CFLAGS) $(filter %.c,$^) $(LDFLAGS) \
 		-L$(pkglibdir) -L$(libdir) -lpgcommon -lpgport -o $@

@@ -23,11 +23,14 @@ END $$;
 SELECT * FROM ext_storage_key_status();
 SHOW extension_storage.encryption_keys;
 SHOW extension_storage.secret_key;
+SHOW extension_storage.previous_secret_key;
 SHOW extension_storage.encryption_keys_file;
+SELECT * FROM ext_storage_configured_keys();
 
 -- A key is known by its fingerprint, on every server the same.
 SET extension_storage.encryption_keys = 'new-secret,old-secret';
 SELECT * FROM ext_storage_key_status();
+SELECT * FROM ext_storage_configured_keys();
 -- Nobody is shown a secret, the superuser included.
 SHOW extension_storage.encryption_keys;
 SELECT current_setting('extension_storage.encryption_keys');
@@ -37,21 +40,33 @@ SELECT name, setting, boot_val, reset_val FROM pg_settings WHERE name ~ '^extens
 ORDER BY name COLLATE "C";
 SELECT count(*) FROM pg_show_all_settings() s WHERE s::text ~ 'new-secret|old-secret|superset';
 SELECT count(*) FROM pg_file_settings s WHERE s::text ~ 'new-secret|old-secret|superset';
--- Others are not even told whether there is one.
+-- Others see no more, members of pg_monitor neither.
 CREATE ROLE regress_plain;
 CREATE ROLE regress_monitor;
 GRANT pg_monitor TO regress_monitor;
 SET ROLE regress_plain;
-SELECT name, pg_temp.error_of('SHOW ' || name) ~ '^42501 ' AS show,
-    pg_temp.error_of(format('SELECT current_setting(%L)', name)) ~ '^42501 ' AS current_setting
-FROM unnest(ARRAY['extension_storage.encryption_keys', 'extension_storage.secret_key',
-    'extension_storage.encryption_keys_file']) name;
+SHOW extension_storage.encryption_keys;
+SELECT current_setting('extension_storage.encryption_keys'), current_setting('extension_storage.secret_key');
+SELECT pg_temp.error_of('SHOW extension_storage.encryption_keys_file');
 SELECT name, setting FROM pg_settings WHERE name ~ '^extension_storage\..*key' ORDER BY name COLLATE "C";
+-- set_config gives its new value back, but not that of a secret, to any role.
+SELECT set_config('extension_storage.encryption_keys', 'a,b', true),
+    set_config('extension_storage.secret_key', 'c', false),
+    set_config('extension_storage.previous_secret_key', 'd', false);
+BEGIN;
+PREPARE keys(text) AS SELECT set_config('extension_storage.encryption_keys', $1, true);
+EXECUTE keys('bound-secret');
+SHOW extension_storage.encryption_keys;
+EXECUTE keys('');
+SHOW extension_storage.encryption_keys;
+ROLLBACK;
+RESET extension_storage.previous_secret_key;
 SET ROLE regress_monitor;
 SELECT current_setting('extension_storage.encryption_keys'), current_setting('extension_storage.secret_key');
 SELECT name, setting, reset_val FROM pg_settings WHERE name ~ '^extension_storage\..*key'
 ORDER BY name COLLATE "C";
 RESET ROLE;
+EXPLAIN (SETTINGS, COSTS OFF) SELECT 1;
 RESET extension_storage.encryption_keys;
 RESET extension_storage.secret_key;
 
@@ -91,6 +106,20 @@ SET extension_storage.secret_key = '********';
 SELECT pg_temp.keys();
 RESET extension_storage.encryption_keys;
 
+-- A list has at most 100 secrets, and a text at most 64 kB.  What is longer is
+-- refused before anything is done with it.
+\pset format unaligned
+SELECT pg_temp.error_of(format('SET extension_storage.encryption_keys = %L',
+    (SELECT string_agg('key ' || i, ',') FROM generate_series(1, n) i))) FROM unnest(ARRAY[100, 101]) n;
+SELECT pg_temp.error_of(format('SET extension_storage.%I = %L', name, repeat('x', n)))
+FROM unnest(ARRAY['encryption_keys', 'secret_key', 'previous_secret_key']) name, unnest(ARRAY[65536, 65537]) n;
+SELECT pg_temp.error_of(format('SET extension_storage.encryption_keys = %L', repeat('a,', 20000000)));
+\pset format aligned
+SELECT count(*) FROM ext_storage_configured_keys();
+RESET extension_storage.encryption_keys;
+RESET extension_storage.secret_key;
+RESET extension_storage.previous_secret_key;
+
 -- secret_key is one secret as it stands, with commas, quotes and blanks.
 SET extension_storage.secret_key = 'a,b';
 SELECT pg_temp.keys();
@@ -114,6 +143,27 @@ SET extension_storage.secret_key = 'a';
 SELECT pg_temp.keys();
 RESET extension_storage.encryption_keys;
 SELECT pg_temp.keys();
+-- previous_secret_key comes last, decrypts, and never encrypts.
+SET extension_storage.encryption_keys = 'a,b';
+SET extension_storage.secret_key = 'c';
+SET extension_storage.previous_secret_key = 'a b';
+SELECT c.ordinal, s.secret, c.role, c.source
+FROM ext_storage_configured_keys() c JOIN secret s USING (fingerprint) ORDER BY c.ordinal;
+SELECT count(*) FROM ext_storage_key_status()
+JOIN ext_storage_configured_keys() USING (ordinal, fingerprint, role, source);
+SELECT ordinal, source, role, removable FROM ext_storage_key_status() ORDER BY ordinal;
+RESET extension_storage.encryption_keys;
+SET extension_storage.previous_secret_key = 'c';
+SELECT c.ordinal, c.role, c.source FROM ext_storage_configured_keys() c;
+SELECT is_encrypted FROM ext_storage_set('acme.keys', 'previous', 'x', is_encrypted => true);
+RESET extension_storage.secret_key;
+SELECT ext_storage_get('acme.keys', 'previous');
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.keys', 'previous', 'y')$$);
+SELECT pg_temp.error_of('CALL ext_storage_rotate_keys()');
+SELECT ordinal, role, source, entries, removable FROM ext_storage_key_status() ORDER BY ordinal;
+DELETE FROM extension_storage;
+SELECT ordinal, role, source, entries, removable FROM ext_storage_key_status() ORDER BY ordinal;
+RESET extension_storage.previous_secret_key;
 
 -- SET LOCAL ends with the transaction, SET is undone by a rollback, RESET and
 -- the empty string leave no key.
@@ -153,6 +203,7 @@ SELECT count(*) AS keys FROM ext_storage_key_status() WHERE role <> 'unknown';
 -- catalogs.
 ALTER ROLE regress_plain SET extension_storage.encryption_keys = 'top-secret';
 ALTER ROLE regress_plain SET extension_storage.secret_key = 'top-secret';
+ALTER ROLE regress_plain SET extension_storage.previous_secret_key = 'top-secret';
 ALTER ROLE ALL SET extension_storage.secret_key = 'top-secret';
 ALTER ROLE regress_plain IN DATABASE contrib_regression SET extension_storage.secret_key = 'top-secret';
 ALTER DATABASE contrib_regression SET extension_storage.encryption_keys = 'top-secret';
@@ -165,7 +216,7 @@ ALTER FUNCTION keeps_a_key() SET extension_storage.secret_key FROM CURRENT;
 ALTER ROLE regress_plain SET extension_storage.secret_key FROM CURRENT;
 RESET extension_storage.secret_key;
 DROP FUNCTION keeps_a_key();
-SELECT count(*) FROM pg_db_role_setting s WHERE s::text ~ 'extension_storage\.(encryption_keys|secret_key)';
+SELECT count(*) FROM pg_db_role_setting s WHERE s::text ~ 'extension_storage\.(encryption_keys|secret_key|previous_secret_key)';
 
 -- The key file is for the configuration alone.
 SET extension_storage.encryption_keys_file = '/etc/passwd';

@@ -329,10 +329,11 @@ CipherHmac(const void *key, size_t key_len, const char *data, size_t len,
 		   uint8 *mac)
 {
 	pg_hmac_ctx *hmac = create_hmac();
-	bool		done = pg_hmac_init(hmac, key, key_len) >= 0 &&
+	bool		done;
+
+	done = pg_hmac_init(hmac, key, key_len) >= 0 &&
 		pg_hmac_update(hmac, (const uint8 *) data, len) >= 0 &&
 		pg_hmac_final(hmac, mac, FERNET_MAC_LEN) >= 0;
-
 	pg_hmac_free(hmac);
 	if (!done)
 		CipherFail();

@@ -7,13 +7,16 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "fmgr.h"
 #include "keyring.h"
 #include "quota.h"
 #include "rotation.h"
 #include "statement.h"
 #include "storage.h"
+#include "utils/acl.h"
 #include "utils/guc.h"
+#include "utils/guc_tables.h"
 
 PG_MODULE_MAGIC;
 
@@ -21,9 +24,94 @@ PG_MODULE_MAGIC;
 extern void _PG_init(void);		/* fmgr.h declares it from 16 on */
 #endif
 
+/* The settings that not every session may set. */
+static const struct
+{
+	const char *name;
+	GucContext	context;
+}			guarded_settings[] =
+
+{
+	{"extension_storage.encryption_keys_file", PGC_SIGHUP},
+	{"extension_storage.max_value_size", PGC_SUSET},
+	{"extension_storage.quota_per_extension", PGC_SUSET},
+};
+
+/* Returns the placeholder of a setting that is not defined, NULL if none. */
+static const struct config_generic *
+find_placeholder(const char *name)
+{
+#if PG_VERSION_NUM >= 160000
+	return find_option(name, false, true, LOG);
+#else
+	struct config_generic **options = get_guc_variables();
+	int			noptions = GetNumConfigOptions();
+
+	for (int i = 0; i < noptions; i++)
+		if (pg_strcasecmp(options[i]->name, name) == 0)
+			return options[i];
+	return NULL;
+#endif
+}
+
+/*
+ * Refuses to be loaded where the connection, the role or the database took the
+ * place of a value that it may not set.
+ *
+ * Until the library is loaded, its settings are placeholders, which anybody
+ * may set.  A value that came with the connection has replaced that of
+ * postgresql.conf for good: when the real setting is defined, PostgreSQL drops
+ * what its context forbids, and goes on with the built-in default, that is
+ * without a quota or with another source of keys.  With the library preloaded,
+ * PostgreSQL refuses such a connection; this does the same, only later.  (What
+ * SET puts into a placeholder is dropped too, but does not replace anything.)
+ */
+static void
+refuse_displaced_settings(void)
+{
+	for (size_t i = 0; i < lengthof(guarded_settings); i++)
+	{
+		const char *name = guarded_settings[i].name;
+		const struct config_generic *option = find_placeholder(name);
+		bool		allowed;
+
+		if (option == NULL || option->reset_source <= PGC_S_ARGV)
+			continue;			/* not set, or set by the server's operator */
+		allowed = guarded_settings[i].context == PGC_SUSET &&
+			((option->reset_scontext != PGC_USERSET &&
+			  option->reset_scontext != PGC_BACKEND) ||
+			 pg_parameter_aclcheck(name, option->reset_srole, ACL_SET) ==
+			 ACLCHECK_OK);
+		if (!allowed)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("parameter \"%s\" cannot be set with a connection, role, or database",
+							name),
+					 errdetail("Its value has replaced the one of the server's configuration in this session."),
+					 errhint("Connect without it. With extension_storage in shared_preload_libraries, the server refuses such a connection.")));
+	}
+}
+
+/*
+ * Refuses to be loaded while a parallel query runs, where no setting may be
+ * assigned: PostgreSQL would go on without all that is set.
+ */
+static void
+refuse_parallel_mode(void)
+{
+	if (IsInParallelMode())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("extension_storage cannot be loaded during a parallel operation"),
+				 errdetail("Its settings cannot be read then."),
+				 errhint("Add extension_storage to shared_preload_libraries or session_preload_libraries, or mark the function that calls it as PARALLEL UNSAFE.")));
+}
+
 void
 _PG_init(void)
 {
+	refuse_parallel_mode();
+	refuse_displaced_settings();
 	KeyringInit();
 	StorageInit();
 	QuotaInit();

@@ -8,6 +8,8 @@
 #include "postgres.h"
 
 #include "cipher.h"
+#include "entry.h"
+#include "errors.h"
 #include "fmgr.h"
 #include "secrets.h"
 #include "token.h"
@@ -24,15 +26,32 @@ PG_FUNCTION_INFO_V1(fernet_generate_key);
 PG_FUNCTION_INFO_V1(fernet_derive_key);
 PG_FUNCTION_INFO_V1(fernet_timestamp);
 
-/* Raises an error if an argument without default is null. */
-static void
-require_argument(FunctionCallInfo fcinfo, int argno, const char *name)
+enum
 {
-	if (PG_ARGISNULL(argno))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null", name)));
-}
+	ENCRYPT_ARG_MESSAGE,
+	ENCRYPT_ARG_KEY
+};
+
+static const ArgumentInfo encrypt_arguments[] = {
+	[ENCRYPT_ARG_MESSAGE] = {"message", 0, true},
+	[ENCRYPT_ARG_KEY] = {"key", 0, true}
+};
+
+enum
+{
+	DECRYPT_ARG_TOKEN,
+	DECRYPT_ARG_KEY,
+	DECRYPT_ARG_TTL
+};
+
+static const ArgumentInfo decrypt_arguments[] = {
+	[DECRYPT_ARG_TOKEN] = {"token", 0, true},
+	[DECRYPT_ARG_KEY] = {"key", 0, true},
+	[DECRYPT_ARG_TTL] = {"ttl", 0, false}
+};
+
+static const ArgumentInfo derive_key_arguments[] = {{"secret", 0, true}};
+static const ArgumentInfo timestamp_arguments[] = {{"token", 0, true}};
 
 /* The cipher of the last call's key, kept as long as the calling query */
 typedef struct KeptCipher
@@ -68,14 +87,14 @@ make_kept(MemoryContext parent, const FernetKey *key)
 
 /* Returns the cipher of the argument that is a key. */
 static const FernetCipher *
-key_argument(FunctionCallInfo fcinfo, int argno)
+key_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno)
 {
 	FernetKey	key;
 	FmgrInfo   *flinfo = fcinfo->flinfo;
 	KeptCipher *kept = flinfo->fn_extra;
 	text	   *arg;
 
-	require_argument(fcinfo, argno, "key");
+	RequireArgument(fcinfo, arguments, argno);
 	arg = PG_GETARG_TEXT_PP(argno);
 	if (FernetKeyFromText(VARDATA_ANY(arg), VARSIZE_ANY_EXHDR(arg), &key) != FERNET_OK)
 		ereport(ERROR,
@@ -141,19 +160,23 @@ key_to_text(FernetKey *key)
 Datum
 fernet_encrypt(PG_FUNCTION_ARGS)
 {
+	ErrorContextCallback hidden;
 	const FernetCipher *cipher;
 	bytea	   *message;
 	text	   *token;
 	uint8		iv[FERNET_IV_LEN];
 
-	require_argument(fcinfo, 0, "message");
-	cipher = key_argument(fcinfo, 1);
-	message = PG_GETARG_BYTEA_PP(0);
+	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, encrypt_arguments, lengthof(encrypt_arguments));
+	RequireArgument(fcinfo, encrypt_arguments, ENCRYPT_ARG_MESSAGE);
+	cipher = key_argument(fcinfo, encrypt_arguments, ENCRYPT_ARG_KEY);
+	message = PG_GETARG_BYTEA_PP(ENCRYPT_ARG_MESSAGE);
 	token = FernetNewToken(VARSIZE_ANY_EXHDR(message), iv);
 	if (FernetSeal(cipher, FernetNow(), iv,
 				   (const uint8 *) VARDATA_ANY(message),
 				   VARSIZE_ANY_EXHDR(message), VARDATA(token)) != FERNET_OK)
 		CipherFail();
+	HideStatementEnd(&hidden);
 	PG_RETURN_TEXT_P(token);
 }
 
@@ -167,6 +190,7 @@ fernet_encrypt(PG_FUNCTION_ARGS)
 Datum
 fernet_decrypt(PG_FUNCTION_ARGS)
 {
+	ErrorContextCallback hidden;
 	const FernetCipher *cipher;
 	FernetToken decoded;
 	FernetStatus status;
@@ -174,11 +198,13 @@ fernet_decrypt(PG_FUNCTION_ARGS)
 	bytea	   *result;
 	int64		ttl = 0;
 
-	require_argument(fcinfo, 0, "token");
-	cipher = key_argument(fcinfo, 1);
-	if (!PG_ARGISNULL(2))
-		ttl = ttl_argument(fcinfo, 2);
-	token = PG_GETARG_TEXT_PP(0);
+	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, decrypt_arguments, lengthof(decrypt_arguments));
+	RequireArgument(fcinfo, decrypt_arguments, DECRYPT_ARG_TOKEN);
+	cipher = key_argument(fcinfo, decrypt_arguments, DECRYPT_ARG_KEY);
+	if (!PG_ARGISNULL(DECRYPT_ARG_TTL))
+		ttl = ttl_argument(fcinfo, DECRYPT_ARG_TTL);
+	token = PG_GETARG_TEXT_PP(DECRYPT_ARG_TOKEN);
 	result = palloc(VARHDRSZ + FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
 
 	/* decrypted where it is decoded to */
@@ -186,7 +212,7 @@ fernet_decrypt(PG_FUNCTION_ARGS)
 						  (uint8 *) VARDATA(result), &decoded);
 	if (status == FERNET_OK)
 		status = FernetOpen(&decoded, cipher);
-	if (status == FERNET_OK && !PG_ARGISNULL(2))
+	if (status == FERNET_OK && !PG_ARGISNULL(DECRYPT_ARG_TTL))
 	{
 		status = FernetCheckAge(&decoded, (int64) FernetNow(), ttl);
 		if (status != FERNET_OK)
@@ -195,6 +221,7 @@ fernet_decrypt(PG_FUNCTION_ARGS)
 	if (status != FERNET_OK)
 		report_bad_token(status);
 	SET_VARSIZE(result, VARHDRSZ + decoded.message_len);
+	HideStatementEnd(&hidden);
 	PG_RETURN_BYTEA_P(result);
 }
 
@@ -221,12 +248,16 @@ fernet_generate_key(PG_FUNCTION_ARGS pg_attribute_unused())
 Datum
 fernet_derive_key(PG_FUNCTION_ARGS)
 {
+	ErrorContextCallback hidden;
 	FernetKey	key;
 	text	   *secret;
 	char	   *utf8;
 	size_t		len;
 
-	require_argument(fcinfo, 0, "secret");
+	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, derive_key_arguments,
+				   lengthof(derive_key_arguments));
+	RequireArgument(fcinfo, derive_key_arguments, 0);
 	secret = PG_GETARG_TEXT_PP(0);
 	if (VARSIZE_ANY_EXHDR(secret) == 0)
 		ereport(ERROR,
@@ -237,6 +268,7 @@ fernet_derive_key(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not compute a SHA-256 hash")));
+	HideStatementEnd(&hidden);
 	PG_RETURN_TEXT_P(key_to_text(&key));
 }
 
@@ -249,13 +281,16 @@ fernet_derive_key(PG_FUNCTION_ARGS)
 Datum
 fernet_timestamp(PG_FUNCTION_ARGS)
 {
+	ErrorContextCallback hidden;
 	FernetToken decoded;
 	FernetStatus status;
 	text	   *token;
 	uint8	   *bytes;
 	TimestampTz result;
 
-	require_argument(fcinfo, 0, "token");
+	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, timestamp_arguments, lengthof(timestamp_arguments));
+	RequireArgument(fcinfo, timestamp_arguments, 0);
 	token = PG_GETARG_TEXT_PP(0);
 	bytes = palloc(FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
 	status = FernetDecode(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token), bytes,
@@ -266,5 +301,6 @@ fernet_timestamp(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
 				 errmsg("timestamp of the token is out of range")));
+	HideStatementEnd(&hidden);
 	PG_RETURN_TIMESTAMPTZ(result);
 }

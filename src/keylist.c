@@ -24,29 +24,71 @@ is_blank(char c)
  * KeyListStart
  *		Sets a parser to the start of len bytes of text.
  *
- * KeyListNextItem writes into the text where it undoubles quotes.
+ * What reads the text writes into it where it undoubles quotes.
  */
 void
 KeyListStart(KeyListParser *parser, char *text, size_t len)
 {
-	parser->next = text;
-	parser->end = text + len;
-	parser->ordinal = 0;
-	parser->comma = false;
-	parser->secret = NULL;
-	parser->len = 0;
+	*parser = (KeyListParser)
+	{
+		.next = text,
+			.end = text + len
+	};
 }
 
-/* Checks that what was read is text, and hands it out. */
+/*
+ * Reads a secret that starts at start: in double quotes, in which "" is a
+ * quote, else up to end or a separator, without the blanks at its end.  Sets
+ * *next behind it and the blanks that follow it.
+ */
 static KeyListStatus
-found(KeyListParser *parser, char *secret, size_t len)
+read_secret(KeyListParser *parser, char *start, char *end, char separator,
+			char **next)
 {
-	if (memchr(secret, '\0', len) != NULL)
+	char	   *from = start;
+	char	   *to;
+
+	if (from < end && *from == '"')
+	{
+		start = to = ++from;
+		for (;;)
+		{
+			if (from == end)
+				return KEYLIST_UNCLOSED_QUOTE;
+			if (*from == '"')
+			{
+				from++;
+				if (from == end || *from != '"')
+					break;
+			}
+			*to++ = *from++;
+		}
+		while (from < end && is_blank(*from))
+			from++;
+		if (from < end && *from != separator)
+			return KEYLIST_STRAY_QUOTE;
+	}
+	else
+	{
+		for (; from < end && *from != separator; from++)
+			if (*from == '"')
+				return KEYLIST_STRAY_QUOTE;
+		for (to = from; to > start && is_blank(to[-1]); to--)
+			;
+	}
+
+	*next = from;
+	if (to == start)
+		return KEYLIST_EMPTY_ITEM;
+	if (memchr(start, '\0', to - start) != NULL)
 		return KEYLIST_NUL_BYTE;
-	if (pg_encoding_verifymbstr(PG_UTF8, secret, (int) len) != (int) len)
+	if (pg_encoding_verifymbstr(PG_UTF8, start, (int) (to - start)) != to - start)
 		return KEYLIST_NOT_UTF8;
-	parser->secret = secret;
-	parser->len = len;
+	if (parser->nsecrets == KEYLIST_MAX_SECRETS)
+		return KEYLIST_TOO_MANY;
+	parser->nsecrets++;
+	parser->secret = start;
+	parser->len = to - start;
 	return KEYLIST_SECRET;
 }
 
@@ -61,63 +103,67 @@ found(KeyListParser *parser, char *secret, size_t len)
 KeyListStatus
 KeyListNextItem(KeyListParser *parser)
 {
-	char	   *next = parser->next;
-	char	   *end = parser->end;
-	char	   *start;
-	char	   *stop;
+	char	   *start = parser->next;
+	char	   *next;
+	KeyListStatus status;
 
-	while (next < end && is_blank(*next))
-		next++;
-	if (next == end && !parser->comma)
+	while (start < parser->end && is_blank(*start))
+		start++;
+	if (start == parser->end && !parser->comma)
 		return KEYLIST_END;
 	parser->ordinal++;
 
-	if (next < end && *next == '"')
+	status = read_secret(parser, start, parser->end, ',', &next);
+	if (status == KEYLIST_SECRET)
 	{
-		start = stop = ++next;
-		for (;;)
-		{
-			if (next == end)
-				return KEYLIST_UNCLOSED_QUOTE;
-			if (*next == '"')
-			{
-				next++;
-				if (next == end || *next != '"')
-					break;
-			}
-			*stop++ = *next++;
-		}
-		while (next < end && is_blank(*next))
-			next++;
-		if (next < end && *next != ',')
-			return KEYLIST_STRAY_QUOTE;
+		parser->comma = next < parser->end;
+		parser->next = parser->comma ? next + 1 : next;
 	}
-	else
-	{
-		start = next;
-		while (next < end && *next != ',')
-		{
-			if (*next == '"')
-				return KEYLIST_STRAY_QUOTE;
-			next++;
-		}
-		for (stop = next; stop > start && is_blank(stop[-1]); stop--)
-			;
-	}
+	return status;
+}
 
-	parser->comma = next < end;
-	parser->next = parser->comma ? next + 1 : end;
-	if (stop == start)
-		return KEYLIST_EMPTY_ITEM;
-	return found(parser, start, stop - start);
+/* Is a line nothing but base64, padded or not? */
+static bool
+is_base64(const char *line, size_t len)
+{
+	size_t		padding = 0;
+
+	while (padding < 2 && padding < len && line[len - padding - 1] == '=')
+		padding++;
+	for (size_t i = 0; i < len - padding; i++)
+		if (!((line[i] >= 'A' && line[i] <= 'Z') ||
+			  (line[i] >= 'a' && line[i] <= 'z') ||
+			  (line[i] >= '0' && line[i] <= '9') ||
+			  line[i] == '+' || line[i] == '/'))
+			return false;
+	return len % 4 == 0;
+}
+
+/*
+ * Sets parser->continues for a line: openssl breaks base64 off after 64
+ * characters, base64(1) after 76, and what is left over is no secret of its
+ * own.  A rest of half a line or more may well be one, so it does not count.
+ */
+static void
+look_for_broken_line(KeyListParser *parser, const char *line, size_t len)
+{
+	bool		base64 = is_base64(line, len);
+
+	parser->continues = base64 && len < parser->full_line / 2;
+	parser->full_line = base64 && line[len - 1] != '=' &&
+		(len == 64 || len == 76) ? len : 0;
 }
 
 /*
  * KeyListNextLine
  *		Reads the next secret of a key file.
  *
- * A line is a secret as it stands, but for the line end (LF or CR LF); empty
- * lines do not count.
+ * A line is a secret, without the line end (LF or CR LF); empty lines do not
+ * count.  The rule is that of a list's items: what contains a quote or has
+ * blanks at its ends stands in double quotes.  Bare blanks at the ends of a
+ * line are an error all the same: in a list they are but spacing, here they
+ * may have been meant or not, and either guess would be another key, silently.
+ * So may be a # that starts a line.
  */
 KeyListStatus
 KeyListNextLine(KeyListParser *parser)
@@ -126,6 +172,7 @@ KeyListNextLine(KeyListParser *parser)
 	{
 		char	   *start = parser->next;
 		char	   *stop = memchr(start, '\n', parser->end - start);
+		char	   *next;
 
 		if (stop == NULL)
 			parser->next = stop = parser->end;
@@ -138,8 +185,19 @@ KeyListNextLine(KeyListParser *parser)
 			return KEYLIST_BYTE_ORDER_MARK;
 		if (stop > start && stop[-1] == '\r')
 			stop--;
-		if (stop > start)
-			return found(parser, start, stop - start);
+		if (stop == start)
+		{
+			parser->full_line = 0;
+			continue;
+		}
+		if (memchr(start, '\r', stop - start) != NULL)
+			return KEYLIST_CARRIAGE_RETURN;
+		if (is_blank(*start) || is_blank(stop[-1]))
+			return KEYLIST_OUTER_BLANK;
+		if (*start == '#')
+			return KEYLIST_COMMENT;
+		look_for_broken_line(parser, start, stop - start);
+		return read_secret(parser, start, stop, '\n', &next);
 	}
 	return KEYLIST_END;
 }
@@ -162,14 +220,20 @@ KeyListStatusText(KeyListStatus status)
 			return "its double quote is not closed";
 		case KEYLIST_STRAY_QUOTE:
 			return "a double quote does not enclose all of it";
+		case KEYLIST_OUTER_BLANK:
+			return "it starts or ends with a blank and is not in double quotes";
+		case KEYLIST_COMMENT:
+			return "it starts with \"#\" and is not in double quotes";
+		case KEYLIST_CARRIAGE_RETURN:
+			return "it contains a carriage return";
 		case KEYLIST_NUL_BYTE:
 			return "it contains a NUL byte";
 		case KEYLIST_NOT_UTF8:
 			return "it is not valid UTF-8";
 		case KEYLIST_BYTE_ORDER_MARK:
 			return "it starts with a byte order mark";
-		case KEYLIST_HIDDEN_TEXT:
-			return "it is the text that is shown in place of a secret";
+		case KEYLIST_TOO_MANY:
+			return "only " CppAsString2(KEYLIST_MAX_SECRETS) " secrets are allowed";
 	}
 	return "it is valid";
 }

@@ -24,12 +24,14 @@ typedef struct KeyringKey
 {
 	const FernetCipher *cipher;
 	char		fingerprint[KEYRING_FINGERPRINT_LEN];
+	SecretOrigin origin;
 } KeyringKey;
 
 typedef struct Keyring
 {
 	MemoryContext context;		/* of the ciphers, and of itself */
 	int			nkeys;
+	bool		encrypts;		/* does the first key? */
 	KeyringKey	keys[FLEXIBLE_ARRAY_MEMBER];
 } Keyring;
 
@@ -75,7 +77,7 @@ make_fingerprint(const FernetKey *key, char *fingerprint)
 
 /* Makes a keyring of keys. */
 static Keyring *
-make_keyring(const FernetKey *keys, int nkeys)
+make_keyring(const SecretKey *keys, int nkeys, bool encrypts)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
 												  "extension_storage keyring",
@@ -88,10 +90,12 @@ make_keyring(const FernetKey *keys, int nkeys)
 								  nkeys * sizeof(KeyringKey));
 		ring->context = context;
 		ring->nkeys = nkeys;
+		ring->encrypts = encrypts;
 		for (int i = 0; i < nkeys; i++)
 		{
-			ring->keys[i].cipher = CipherCreate(context, &keys[i]);
-			make_fingerprint(&keys[i], ring->keys[i].fingerprint);
+			ring->keys[i].cipher = CipherCreate(context, &keys[i].key);
+			make_fingerprint(&keys[i].key, ring->keys[i].fingerprint);
+			ring->keys[i].origin = keys[i].origin;
 		}
 	}
 	PG_CATCH();
@@ -112,21 +116,22 @@ make_keyring(const FernetKey *keys, int nkeys)
 static const Keyring *
 get_keyring(void)
 {
-	FernetKey  *keys;
+	SecretKey  *keys;
 	int			nkeys;
+	bool		encrypts;
 
 	if (keyring != NULL && keyring_loaded_at == PgReloadTime)
 		return keyring;
 	forget_keyring();
 
-	keys = SecretsLoad(&nkeys);
+	keys = SecretsLoad(&nkeys, &encrypts);
 	PG_TRY();
 	{
-		keyring = make_keyring(keys, nkeys);
+		keyring = make_keyring(keys, nkeys, encrypts);
 	}
 	PG_FINALLY();
 	{
-		explicit_bzero(keys, nkeys * sizeof(FernetKey));
+		explicit_bzero(keys, nkeys * sizeof(SecretKey));
 	}
 	PG_END_TRY();
 	pfree(keys);
@@ -146,6 +151,16 @@ KeyringCount(void)
 }
 
 /*
+ * KeyringEncrypts
+ *		Is there a key that encrypts?
+ */
+bool
+KeyringEncrypts(void)
+{
+	return get_keyring()->encrypts;
+}
+
+/*
  * KeyringGeneration
  *		Returns a number that is another one whenever the keys may have
  *		changed.
@@ -161,7 +176,7 @@ KeyringGeneration(void)
 static const FernetCipher *
 first_cipher(const Keyring *ring)
 {
-	if (ring->nkeys == 0)
+	if (!ring->encrypts)
 		elog(ERROR, "no encryption key is configured");
 	return ring->keys[0].cipher;
 }
@@ -507,4 +522,18 @@ KeyringFingerprint(int ordinal, char *fingerprint)
 		elog(ERROR, "there is no key %d", ordinal);
 	memcpy(fingerprint, ring->keys[ordinal].fingerprint,
 		   KEYRING_FINGERPRINT_LEN);
+}
+
+/*
+ * KeyringSource
+ *		Says in palloc'd memory where a key comes from.
+ */
+char *
+KeyringSource(int ordinal)
+{
+	const Keyring *ring = get_keyring();
+
+	if (ordinal < 0 || ordinal >= ring->nkeys)
+		elog(ERROR, "there is no key %d", ordinal);
+	return SecretOriginText(&ring->keys[ordinal].origin);
 }

@@ -3,10 +3,11 @@
  * keyring.h
  *	  The configured keys, and what they seal and open.
  *
- * The keys are known by their ordinals, from 0; the first one encrypts, all
- * decrypt.  A setting can change them whenever SQL runs, a policy's function
- * say, so nobody gets a pointer to them, and ordinals that are kept while SQL
- * runs are good as long as KeyringGeneration() is the same.
+ * The keys are known by their ordinals, from 0; the first one encrypts where
+ * KeyringEncrypts() says so, all decrypt.  A setting can change them whenever
+ * SQL runs, a policy's function say, so nobody gets a pointer to them, and
+ * ordinals that are kept while SQL runs are good as long as
+ * KeyringGeneration() is the same.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,13 +28,15 @@
 typedef struct KeyringItem
 {
 	bytea	   *token;			/* not toasted */
-	int			ordinal;		/* of the key that made it, or one of the above */
+	int			ordinal;		/* of the key that made it, or one of the
+								 * above */
 	uint64		timestamp;		/* seconds since 1970, if it is a token */
 	bytea	   *result;			/* the message, or the new token, or NULL */
 } KeyringItem;
 
 extern void KeyringInit(void);
 extern int	KeyringCount(void);
+extern bool KeyringEncrypts(void);
 extern uint64 KeyringGeneration(void);
 extern bytea *KeyringSeal(const char *message, size_t len, uint64 timestamp);
 extern int	KeyringFind(Datum token, uint64 *timestamp);
@@ -41,5 +44,6 @@ extern bytea *KeyringOpen(bytea *token);
 extern void KeyringOpenMany(KeyringItem *items, int nitems);
 extern void KeyringReseal(KeyringItem *items, int nitems);
 extern void KeyringFingerprint(int ordinal, char *fingerprint);
+extern char *KeyringSource(int ordinal);
 
 #endif							/* KEYRING_H */

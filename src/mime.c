@@ -33,10 +33,11 @@ take_char(MimeText *text, char c)
 	return true;
 }
 
+/* Skips spaces; the tabs of the RFC are of no use to anybody here. */
 static void
-skip_blanks(MimeText *text)
+skip_spaces(MimeText *text)
 {
-	while (take_char(text, ' ') || take_char(text, '\t'))
+	while (take_char(text, ' '))
 		;
 }
 
@@ -91,10 +92,10 @@ MimeTypeIsValid(const char *text, size_t len)
 		return false;
 	while (rest.next < rest.end)
 	{
-		skip_blanks(&rest);
+		skip_spaces(&rest);
 		if (!take_char(&rest, ';'))
 			return false;
-		skip_blanks(&rest);
+		skip_spaces(&rest);
 		if (!take_token(&rest) || !take_char(&rest, '='))
 			return false;
 		if (!(take_char(&rest, '"') ? take_quoted(&rest) : take_token(&rest)))

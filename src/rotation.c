@@ -342,6 +342,7 @@ static const ArgumentInfo verify_arguments[] = {
 };
 
 PG_FUNCTION_INFO_V1(ext_storage_rotate_keys);
+PG_FUNCTION_INFO_V1(ext_storage_configured_keys);
 PG_FUNCTION_INFO_V1(ext_storage_key_status);
 PG_FUNCTION_INFO_V1(ext_storage_verify);
 
@@ -386,7 +387,7 @@ extension_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 static void
 require_keys(void)
 {
-	if (KeyringCount() == 0)
+	if (!KeyringEncrypts())
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),
@@ -1253,6 +1254,54 @@ name_writers(Connection *connection)
 	return n > 0 ? names.data : NULL;
 }
 
+/* The columns of ext_storage_configured_keys(). */
+enum
+{
+	KEY_ORDINAL,
+	KEY_FINGERPRINT,
+	KEY_ROLE,
+	KEY_SOURCE,
+	NUM_KEY_COLUMNS
+};
+
+/* Fills in the columns of a key, in memory of their own. */
+static void
+describe_key(Datum *values, int ordinal)
+{
+	char		fingerprint[KEYRING_FINGERPRINT_LEN];
+
+	KeyringFingerprint(ordinal, fingerprint);
+	values[KEY_ORDINAL] = Int32GetDatum(ordinal + 1);
+	values[KEY_FINGERPRINT] =
+		PointerGetDatum(cstring_to_text_with_len(fingerprint,
+												 KEYRING_FINGERPRINT_LEN));
+	values[KEY_ROLE] = CStringGetTextDatum(ordinal == 0 && KeyringEncrypts() ?
+										   "encrypts" : "decrypts");
+	values[KEY_SOURCE] = CStringGetTextDatum(KeyringSource(ordinal));
+}
+
+/*
+ * ext_storage_configured_keys() returns setof record
+ *		One row per configured key.  Reads no table.
+ */
+Datum
+ext_storage_configured_keys(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	int			nkeys = KeyringCount();
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < nkeys; i++)
+	{
+		Datum		values[NUM_KEY_COLUMNS];
+		bool		nulls[NUM_KEY_COLUMNS] = {false};
+
+		describe_key(values, i);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
 /* The columns of ext_storage_key_status(). */
 enum
 {
@@ -1263,6 +1312,7 @@ enum
 	STATUS_OLDEST,
 	STATUS_NEWEST,
 	STATUS_REMOVABLE,
+	STATUS_SOURCE,				/* came with 1.2: older ones end before it */
 	NUM_STATUS_COLUMNS
 };
 
@@ -1304,22 +1354,24 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	{
 		const KeyUse *use = &uses->uses[i];
 		bool		known = i < nkeys;
-		bool		removable = i > 0 && use->entries == 0;
-		char		fingerprint[KEYRING_FINGERPRINT_LEN];
+		bool		removable = use->entries == 0 &&
+		(i > 0 || !KeyringEncrypts());
+		Datum		key[NUM_KEY_COLUMNS];
 		Datum		values[NUM_STATUS_COLUMNS] = {0};
 		bool		nulls[NUM_STATUS_COLUMNS] = {false};
 
-		nulls[STATUS_ORDINAL] = nulls[STATUS_FINGERPRINT] = !known;
 		if (known)
 		{
-			KeyringFingerprint(i, fingerprint);
-			values[STATUS_ORDINAL] = Int32GetDatum(i + 1);
-			values[STATUS_FINGERPRINT] =
-				PointerGetDatum(cstring_to_text_with_len(fingerprint,
-														 KEYRING_FINGERPRINT_LEN));
+			describe_key(key, i);
+			values[STATUS_ORDINAL] = key[KEY_ORDINAL];
+			values[STATUS_FINGERPRINT] = key[KEY_FINGERPRINT];
+			values[STATUS_ROLE] = key[KEY_ROLE];
+			values[STATUS_SOURCE] = key[KEY_SOURCE];
 		}
-		values[STATUS_ROLE] = CStringGetTextDatum(!known ? "unknown" :
-												  i == 0 ? "encrypts" : "decrypts");
+		else
+			values[STATUS_ROLE] = CStringGetTextDatum("unknown");
+		nulls[STATUS_ORDINAL] = nulls[STATUS_FINGERPRINT] = !known;
+		nulls[STATUS_SOURCE] = !known;
 		values[STATUS_ENTRIES] = Int64GetDatum(use->entries);
 		values[STATUS_OLDEST] = TimestampTzGetDatum(use->oldest);
 		values[STATUS_NEWEST] = TimestampTzGetDatum(use->newest);

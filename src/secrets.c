@@ -5,9 +5,12 @@
  *
  * The settings that hold secrets are made so that PostgreSQL never has the
  * secret to show.  The check hook turns the text into keys, puts them, masked,
- * into the setting's "extra" data and leaves the variable itself an empty
- * string.  SHOW, pg_settings, current_setting and the server's message about a
- * setting changed by a reload thus have nothing to print.
+ * into the setting's "extra" data, and leaves the variable itself a text that
+ * hides them.  SHOW, pg_settings, current_setting, what set_config returns, and
+ * the settings that a parallel worker is sent thus have nothing to tell.
+ *
+ * The text is empty where the secret comes from a configuration file: on a
+ * reload, the server logs the file's value of a setting whose variable changes.
  *
  * GUC frees that extra data without telling us, which is why the keys in it
  * are masked: what stays behind in freed memory is no key.
@@ -20,11 +23,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/parallel.h"
 #include "keylist.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "secrets.h"
 #include "storage/fd.h"
+#include "tcop/pquery.h"
 #include "utils/guc.h"
 
 #if PG_VERSION_NUM < 160000
@@ -36,25 +41,93 @@
 
 #define MASK_LEN 32				/* as long as a key */
 #define HIDDEN_TEXT "********"
-#define MAX_KEY_FILE_SIZE (1024 * 1024)
+
+/* What is wrong with a value, beside what a parser finds. */
+#define PROBLEM_TOO_LONG \
+	"it is longer than " CppAsString2(KEYLIST_MAX_BYTES) " bytes"
+#define PROBLEM_HIDDEN_TEXT "it is the text that is shown in place of a secret"
+#define PROBLEM_NOT_DERIVED "its key cannot be derived"
 
 /* The extra data of a secret setting. */
 typedef struct MaskedKeys
 {
-	KeyListStatus status;		/* KEYLIST_END, or what is wrong */
-	int			ordinal;		/* with which item */
+	const char *problem;		/* NULL, or what is wrong */
+	int			item;			/* with which item, 0 = with all of it */
+	bool		in_worker;		/* were the keys left behind in the leader of
+								 * a parallel query? */
 	int			nkeys;
 	uint8		keys[FLEXIBLE_ARRAY_MEMBER][FERNET_KEY_LEN];
 } MaskedKeys;
 
-/* The settings' variables; those of secrets are always "" (see above). */
-static char *encryption_keys_string = NULL;
-static char *secret_key_string = NULL;
+/* A setting that holds one secret or a list of them. */
+typedef struct SecretSetting
+{
+	const char *name;
+	bool		is_list;
+	char	   *text;			/* the variable: see above */
+	const MaskedKeys *keys;		/* in force, as the assign hook was told */
+} SecretSetting;
+
+static SecretSetting encryption_keys = {
+	.name = "extension_storage.encryption_keys",
+	.is_list = true
+};
+static SecretSetting secret_key = {
+	.name = "extension_storage.secret_key"
+};
+static SecretSetting previous_secret_key = {
+	.name = "extension_storage.previous_secret_key"
+};
+
 static char *encryption_keys_file = NULL;
 
-/* The secrets that are in force, as the assign hooks were told. */
-static const MaskedKeys *encryption_keys = NULL;
-static const MaskedKeys *secret_key = NULL;
+/* Keys that are being collected. */
+typedef struct KeyArray
+{
+	int			nkeys;
+	SecretKey  *keys;			/* with room for all that sources can give */
+} KeyArray;
+
+/* A source of keys.  Its loader adds the keys that the source has. */
+typedef struct SecretSource
+{
+	const char *name;			/* of its setting */
+	const char *place;			/* what its secrets are counted by, or NULL */
+	bool		encrypts;		/* else its keys decrypt alone */
+	void		(*load) (const struct SecretSource *source, KeyArray *array);
+	const SecretSetting *setting;	/* where load_setting looks */
+} SecretSource;
+
+static void load_setting(const SecretSource *source, KeyArray *array);
+static void load_key_file(const SecretSource *source, KeyArray *array);
+
+/* All sources, in order of precedence. */
+static const SecretSource sources[] = {
+	{
+		.name = "extension_storage.encryption_keys",
+		.place = "item",
+		.encrypts = true,
+		.load = load_setting,
+		.setting = &encryption_keys
+	},
+	{
+		.name = "extension_storage.encryption_keys_file",
+		.place = "line",
+		.encrypts = true,
+		.load = load_key_file
+	},
+	{
+		.name = "extension_storage.secret_key",
+		.encrypts = true,
+		.load = load_setting,
+		.setting = &secret_key
+	},
+	{
+		.name = "extension_storage.previous_secret_key",
+		.load = load_setting,
+		.setting = &previous_secret_key
+	},
+};
 
 /*
  * Is the library being loaded?  GUC would ignore a value from before that is
@@ -68,7 +141,10 @@ static uint8 mask[MASK_LEN];
 /* Called when a setting changes. */
 static void (*secrets_changed) (void) = NULL;
 
-/* Converts a secret, with an error that does not quote bytes of it. */
+/*
+ * Converts a secret, with an error that does not quote bytes of it, and does
+ * not take the statement with it into the log.
+ */
 static char *
 convert_secret(const char *secret, int len)
 {
@@ -83,7 +159,9 @@ convert_secret(const char *secret, int len)
 		FlushErrorState();
 		ereport(ERROR,
 				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
-				 errmsg("secret cannot be converted to UTF-8")));
+				 errmsg("secret cannot be converted to UTF-8"),
+				 errhidestmt(true),
+				 errhidecontext(true)));
 	}
 	PG_END_TRY();
 	return utf8;
@@ -113,179 +191,303 @@ mask_key(void *dst, const void *src)
 }
 
 /*
- * Refuses the sources of a secret that end in a catalog; warns, once a process,
- * of a configuration file.
+ * Refuses a value, which is wiped, for the check hook of a secret setting.
+ *
+ * A statement that brings the value would be logged with the error, by GUC if
+ * the hook returns false, so the error of a statement is raised here, and
+ * hides it.  Everything else is left to GUC, which knows whether an error may
+ * be raised at all.
  */
 static bool
-secret_source_is_safe(GucSource source, const char *name)
+refuse_secret(char *value, GucSource source, const char *message,
+			  const char *detail, const char *hint)
+{
+	bool		in_statement = source == PGC_S_SESSION || source == PGC_S_TEST;
+
+	explicit_bzero(value, strlen(value));
+
+	/* a value of ALTER SYSTEM looks like one of a file that is read */
+	if (source == PGC_S_FILE && ActivePortal != NULL &&
+		ActivePortal->commandTag == CMDTAG_ALTER_SYSTEM)
+		in_statement = true;
+	if (in_statement && !loading)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg_internal("%s", message),
+				 errdetail_internal("%s", detail),
+				 hint != NULL ? errhint("%s", hint) : 0,
+				 errhidestmt(true),
+				 errhidecontext(true)));
+
+	GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
+	GUC_check_errmsg("%s", message);
+	GUC_check_errdetail("%s", detail);
+	if (hint != NULL)
+		GUC_check_errhint("%s", hint);
+	return false;
+}
+
+/* Does a value come from where it is stored in a catalog? */
+static bool
+is_catalog_source(GucSource source)
+{
+	return source == PGC_S_TEST || source == PGC_S_GLOBAL ||
+		source == PGC_S_DATABASE || source == PGC_S_USER ||
+		source == PGC_S_DATABASE_USER;
+}
+
+/* Warns, once a process, of a secret in a configuration file. */
+static void
+warn_of_configuration_file(const char *name)
 {
 	static bool warned = false;
 
-	if (source == PGC_S_TEST || source == PGC_S_GLOBAL ||
-		source == PGC_S_DATABASE || source == PGC_S_USER ||
-		source == PGC_S_DATABASE_USER)
-	{
-		GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
-		GUC_check_errmsg("parameter \"%s\" cannot be stored with a role, a database or a function",
-						 name);
-		GUC_check_errdetail("Every user can read it there.");
-		GUC_check_errhint("Use extension_storage.encryption_keys_file, or pass the parameter when the connection is made.");
-		return false;
-	}
-	if (source == PGC_S_FILE && !warned)
-	{
-		warned = true;
-		ereport(WARNING,
-				(errmsg("parameter \"%s\" is set in a configuration file",
-						name),
-				 errdetail("Until the library is loaded, a session shows it to every user."),
-				 errhint("Use extension_storage.encryption_keys_file instead.")));
-	}
-	return true;
+	if (warned)
+		return;
+	warned = true;
+	ereport(WARNING,
+			(errmsg("parameter \"%s\" is set in a configuration file", name),
+			 errdetail("Until the library is loaded, a session shows it to every user."),
+			 errhint("Use extension_storage.encryption_keys_file instead."),
+			 errhidestmt(true)));
 }
 
-/* Wipes and replaces the text of a secret setting. */
-static bool
-hide_secret(char **newval)
+/* Returns the detail of an error about a value that cannot be used. */
+static char *
+problem_detail(const MaskedKeys *masked)
 {
-	char	   *empty = guc_strdup(LOG, "");
-
-	if (empty == NULL)
-		return false;			/* the caller sets the message */
-	explicit_bzero(*newval, strlen(*newval));
-	guc_free(*newval);
-	*newval = empty;
-	return true;
+	if (masked->item > 0)
+		return psprintf("Item %d of the list cannot be used: %s.",
+						masked->item, masked->problem);
+	return psprintf("The value cannot be used: %s.", masked->problem);
 }
 
-/*
- * Turns the text of a secret setting into masked keys.
- *
- * is_list tells extension_storage.encryption_keys, a list, from
- * extension_storage.secret_key, one secret.  The text is UTF-8 if it comes
- * from a file or with the connection request, and in the database encoding if
- * it comes from SET.
- */
+/* Masks the key of a secret, after those that are there. */
 static bool
-check_secrets(char **newval, void **extra, GucSource source, bool is_list,
-			  const char *name)
+mask_secret(MaskedKeys *masked, const char *secret, size_t len)
+{
+	FernetKey	key;
+	bool		derived = FernetKeyFromSecret(secret, len, &key) == FERNET_OK;
+
+	if (derived)
+		mask_key(masked->keys[masked->nkeys++], &key);
+	else
+		masked->problem = PROBLEM_NOT_DERIVED;
+	explicit_bzero(&key, sizeof(key));
+	return derived;
+}
+
+/* Masks the keys of a list, or says what is wrong with it. */
+static void
+mask_list(MaskedKeys *masked, char *list, size_t len)
 {
 	KeyListParser parser;
 	KeyListStatus status;
-	MaskedKeys *masked;
-	char	   *secrets;
-	size_t		len;
-	bool		derived = true;
 
-	if (*newval == NULL || **newval == '\0')
-		return true;			/* unset: no extra data */
-	if (!secret_source_is_safe(source, name))
-		return false;
+	KeyListStart(&parser, list, len);
+	while ((status = KeyListNextItem(&parser)) == KEYLIST_SECRET)
+		if (!mask_secret(masked, parser.secret, parser.len))
+			break;
+	if (status != KEYLIST_END && masked->problem == NULL)
+		masked->problem = KeyListStatusText(status);
+	if (masked->problem != NULL)
+		masked->item = parser.ordinal;
+}
 
-	secrets = *newval;
-	len = strlen(secrets);
-	if (source == PGC_S_SESSION)
-		secrets = SecretToUtf8(secrets, len, &len);
+/*
+ * Masks the keys of a setting's text, or says what is wrong with it.  The text
+ * is UTF-8 if it comes from a file or with the connection request, and in the
+ * database encoding if it comes from SET.  It is wiped, whatever happens.
+ */
+static void
+mask_text(MaskedKeys *masked, char *text, GucSource source, bool is_list)
+{
+	size_t		len = strlen(text);
+	char	   *volatile secrets = text;
+	volatile size_t secrets_len = len;
 
-	/* each secret but the last is followed by a comma */
-	masked = guc_malloc(LOG, offsetof(MaskedKeys, keys) +
-						(len + 1) / 2 * FERNET_KEY_LEN);
-	if (masked == NULL)
+	PG_TRY();
 	{
-		GUC_check_errmsg("invalid value for parameter \"%s\"", name);
-		return false;
-	}
-	masked->nkeys = 0;
+		if (source == PGC_S_SESSION)
+		{
+			size_t		utf8_len;
 
-	KeyListStart(&parser, secrets, len);
-	if (strcmp(*newval, HIDDEN_TEXT) == 0)
-	{
-		parser.ordinal = 1;
-		status = KEYLIST_HIDDEN_TEXT;
-	}
-	else if (is_list)
-		status = KeyListNextItem(&parser);
-	else
-	{
-		parser.secret = secrets;
-		parser.len = len;
-		status = KEYLIST_SECRET;
-	}
-	while (status == KEYLIST_SECRET && derived)
-	{
-		FernetKey	key;
-
-		derived = FernetKeyFromSecret(parser.secret, parser.len, &key) == FERNET_OK;
-		mask_key(masked->keys[masked->nkeys++], &key);
-		explicit_bzero(&key, sizeof(key));
-		status = is_list ? KeyListNextItem(&parser) : KEYLIST_END;
-	}
-	if (secrets != *newval)
-	{
-		explicit_bzero(secrets, len);
-		pfree(secrets);
-	}
-
-	masked->status = status;
-	masked->ordinal = parser.ordinal;
-	if ((status == KEYLIST_END || loading) && derived && hide_secret(newval))
-	{
-		if (masked->nkeys > 0 || status != KEYLIST_END)
-			*extra = masked;
+			secrets = SecretToUtf8(text, len, &utf8_len);
+			secrets_len = utf8_len;
+		}
+		if (is_list)
+			mask_list(masked, secrets, secrets_len);
 		else
-			guc_free(masked);
-		return true;
+			mask_secret(masked, secrets, secrets_len);
 	}
-	guc_free(masked);
+	PG_FINALLY();
+	{
+		explicit_bzero(secrets, secrets_len);
+		explicit_bzero(text, len);
+	}
+	PG_END_TRY();
+	if (secrets != text)
+		pfree(secrets);
+}
 
-	/* GUC's own message would quote the value */
-	GUC_check_errmsg("invalid value for parameter \"%s\"", name);
-	if (status != KEYLIST_END)
-		GUC_check_errdetail("Item %d of the list cannot be used: %s.",
-							parser.ordinal, KeyListStatusText(status));
+/*
+ * Turns the text of a secret setting into masked keys, and hides it.
+ */
+static bool
+check_secret(char **newval, void **extra, GucSource source,
+			 const SecretSetting *setting)
+{
+	MaskedKeys *masked;
+	char	   *hidden;
+	bool		left_behind;
+
+	/*
+	 * A parallel worker is sent the text that hides the leader's secret,
+	 * which for one of a configuration file is the empty one.
+	 */
+	left_behind = InitializingParallelWorker && *newval != NULL &&
+		strcmp(*newval, source == PGC_S_FILE ? "" : HIDDEN_TEXT) == 0;
+	if (!left_behind && (*newval == NULL || **newval == '\0'))
+		return true;			/* unset: no extra data */
+	if (is_catalog_source(source))
+		return refuse_secret(*newval, source,
+							 psprintf("parameter \"%s\" cannot be set for a role, database, or function",
+									  setting->name),
+							 "Every user can read it there.",
+							 "Use extension_storage.encryption_keys_file, or pass the parameter when the connection is made.");
+	if (source == PGC_S_FILE)
+		warn_of_configuration_file(setting->name);
+
+	masked = guc_malloc(LOG, offsetof(MaskedKeys, keys) +
+						KEYLIST_MAX_SECRETS * FERNET_KEY_LEN);
+	hidden = guc_strdup(LOG, source == PGC_S_FILE ? "" : HIDDEN_TEXT);
+	if (masked == NULL || hidden == NULL)
+	{
+		if (masked != NULL)
+			guc_free(masked);
+		if (hidden != NULL)
+			guc_free(hidden);
+		explicit_bzero(*newval, strlen(*newval));
+		if (loading)			/* GUC would go on without the value */
+			ereport(ERROR,
+					(errcode(ERRCODE_OUT_OF_MEMORY),
+					 errmsg("out of memory")));
+		GUC_check_errcode(ERRCODE_OUT_OF_MEMORY);
+		GUC_check_errmsg("out of memory");
+		return false;
+	}
+	memset(masked, 0, offsetof(MaskedKeys, keys));
+
+	if (strlen(*newval) > KEYLIST_MAX_BYTES)
+	{
+		masked->problem = PROBLEM_TOO_LONG;
+		explicit_bzero(*newval, strlen(*newval));
+	}
+	else if (left_behind)
+		masked->in_worker = true;
+	else if (strcmp(*newval, HIDDEN_TEXT) == 0)
+		masked->problem = PROBLEM_HIDDEN_TEXT;
 	else
-		GUC_check_errdetail("Out of memory, or the cryptographic library failed.");
-	return false;
+	{
+		PG_TRY();
+		{
+			mask_text(masked, *newval, source, setting->is_list);
+		}
+		PG_CATCH();
+		{
+			guc_free(masked);
+			guc_free(hidden);
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
+	}
+
+	/* what came before the library is refused on its use */
+	if (masked->problem != NULL && !loading)
+	{
+		char	   *detail = problem_detail(masked);
+
+		guc_free(masked);
+		guc_free(hidden);
+		return refuse_secret(*newval, source,
+							 psprintf("invalid value for parameter \"%s\"",
+									  setting->name),
+							 detail, NULL);
+	}
+
+	if (masked->nkeys == 0 && masked->problem == NULL && !masked->in_worker)
+	{
+		guc_free(masked);		/* a list of nothing but blanks */
+		masked = NULL;
+		hidden[0] = '\0';
+	}
+	guc_free(*newval);
+	*newval = hidden;
+	*extra = masked;
+	return true;
 }
 
 static bool
 check_encryption_keys(char **newval, void **extra, GucSource source)
 {
-	return check_secrets(newval, extra, source, true,
-						 "extension_storage.encryption_keys");
+	return check_secret(newval, extra, source, &encryption_keys);
 }
 
 static bool
 check_secret_key(char **newval, void **extra, GucSource source)
 {
-	return check_secrets(newval, extra, source, false,
-						 "extension_storage.secret_key");
+	return check_secret(newval, extra, source, &secret_key);
+}
+
+static bool
+check_previous_secret_key(char **newval, void **extra, GucSource source)
+{
+	return check_secret(newval, extra, source, &previous_secret_key);
+}
+
+static const char *
+show_secret(const SecretSetting *setting)
+{
+	return setting->keys != NULL ? HIDDEN_TEXT : "";
+}
+
+static const char *
+show_encryption_keys(void)
+{
+	return show_secret(&encryption_keys);
+}
+
+static const char *
+show_secret_key(void)
+{
+	return show_secret(&secret_key);
+}
+
+static const char *
+show_previous_secret_key(void)
+{
+	return show_secret(&previous_secret_key);
 }
 
 static void
 assign_encryption_keys(const char *newval pg_attribute_unused(), void *extra)
 {
-	encryption_keys = extra;
+	encryption_keys.keys = extra;
 	secrets_changed();
 }
 
 static void
 assign_secret_key(const char *newval pg_attribute_unused(), void *extra)
 {
-	secret_key = extra;
+	secret_key.keys = extra;
 	secrets_changed();
 }
 
-static const char *
-show_encryption_keys(void)
+static void
+assign_previous_secret_key(const char *newval pg_attribute_unused(), void *extra)
 {
-	return encryption_keys != NULL ? HIDDEN_TEXT : "";
-}
-
-static const char *
-show_secret_key(void)
-{
-	return secret_key != NULL ? HIDDEN_TEXT : "";
+	previous_secret_key.keys = extra;
+	secrets_changed();
 }
 
 static void
@@ -293,6 +495,22 @@ assign_encryption_keys_file(const char *newval pg_attribute_unused(),
 							void *extra pg_attribute_unused())
 {
 	secrets_changed();
+}
+
+/* Defines a setting that holds secrets. */
+static void
+define_secret(SecretSetting *setting, const char *summary, const char *rest,
+			  GucStringCheckHook check, GucStringAssignHook assign,
+			  GucShowHook show)
+{
+	/*
+	 * Not GUC_SUPERUSER_ONLY: set_config() gives the new value back, so only
+	 * superusers could call it.  There is nothing to see.
+	 */
+	DefineCustomStringVariable(setting->name, summary, rest, &setting->text,
+							   "", PGC_USERSET,
+							   GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE,
+							   check, assign, show);
 }
 
 /*
@@ -312,30 +530,23 @@ SecretsInit(void (*changed) (void))
 				 errmsg("could not generate random bytes")));
 
 	loading = true;
-	DefineCustomStringVariable("extension_storage.encryption_keys",
-							   "Secrets that encrypt and decrypt stored values, separated by commas.",
-							   "The first one encrypts, all decrypt. Used instead of the key file where it is set.",
-							   &encryption_keys_string,
-							   "",
-							   PGC_USERSET,
-							   GUC_SUPERUSER_ONLY | GUC_NO_SHOW_ALL |
-							   GUC_NOT_IN_SAMPLE,
-							   check_encryption_keys,
-							   assign_encryption_keys,
-							   show_encryption_keys);
-	DefineCustomStringVariable("extension_storage.secret_key",
-							   "Superset's SECRET_KEY.",
-							   "Encrypts where no other key is configured, and is the last one to decrypt with where one is.",
-							   &secret_key_string,
-							   "",
-							   PGC_USERSET,
-							   GUC_SUPERUSER_ONLY | GUC_NO_SHOW_ALL |
-							   GUC_NOT_IN_SAMPLE,
-							   check_secret_key,
-							   assign_secret_key,
-							   show_secret_key);
+	define_secret(&encryption_keys,
+				  "Secrets that encrypt and decrypt stored values, separated by commas.",
+				  "The first one encrypts, all decrypt. Where it is set, the keys of the key file still decrypt.",
+				  check_encryption_keys, assign_encryption_keys,
+				  show_encryption_keys);
+	define_secret(&secret_key,
+				  "Superset's SECRET_KEY.",
+				  "Encrypts where neither list nor file names a key, and still decrypts where one does.",
+				  check_secret_key, assign_secret_key,
+				  show_secret_key);
+	define_secret(&previous_secret_key,
+				  "Superset's PREVIOUS_SECRET_KEY.",
+				  "Decrypts, and never encrypts.",
+				  check_previous_secret_key, assign_previous_secret_key,
+				  show_previous_secret_key);
 	DefineCustomStringVariable("extension_storage.encryption_keys_file",
-							   "Absolute path of the file that holds the secrets, one a line.",
+							   "Absolute path of the file that holds the secrets, one per line.",
 							   "The first one encrypts, all decrypt.",
 							   &encryption_keys_file,
 							   "",
@@ -347,50 +558,103 @@ SecretsInit(void (*changed) (void))
 	loading = false;
 }
 
-/* Keys that are being collected. */
-typedef struct KeyArray
-{
-	int			nkeys;
-	FernetKey  *keys;
-} KeyArray;
-
-/* Appends a key to an array that has room for it, unless it is there. */
+/* Adds a key, unless it is there. */
 static void
-add_key(KeyArray *array, const FernetKey *key)
+add_key(KeyArray *array, const FernetKey *key, const SecretSource *source,
+		int place)
 {
+	SecretKey  *added = &array->keys[array->nkeys];
+
 	for (int i = 0; i < array->nkeys; i++)
-		if (memcmp(&array->keys[i], key, sizeof(FernetKey)) == 0)
+		if (memcmp(&array->keys[i].key, key, sizeof(FernetKey)) == 0)
 			return;
-	array->keys[array->nkeys++] = *key;
+	added->key = *key;
+	added->origin.source = source;
+	added->origin.place = place;
+	array->nkeys++;
 }
 
+/*
+ * Adds the keys of a setting.  A value that cannot be used is an error here if
+ * GUC could not be told.
+ */
 static void
-add_masked_keys(KeyArray *array, const MaskedKeys *masked)
+load_setting(const SecretSource *source, KeyArray *array)
 {
+	const MaskedKeys *masked = source->setting->keys;
+
+	if (masked == NULL)
+		return;
+	if (masked->in_worker)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("the keys of a session cannot be used in a parallel worker"),
+				 errdetail("Parameter \"%s\" is set, and is not passed on to workers.",
+						   source->name),
+				 errhint("Mark the function that needs them as PARALLEL RESTRICTED.")));
+	if (masked->problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for parameter \"%s\"", source->name),
+				 errdetail_internal("%s", problem_detail(masked))));
 	for (int i = 0; i < masked->nkeys; i++)
 	{
 		FernetKey	key;
 
 		mask_key(&key, masked->keys[i]);
-		add_key(array, &key);
+		add_key(array, &key, source, i + 1);
 		explicit_bzero(&key, sizeof(key));
 	}
 }
 
 /*
- * Reads the key file into palloc'd memory.
+ * Raises an error unless the key file is a plain file of a fitting size that
+ * belongs to the server's user or to root, that nobody else can write, and
+ * that, beside the owner, only the server's group can read.
  *
- * The file is refused unless it is a plain file that belongs to the server's
- * user, who alone may access it, or to root, who may let the server's group
- * read it.  Source: check_ssl_key_file_permissions() in
- * src/backend/libpq/be-secure-common.c.
+ * PostgreSQL lets a group read a TLS key of root's alone.  Here the group may
+ * be the server's own as well, the one that it runs with, where the file is
+ * the server's: files of a Kubernetes volume get the group of the pod
+ * (fsGroup), which may read them, and no chmod can change that.  Source:
+ * check_ssl_key_file_permissions() in src/backend/libpq/be-secure-common.c.
  */
-static char *
-read_key_file(size_t *len)
+static void
+check_key_file(const struct stat *st)
 {
-	struct stat st;
-	char	   *contents;
-	ssize_t		nread = 0;
+	bool		is_own = st->st_uid == geteuid();
+	mode_t		allowed = S_IRUSR | S_IWUSR | S_IXUSR;
+
+	if (!S_ISREG(st->st_mode))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("encryption key file \"%s\" is not a regular file",
+						encryption_keys_file)));
+	if (!is_own && st->st_uid != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("encryption key file \"%s\" must be owned by the database user or root",
+						encryption_keys_file),
+				 errhint("Correct it with chown, then reload the configuration.")));
+	if (!is_own || st->st_gid == getegid())
+		allowed |= S_IRGRP;
+	if ((st->st_mode & (S_IRWXU | S_IRWXG | S_IRWXO) & ~allowed) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("encryption key file \"%s\" has group or world access",
+						encryption_keys_file),
+				 errdetail("File must have permissions u=rw (0600) or less, or u=rw,g=r (0640) or less if it is owned by root or its group is that of the database server."),
+				 errhint("Correct them with chmod, or for a Kubernetes volume with \"defaultMode: 0400\" and \"fsGroup\", then reload the configuration.")));
+	if (st->st_size > KEYLIST_MAX_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("encryption key file \"%s\" is larger than %d bytes",
+						encryption_keys_file, KEYLIST_MAX_BYTES)));
+}
+
+/* Opens the key file, which is checked, and gives its status back. */
+static int
+open_key_file(struct stat *st)
+{
 	int			fd;
 
 	if (!is_absolute_path(encryption_keys_file))
@@ -401,76 +665,71 @@ read_key_file(size_t *len)
 				 errhint("Correct extension_storage.encryption_keys_file, then reload the configuration.")));
 	fd = OpenTransientFile(encryption_keys_file,
 						   O_RDONLY | O_NONBLOCK | PG_BINARY);
-	if (fd < 0 || fstat(fd, &st) < 0)
+	if (fd < 0 || fstat(fd, st) < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not open encryption key file \"%s\": %m",
 						encryption_keys_file),
 				 errhint("Correct extension_storage.encryption_keys_file or the file, then reload the configuration.")));
-	if (!S_ISREG(st.st_mode))
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("encryption key file \"%s\" is not a regular file",
-						encryption_keys_file)));
-	if (st.st_uid != geteuid() && st.st_uid != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("encryption key file \"%s\" must be owned by the database user or root",
-						encryption_keys_file),
-				 errhint("Correct it with chown, then reload the configuration.")));
-	if ((st.st_uid == geteuid() && (st.st_mode & (S_IRWXG | S_IRWXO)) != 0) ||
-		(st.st_uid == 0 && (st.st_mode & (S_IWGRP | S_IXGRP | S_IRWXO)) != 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("encryption key file \"%s\" has group or world access",
-						encryption_keys_file),
-				 errdetail("File must have permissions u=rw (0600) or less if owned by the database user, or permissions u=rw,g=r (0640) or less if owned by root."),
-				 errhint("Correct them with chmod, then reload the configuration.")));
-	if (st.st_size > MAX_KEY_FILE_SIZE)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("encryption key file \"%s\" is larger than %d bytes",
-						encryption_keys_file, MAX_KEY_FILE_SIZE)));
-
-	contents = palloc(st.st_size + 1);
-	while (nread < st.st_size)
-	{
-		ssize_t		n = read(fd, contents + nread, st.st_size - nread);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-		{
-			explicit_bzero(contents, nread);
-			ereport(ERROR,
-					(errcode_for_file_access(),
-					 errmsg("could not read encryption key file \"%s\": %m",
-							encryption_keys_file)));
-		}
-		if (n == 0)
-			break;
-		nread += n;
-	}
-	CloseTransientFile(fd);
-	*len = nread;
-	return contents;
+	check_key_file(st);
+	return fd;
 }
 
-/* Reads the key file into an array with room for one key more. */
+/*
+ * Reads the open key file, which has the given status, into a buffer with room
+ * for its size and one byte more, which shows that it grew.
+ */
 static void
-load_key_file(KeyArray *array)
+read_key_file(int fd, const struct stat *st, char *contents)
+{
+	struct stat after;
+	off_t		len = 0;
+	ssize_t		nread;
+
+	do
+	{
+		nread = read(fd, contents + len, st->st_size + 1 - len);
+		if (nread > 0)
+			len += nread;
+	} while (nread > 0 || (nread < 0 && errno == EINTR));
+	if (nread < 0 || fstat(fd, &after) < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not read encryption key file \"%s\": %m",
+						encryption_keys_file)));
+	if (len != st->st_size || after.st_size != st->st_size ||
+		after.st_mtim.tv_sec != st->st_mtim.tv_sec ||
+		after.st_mtim.tv_nsec != st->st_mtim.tv_nsec)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("encryption key file \"%s\" was changed while it was read",
+						encryption_keys_file),
+				 errhint("Write a new file and rename it to this name, then reload the configuration.")));
+}
+
+/* Warns, once a process, of a line that looks like the rest of another one. */
+static void
+warn_of_broken_line(int line)
+{
+	static bool warned = false;
+
+	if (warned)
+		return;
+	warned = true;
+	ereport(WARNING,
+			(errmsg("line %d of encryption key file \"%s\" looks like the rest of the line before",
+					line, encryption_keys_file),
+			 errdetail("Each line is a secret of its own; openssl breaks base64 into lines of 64 characters."),
+			 errhint("Join the lines if they are one secret, or put this one in double quotes if it is not.")));
+}
+
+/* Adds the keys of the lines of a key file. */
+static void
+add_lines(KeyArray *array, char *contents, size_t len,
+		  const SecretSource *source)
 {
 	KeyListParser parser;
 	KeyListStatus status;
-	char	   *contents;
-	size_t		len;
-	int			nlines = 1;
-
-	contents = read_key_file(&len);
-	for (size_t i = 0; i < len; i++)
-		if (contents[i] == '\n')
-			nlines++;
-	array->keys = palloc((nlines + 1) * sizeof(FernetKey));
 
 	KeyListStart(&parser, contents, len);
 	while ((status = KeyListNextLine(&parser)) == KEYLIST_SECRET)
@@ -478,75 +737,97 @@ load_key_file(KeyArray *array)
 		FernetKey	key;
 
 		if (FernetKeyFromSecret(parser.secret, parser.len, &key) != FERNET_OK)
-			break;
-		add_key(array, &key);
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not derive a key from encryption key file \"%s\"",
+							encryption_keys_file)));
+		add_key(array, &key, source, parser.ordinal);
 		explicit_bzero(&key, sizeof(key));
+		if (parser.continues)
+			warn_of_broken_line(parser.ordinal);
 	}
-	explicit_bzero(contents, len);
-	pfree(contents);
-	if (status == KEYLIST_END && array->nkeys > 0)
-		return;
-
-	explicit_bzero(array->keys, array->nkeys * sizeof(FernetKey));
-	pfree(array->keys);
-	if (status == KEYLIST_END)
+	if (status != KEYLIST_END)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("line %d of encryption key file \"%s\" cannot be used",
+						parser.ordinal, encryption_keys_file),
+				 errdetail("The line is no secret: %s.", KeyListStatusText(status)),
+				 errhint("Correct the file, then reload the configuration. A secret with blanks at its ends, with \"#\" at its start, or with a double quote stands in double quotes, each quote in it doubled.")));
+	if (parser.nsecrets == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("encryption key file \"%s\" contains no key",
 						encryption_keys_file),
-				 errhint("Write one secret a line into it, then reload the configuration.")));
-	if (status == KEYLIST_SECRET)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not derive a key from encryption key file \"%s\"",
-						encryption_keys_file)));
-	ereport(ERROR,
-			(errcode(ERRCODE_CONFIG_FILE_ERROR),
-			 errmsg("line %d of encryption key file \"%s\" cannot be used",
-					parser.ordinal, encryption_keys_file),
-			 errdetail("The line is no secret: %s.", KeyListStatusText(status)),
-			 errhint("Correct the file, then reload the configuration.")));
+				 errhint("Write one secret per line into it, then reload the configuration.")));
 }
 
-/* Raises an error if a setting came with the library, and is not valid. */
+/* Adds the keys of the key file, if one is named. */
 static void
-require_valid(const MaskedKeys *masked, const char *name)
+load_key_file(const SecretSource *source, KeyArray *array)
 {
-	if (masked != NULL && masked->status != KEYLIST_END)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid value for parameter \"%s\"", name),
-				 errdetail("Item %d of the list cannot be used: %s.",
-						   masked->ordinal,
-						   KeyListStatusText(masked->status))));
+	struct stat st;
+	char	   *contents;
+	int			fd;
+
+	if (encryption_keys_file[0] == '\0')
+		return;
+	fd = open_key_file(&st);
+	contents = palloc(st.st_size + 1);
+	PG_TRY();
+	{
+		read_key_file(fd, &st, contents);
+		add_lines(array, contents, st.st_size, source);
+	}
+	PG_FINALLY();
+	{
+		explicit_bzero(contents, st.st_size + 1);
+	}
+	PG_END_TRY();
+	pfree(contents);
+	CloseTransientFile(fd);
 }
 
 /*
  * SecretsLoad
- *		Returns the keys that are in force, in palloc'd memory that the caller
- *		wipes, and how many they are.
+ *		Returns the keys that are in force, the first of which encrypts if
+ *		*encrypts, in palloc'd memory that the caller wipes, and how many they
+ *		are.
  *
- * Raises an error if the source that is to be used is broken: there is no
- * falling back to another one.
+ * Raises an error if a source is broken: there is no falling back to another
+ * one, not even where that one would encrypt.
  */
-FernetKey *
-SecretsLoad(int *nkeys)
+SecretKey *
+SecretsLoad(int *nkeys, bool *encrypts)
 {
-	KeyArray	array = {0};
+	size_t		size = lengthof(sources) * KEYLIST_MAX_SECRETS * sizeof(SecretKey);
+	KeyArray	array = {.keys = palloc(size)};
 
-	require_valid(encryption_keys, "extension_storage.encryption_keys");
-	require_valid(secret_key, "extension_storage.secret_key");
-	if (encryption_keys != NULL)
+	PG_TRY();
 	{
-		array.keys = palloc((encryption_keys->nkeys + 1) * sizeof(FernetKey));
-		add_masked_keys(&array, encryption_keys);
+		for (size_t i = 0; i < lengthof(sources); i++)
+			sources[i].load(&sources[i], &array);
 	}
-	else if (encryption_keys_file[0] != '\0')
-		load_key_file(&array);
-	else
-		array.keys = palloc(sizeof(FernetKey));
-	if (secret_key != NULL)
-		add_masked_keys(&array, secret_key);
+	PG_CATCH();
+	{
+		explicit_bzero(array.keys, size);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	*nkeys = array.nkeys;
+	*encrypts = array.nkeys > 0 && array.keys[0].origin.source->encrypts;
 	return array.keys;
+}
+
+/*
+ * SecretOriginText
+ *		Says where a key comes from, for an operator who looks for it.
+ */
+char *
+SecretOriginText(const SecretOrigin *origin)
+{
+	const SecretSource *source = origin->source;
+
+	if (source->place == NULL)
+		return pstrdup(source->name);
+	return psprintf("%s, %s %d", source->name, source->place, origin->place);
 }

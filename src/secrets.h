@@ -10,8 +10,22 @@
 
 #include "cipher.h"
 
+/* Where a key comes from. */
+typedef struct SecretOrigin
+{
+	const struct SecretSource *source;
+	int			place;			/* of its secret in the source, from 1 */
+} SecretOrigin;
+
+typedef struct SecretKey
+{
+	FernetKey	key;
+	SecretOrigin origin;
+} SecretKey;
+
 extern void SecretsInit(void (*changed) (void));
-extern FernetKey *SecretsLoad(int *nkeys);
+extern SecretKey *SecretsLoad(int *nkeys, bool *encrypts);
+extern char *SecretOriginText(const SecretOrigin *origin);
 extern char *SecretToUtf8(const char *secret, size_t len, size_t *utf8_len);
 
 #endif							/* SECRETS_H */

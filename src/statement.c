@@ -22,6 +22,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/params.h"
 #include "statement.h"
@@ -37,6 +38,7 @@
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/tuplestore.h"
 
 /*
  * The schema that plans are made for.  Its generation goes up whenever the
@@ -626,6 +628,29 @@ StatementReturn(Connection *connection, Statement *statement,
 	};
 
 	run_into(connection, statement, args, true, &receiver);
+}
+
+/*
+ * StatementStartDecrypted
+ *		Starts the rows of a function that decrypts, as InitMaterializedSRF does
+ *		for others: in a tuplestore that stays in memory.
+ *
+ * One that is limited to work_mem would write a large plaintext to a temporary
+ * file.
+ */
+void
+StatementStartDecrypted(FunctionCallInfo fcinfo)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext old_context;
+
+	InitMaterializedSRF(fcinfo, 0);
+	tuplestore_end(rsinfo->setResult);
+	old_context = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
+	rsinfo->setResult =
+		tuplestore_begin_heap((rsinfo->allowedModes & SFRM_Materialize_Random) != 0,
+							  false, MAX_KILOBYTES);
+	MemoryContextSwitchTo(old_context);
 }
 
 /*

@@ -112,6 +112,7 @@ extern bool StatementFetch(Connection *connection, Statement *statement,
 						   Datum *row, bool *nulls);
 extern void StatementReturn(Connection *connection, Statement *statement,
 							const StatementArgs *args, ReturnSetInfo *rsinfo);
+extern void StatementStartDecrypted(FunctionCallInfo fcinfo);
 extern Portal StatementOpen(Connection *connection, Statement *statement,
 							const StatementArgs *args);
 extern uint64 StatementNext(const Statement *statement, Portal portal,

@@ -438,11 +438,11 @@ version_param(StatementArgs *args, int param, FunctionCallInfo fcinfo,
 	StatementSet(args, param, PG_GETARG_DATUM(argno));
 }
 
-/* Raises an error if there is no key; needed says what one is needed for. */
+/* Raises an error unless there is a key; needed says what one is needed for. */
 static void
-require_keys(const StatementArgs *args, const char *needed)
+require_key(const StatementArgs *args, bool there_is, const char *needed)
 {
-	if (KeyringCount() == 0)
+	if (!there_is)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),
@@ -455,10 +455,11 @@ require_keys(const StatementArgs *args, const char *needed)
 static bytea *
 open_value(const StatementArgs *args, Datum value)
 {
+	bytea	   *token = DatumGetByteaP(value);
 	bytea	   *opened;
 
-	require_keys(args, "is");
-	opened = KeyringOpen(DatumGetByteaP(value));
+	require_key(args, KeyringCount() > 0, "is");
+	opened = KeyringOpen(token);
 	if (opened == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_UNREADABLE),
@@ -476,7 +477,7 @@ seal_value(const StatementArgs *args, Datum value)
 	bytea	   *plain = DatumGetByteaPP(value);
 	bytea	   *sealed;
 
-	require_keys(args, "is to be");
+	require_key(args, KeyringEncrypts(), "is to be");
 	sealed = KeyringSeal(VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain),
 						 FernetNow());
 	if ((Pointer) plain != DatumGetPointer(value))
@@ -867,50 +868,6 @@ ext_storage_set_json(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(result);
 }
 
-/*
- * Makes the tuplestore for the rows of a function that decrypts: one that never
- * goes to a temporary file, where a plaintext would stay behind.
- */
-static void
-init_decrypted_result(ReturnSetInfo *rsinfo)
-{
-	MemoryContext old_context =
-	MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
-
-	rsinfo->setResult =
-		tuplestore_begin_heap((rsinfo->allowedModes & SFRM_Materialize_Random) != 0,
-							  false, MAX_KILOBYTES);
-	rsinfo->setDesc = CreateTupleDescCopy(rsinfo->expectedDesc);
-	rsinfo->returnMode = SFRM_Materialize;
-	MemoryContextSwitchTo(old_context);
-}
-
-/*
- * Returns a value that may have been decrypted.
- *
- * Where the function stands in a FROM clause, the executor would put the value
- * into a tuplestore of its own, which may go to a temporary file.
- */
-static Datum
-return_value(FunctionCallInfo fcinfo, Datum value, bool isnull)
-{
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-
-	if (rsinfo != NULL && IsA(rsinfo, ReturnSetInfo) &&
-		(rsinfo->allowedModes & SFRM_Materialize) != 0 &&
-		rsinfo->expectedDesc != NULL && rsinfo->expectedDesc->natts == 1 &&
-		TupleDescAttr(rsinfo->expectedDesc, 0)->atttypid ==
-		get_func_rettype(fcinfo->flinfo->fn_oid))
-	{
-		init_decrypted_result(rsinfo);
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value,
-							 &isnull);
-		return (Datum) 0;
-	}
-	fcinfo->isnull = isnull;
-	return value;
-}
-
 /* Starts a call of get, get_json, get_entry or delete. */
 static void
 key_params_of(StatementArgs *args, FunctionCallInfo fcinfo, int narguments)
@@ -933,7 +890,9 @@ ext_storage_get(PG_FUNCTION_ARGS)
 
 	key_params_of(&args, fcinfo, NUM_GET_ARGS);
 	value = fetch_value(fcinfo, &args);
-	return return_value(fcinfo, PointerGetDatum(value), value == NULL);
+	if (value == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_POINTER(value);
 }
 
 /*
@@ -953,7 +912,7 @@ ext_storage_get_json(PG_FUNCTION_ARGS)
 	key_params_of(&args, fcinfo, NUM_GET_ARGS);
 	value = fetch_value(fcinfo, &args);
 	if (value == NULL)
-		return return_value(fcinfo, (Datum) 0, true);
+		PG_RETURN_NULL();
 	value = PG_DETOAST_DATUM_PACKED(PointerGetDatum(value));
 	json = pnstrdup(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
 
@@ -979,7 +938,7 @@ ext_storage_get_json(PG_FUNCTION_ARGS)
 				 errhint("ext_storage_get() returns its bytes.")));
 	}
 	PG_END_TRY();
-	return return_value(fcinfo, result, false);
+	PG_RETURN_DATUM(result);
 }
 
 /*
@@ -998,9 +957,7 @@ ext_storage_get_entry(PG_FUNCTION_ARGS)
 	bool		found;
 
 	key_params_of(&args, fcinfo, NUM_GET_ARGS);
-	InitMaterializedSRF(fcinfo, 0);
-	tuplestore_end(rsinfo->setResult);
-	init_decrypted_result(rsinfo);
+	StatementStartDecrypted(fcinfo);
 	StatementConnect(&connection, fcinfo, false);
 	found = StatementFetch(&connection, &get_entry_statement, &args, true, row,
 						   nulls);

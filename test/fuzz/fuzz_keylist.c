@@ -66,9 +66,11 @@ parse(const char *data, size_t size, bool is_file, char *quoted)
 		}
 		*to++ = '"';
 	}
-	/* what is allocated for a list: see check_secrets() in keyring.c */
 	require(nsecrets <= (size + 1) / 2, "each secret but the last has an end");
-	require((size_t) parser.ordinal >= nsecrets, "each of them was counted");
+	/* what secrets.c allocates for a source */
+	require(nsecrets <= KEYLIST_MAX_SECRETS, "there are not too many");
+	require((size_t) parser.nsecrets == nsecrets, "each of them is counted");
+	require((size_t) parser.ordinal >= nsecrets, "each has a place of its own");
 	require(KeyListStatusText(status)[0] != '\0', "a status has a text");
 	free(text);
 	return status == KEYLIST_END ? to - quoted : 0;

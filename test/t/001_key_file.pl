@@ -102,5 +102,102 @@ unlike(answer($write), qr/^\d$/, 'or store one');
 is(answer(q{SELECT count(*) FROM extension_storage WHERE key = 'k9'}),
 	0, 'nothing was stored');
 
+# ---------------------------------------------------------------------------
+# A volume of Kubernetes: the folder that a link leads to is replaced while
+# sessions read.  Each state of the file has the key.  A folder stays for one
+# turn, for a session that is on its way into it.
+
+my $volume = $node->basedir . '/volume';
+my $states = 0;
+
+sub swap_volume
+{
+	my @keys = @_;
+	my $folder = '..state_' . ++$states;
+	my $last = '..state_' . ($states - 2);
+
+	mkdir $volume;
+	mkdir "$volume/$folder" or die "mkdir: $!";
+	append_to_file("$volume/$folder/keys", join '', map { "$_\n" } @keys);
+	chmod 0440, "$volume/$folder/keys" or die "chmod: $!";
+	symlink $folder, "$volume/..tmp" or die "symlink: $!";
+	rename "$volume/..tmp", "$volume/..data" or die "rename: $!";
+	return if $states <= 2;
+	unlink "$volume/$last/keys" or die "unlink: $!";
+	rmdir "$volume/$last" or die "rmdir: $!";
+}
+
+swap_volume('new-secret');
+symlink '..data/keys', "$volume/keys" or die "symlink: $!";
+$node->adjust_conf('postgresql.conf', 'extension_storage.encryption_keys_file',
+	"'$volume/keys'");
+$node->reload;
+my $sources = q{SELECT string_agg(role || ' ' || split_part(source, ', ', 2), '; ' ORDER BY ordinal)
+	FROM ext_storage_configured_keys()};
+is(answer($sources), 'encrypts line 1', 'the file of a volume is read');
+$session = $node->background_psql('postgres', on_error_stop => 0);
+is($session->query($read), 'secret 1', 'an open session has its key');
+
+my $script = $node->basedir . '/read.sql';
+append_to_file($script, "$read;\n");
+my ($reads, $read_errors) = ('', '');
+my $readers = IPC::Run::start(
+	[ 'pgbench', '-n', '-c', '3', '-t', '2000', '-f', $script,
+		$node->connstr('postgres') ],
+	'>', \$reads, '2>', \$read_errors);
+my $swaps = 0;
+while ($readers->pumpable || $swaps < 20)
+{
+	swap_volume($swaps++ % 2 ? 'new-secret' : ("other $swaps", 'new-secret'));
+	$node->reload;
+	$readers->pump_nb if $readers->pumpable;
+}
+ok($readers->finish, "no read fails while the file is replaced $swaps times")
+  or diag($read_errors);
+like($reads, qr{actually processed: 6000/6000$}m, 'and all are made');
+swap_volume('newest-secret', 'other', 'new-secret');
+$node->reload;
+is(answer($sources), 'encrypts line 1; decrypts line 2; decrypts line 3',
+	'a new session has the last state');
+ok(answers($session, $sources, qr/^encrypts line 1; decrypts line 2; decrypts line 3$/),
+	'and so has the one that is open');
+$session->quit;
+
+# What an open session answers, once it has heard of a reload.
+sub answers
+{
+	my ($session, $sql, $expected) = @_;
+
+	for (1 .. 600)
+	{
+		my $out = $session->query($sql);
+		my $err = $session->{stderr};
+		$session->{stderr} = '';
+		return 1 if ($out eq '' ? $err : $out) =~ $expected;
+		select undef, undef, undef, 0.1;
+	}
+	return 0;
+}
+
+# ---------------------------------------------------------------------------
+# A file that is named on the server's command line: a reload assigns no setting
+# then, but the file may be another one all the same.
+
+$node->adjust_conf('postgresql.conf', 'extension_storage.encryption_keys_file',
+	undef, 1);
+$node->stop;
+write_keys('new-secret');
+system_or_bail('pg_ctl', '-w', '-D', $node->data_dir, '-l', $node->logfile,
+	'-o', "--cluster-name=main -c extension_storage.encryption_keys_file=$file", 'start');
+$node->_update_pid(1);
+$session = $node->background_psql('postgres', on_error_stop => 0);
+is($session->query($read), 'secret 1', 'a file of the command line is read');
+write_keys('another-secret');
+is($session->query($read), 'secret 1', 'once');
+$node->reload;
+ok(answers($session, $read, qr/ERROR:  value of key "k1" .* cannot be decrypted/),
+	'an open session does not go on with the old file after a reload');
+$session->quit;
+
 $node->stop;
 done_testing();

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * test_fernet.c
- *	  The Fernet codec and the parsers of key texts, without a server.
+ *	  The Fernet codec, the parsers of key texts and the check of MIME types,
+ *	  without a server.
  *
  * Reads the specification's vectors from test/fernet-spec below the current
  * folder, as github.com/fernet/spec has them.
@@ -14,6 +15,7 @@
 
 #include "ciphers.h"
 #include "keylist.h"
+#include "mime.h"
 
 #define BASE64URL                                                             \
 	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -299,6 +301,7 @@ test_many(void)
 	{
 		size_t		len = FernetTokenLen(messages[i].len);
 		char	   *alone = new_buffer(len);
+		FernetToken alone_decoded;
 
 		check(FernetDecode(messages[i].token, len, (uint8 *) messages[i].token,
 						   &decoded[i]) == FERNET_OK &&
@@ -311,7 +314,7 @@ test_many(void)
 		check(FernetSeal(&test_cipher.methods, messages[i].timestamp, ivs[i],
 						 messages[i].bytes, messages[i].len, alone) ==
 			  FERNET_OK &&
-			  FernetDecode(alone, len, (uint8 *) alone, &(FernetToken) {0}) ==
+			  FernetDecode(alone, len, (uint8 *) alone, &alone_decoded) ==
 			  FERNET_OK &&
 			  memcmp(alone, decoded[i].bytes, decoded[i].len) == 0,
 			  "token %d of many is what it is alone", i);
@@ -1038,10 +1041,26 @@ test_key_lists(void)
 		{TEXT("a\nb\n"), "a|b|", KEYLIST_END, 2},
 		{TEXT("a\r\nb\r\n"), "a|b|", KEYLIST_END, 2},
 		{TEXT("a\nb\r"), "a|b|", KEYLIST_END, 2},
-		{TEXT("a\r\rb\n"), "a\r\rb|", KEYLIST_END, 1},
+		{TEXT("a\r\rb\n"), "", KEYLIST_CARRIAGE_RETURN, 1},
+		{TEXT("a\nb\r\r\n"), "a|", KEYLIST_CARRIAGE_RETURN, 2},
+		{TEXT("a\rb\r"), "", KEYLIST_CARRIAGE_RETURN, 1},
 		{TEXT("\n\na\n\nb"), "a|b|", KEYLIST_END, 5},
-		{TEXT(" a \n\tb"), " a |\tb|", KEYLIST_END, 2},
-		{TEXT("a,b\n\"c\"\n#d"), "a,b|\"c\"|#d|", KEYLIST_END, 3},
+		{TEXT("a b\nc\td"), "a b|c\td|", KEYLIST_END, 2},
+		{TEXT("a\nb \nc"), "a|", KEYLIST_OUTER_BLANK, 2},
+		{TEXT("a\n\n b\n"), "a|", KEYLIST_OUTER_BLANK, 3},
+		{TEXT("a\t\r\n"), "", KEYLIST_OUTER_BLANK, 1},
+		{TEXT("\ta"), "", KEYLIST_OUTER_BLANK, 1},
+		{TEXT("a\n  \nb"), "a|", KEYLIST_OUTER_BLANK, 2},
+		{TEXT("\"a\" \n"), "", KEYLIST_OUTER_BLANK, 1},
+		{TEXT("a\n#b\n"), "a|", KEYLIST_COMMENT, 2},
+		{TEXT("# a\nb\n"), "", KEYLIST_COMMENT, 1},
+		{TEXT("a#b\n\"#c\"\n"), "a#b|#c|", KEYLIST_END, 2},
+		{TEXT("a,b\n\"c\"\n"), "a,b|c|", KEYLIST_END, 2},
+		{TEXT("\" a \"\r\n\"\"\"b\"\"\"\n"), " a |\"b\"|", KEYLIST_END, 2},
+		{TEXT("a\n\"\"\n"), "a|", KEYLIST_EMPTY_ITEM, 2},
+		{TEXT("a\n\"b\n\"\n"), "a|", KEYLIST_UNCLOSED_QUOTE, 2},
+		{TEXT("a\"b\n"), "", KEYLIST_STRAY_QUOTE, 1},
+		{TEXT("\"a\"b\n"), "", KEYLIST_STRAY_QUOTE, 1},
 		{TEXT("\xC3\xBC\n\xF0\x9F\x94\x91"), "\xC3\xBC|\xF0\x9F\x94\x91|",
 		KEYLIST_END, 2},
 		{TEXT("\xEF\xBB\xBF"
@@ -1059,6 +1078,104 @@ test_key_lists(void)
 		check_key_text(&lists[i], "list", KeyListNextItem);
 	for (size_t i = 0; i < lengthof(lines); i++)
 		check_key_text(&lines[i], "file", KeyListNextLine);
+}
+
+static void
+test_mime_types(void)
+{
+	static const char *const good[] = {
+		"text/plain", "x-a!#$&^_.+-/y", "a/b;c=d", "a/b ; c=d; e=\"f\"",
+		"a/b; c=\"\"", "a/b; c=\" \\\" ; , \\\\\"", "a/b; c=\"~ !\""
+	};
+	static const char *const bad[] = {
+		"", "text", "/", "a/", "/b", "a/b/c", "a b/c", "a/b c", "a/b;", "a/b;c",
+		"a/b;c=", "a/b;=d", "a/b;c=\"", "a/b;c=\"d", "a/b;c=\"\\", "a/b;c=\"d\"e",
+		" a/b", "a/b ", "a/b;\tc=d", "a/b;c=\"\t\"", "a/b\r\nX: y", "a/b\x7f",
+		"a/b;c=\"\x7f\"", "a/b;c=\"\xE6\x97\xA5\"", "a/\xC3\xA9", "a/b;c=\"\\\xE9\""
+	};
+
+	for (size_t i = 0; i < lengthof(good); i++)
+		check(MimeTypeIsValid(good[i], strlen(good[i])), "MIME type %s", good[i]);
+	for (size_t i = 0; i < lengthof(bad); i++)
+		check(!MimeTypeIsValid(bad[i], strlen(bad[i])), "no MIME type: %s", bad[i]);
+	check(!MimeTypeIsValid("a/b\0c", 5), "a NUL byte in a MIME type");
+	check(!MimeTypeIsValid("a/b;c=\"\0\"", 9), "a NUL byte in a quoted string");
+	check(MimeTypeIsValid("text/plain; x", 10), "a MIME type that is not terminated");
+}
+
+/* As many secrets as are allowed, and one more. */
+static void
+test_number_of_keys(char separator, const char *kind,
+					KeyListStatus (*next) (KeyListParser *parser))
+{
+	for (int n = KEYLIST_MAX_SECRETS; n <= KEYLIST_MAX_SECRETS + 1; n++)
+	{
+		char		text[2 * KEYLIST_MAX_SECRETS + 1];
+		char		secrets[2 * KEYLIST_MAX_SECRETS + 1];
+		bool		too_many = n > KEYLIST_MAX_SECRETS;
+		KeyTextCase test = {
+			text, 2 * n - 1, secrets,
+			too_many ? KEYLIST_TOO_MANY : KEYLIST_END, n
+		};
+
+		for (int i = 0; i < KEYLIST_MAX_SECRETS; i++)
+		{
+			text[2 * i] = secrets[2 * i] = 'a';
+			text[2 * i + 1] = separator;
+			secrets[2 * i + 1] = '|';
+		}
+		text[2 * KEYLIST_MAX_SECRETS] = 'a';
+		secrets[2 * KEYLIST_MAX_SECRETS] = '\0';
+		check_key_text(&test, kind, next);
+	}
+}
+
+#define BASE64_24 "/bcdefghijklmnopqrstuv=="
+#define BASE64_32 "+0123456789012345678901234567890"
+#define BASE64_64 BASE64_32 BASE64_32
+#define BASE64_76 BASE64_64 "ABCDEFGHIJKL"
+
+/* Lines that a program has broken off, and such as only look alike. */
+static void
+test_broken_lines(void)
+{
+	static const struct
+	{
+		const char *text;
+		bool		continues;	/* does the last line? */
+	}			files[] = {
+		{BASE64_64 "\n" BASE64_24 "\n", true},
+		{BASE64_64 "\r\n" BASE64_24, true},
+		{BASE64_76 "\n" BASE64_24, true},
+		{"old-secret\n" BASE64_64 "\n" BASE64_24, true},
+		{BASE64_64, false},
+		{BASE64_64 "\n\n" BASE64_24, false},
+		{BASE64_64 "\n" BASE64_24 "\n" BASE64_24, false},
+		{BASE64_64 "\n\"" BASE64_24 "\"\n", false},
+		{BASE64_64 "\n" BASE64_32, false},
+		{BASE64_64 "\n" BASE64_64, false},
+		{BASE64_64 "\nold-secret\n", false},
+		{BASE64_64 "\n" BASE64_24 "=\n", false},
+		{BASE64_64 "\nold\n", false},
+		{BASE64_24 "\n" BASE64_24, false},
+		{BASE64_32 BASE64_24 "abcdefg=\n" BASE64_24, false},
+		{BASE64_32 BASE64_24 "abc-efgh\n" BASE64_24, false},
+	};
+
+	for (size_t i = 0; i < lengthof(files); i++)
+	{
+		char	   *text = strdup(files[i].text);
+		KeyListParser parser;
+
+		if (text == NULL)
+			die("out of memory", files[i].text);
+		KeyListStart(&parser, text, strlen(text));
+		while (KeyListNextLine(&parser) == KEYLIST_SECRET)
+			;
+		check(parser.continues == files[i].continues, "<%s> ends with %s",
+			  files[i].text, parser.continues ? "a rest" : "a secret");
+		free(text);
+	}
 }
 
 int
@@ -1082,6 +1199,10 @@ main(void)
 	test_age();
 	test_timestamps();
 	test_key_lists();
+	test_mime_types();
+	test_number_of_keys(',', "list", KeyListNextItem);
+	test_number_of_keys('\n', "file", KeyListNextLine);
+	test_broken_lines();
 
 	printf("%d passed, %d failed\n", passed, failed);
 	return failed == 0 ? 0 : 1;
