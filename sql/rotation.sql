@@ -205,7 +205,7 @@ CREATE ROLE regress_rotation;
 GRANT USAGE ON SCHEMA public TO regress_rotation;
 GRANT SELECT ON extension_storage TO regress_rotation;
 GRANT EXECUTE ON PROCEDURE ext_storage_rotate_keys TO regress_rotation;
-GRANT EXECUTE ON FUNCTION ext_storage_key_status, ext_storage_verify TO regress_rotation;
+GRANT EXECUTE ON FUNCTION ext_storage_key_status, ext_storage_verify, ext_storage_usage TO regress_rotation;
 SET extension_storage.encryption_keys = 'newest-secret,new-secret';
 SET ROLE regress_rotation;
 CALL ext_storage_rotate_keys();
@@ -220,6 +220,7 @@ CALL ext_storage_rotate_keys();
 CALL ext_storage_rotate_keys('acme.a', dry_run => true);
 SELECT * FROM ext_storage_key_status();
 SELECT * FROM ext_storage_verify();
+SELECT * FROM ext_storage_usage();
 RESET ROLE;
 SELECT role, entries FROM ext_storage_key_status();
 -- Not from one who is not subject to it.
@@ -232,7 +233,7 @@ DROP POLICY regress_some ON extension_storage;
 REVOKE ALL ON SCHEMA public FROM regress_rotation;
 REVOKE ALL ON extension_storage FROM regress_rotation;
 REVOKE ALL ON PROCEDURE ext_storage_rotate_keys FROM regress_rotation;
-REVOKE ALL ON FUNCTION ext_storage_key_status, ext_storage_verify FROM regress_rotation;
+REVOKE ALL ON FUNCTION ext_storage_key_status, ext_storage_verify, ext_storage_usage FROM regress_rotation;
 DROP ROLE regress_rotation;
 
 -- Keys that a trigger changes meanwhile: a rotation goes on with those that

@@ -121,6 +121,42 @@ my ($rc, $out, $err) = $node->psql('postgres', "$both;
 like($err, qr/ERROR:  canceling statement due to statement timeout/,
 	'in a transaction block statement_timeout ends it');
 
+# -- a call that takes longer than statement_timeout, and one that is cut off --
+
+query(q{
+	ROLLBACK PREPARED 'writer';
+	DELETE FROM extension_storage;
+	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM pg_sleep(0.005);
+		IF new.key = current_setting('test.stop_at', true) THEN
+			PERFORM pg_terminate_backend(pg_backend_pid());
+		END IF;
+		RETURN new;
+	END $$;
+	CREATE TRIGGER slow BEFORE UPDATE ON extension_storage FOR EACH ROW EXECUTE FUNCTION slow()});
+query("$old; SELECT count(ext_storage_set('acme.app', 'k' || i, 'x', is_encrypted => true))
+	FROM generate_series(1, 500) i");
+is(query("$both; SET statement_timeout = '2s'; CALL ext_storage_rotate_keys()"), '500|500|0|0',
+	'a rotation that takes longer than statement_timeout comes to its end in one call');
+
+my $versions = q{SELECT md5(string_agg(ctid || ' ' || xmin, ',' ORDER BY id)) FROM extension_storage};
+my $done = query($versions);
+is(query("$both; CALL ext_storage_rotate_keys()"), '500|0|500|0', 'a second call finds all done');
+is(query($versions), $done, 'and writes nothing');
+
+my $newer = q{SET extension_storage.encryption_keys = 'newer,new'};
+$node->psql('postgres', "$newer; SET test.stop_at = 'k300'; CALL ext_storage_rotate_keys(batch_size => 100)");
+my ($left) = query("$newer; SELECT entries FROM ext_storage_key_status() WHERE role = 'decrypts'");
+cmp_ok($left, '<=', 300, 'what a call has committed before it was cut off stays');
+cmp_ok($left, '>', 0, 'and something is left');
+is(query("$newer; CALL ext_storage_rotate_keys()"), "500|$left|@{[500 - $left]}|0",
+	'the next call re-encrypts what is left alone');
+query('DROP TRIGGER slow ON extension_storage; DROP FUNCTION slow()');
+fill();
+prepare('writer', q{SELECT ext_storage_set('acme.app', 'b', 'written')});
+query("$both; SET extension_storage.rotation_lock_wait = 0; CALL ext_storage_rotate_keys()");
+
 # -- it does not wait for ever --
 
 ($rc, $out, $err) = $node->psql('postgres', "$both;
