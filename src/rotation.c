@@ -630,7 +630,7 @@ settle_row(Rotation *rotation, int row, bool written)
 static void
 write_several(Rotation *rotation, const int *rows, int nrows)
 {
-	bool		written[WRITE_COUNT];
+	bool		written[WRITE_COUNT] = {false};
 	ErrorData  *error = try_rows(rotation, rows, nrows, written);
 
 	for (int i = 0; i < nrows; i++)
