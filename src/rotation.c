@@ -1433,9 +1433,7 @@ return_unreadable(void *state, const EncryptedRow *row, int found,
 	values[VERIFY_RESOURCE_TYPE] = row->address[PARAM_RESOURCE_TYPE];
 	values[VERIFY_RESOURCE_UUID] = row->address[PARAM_RESOURCE_UUID];
 	values[VERIFY_KEY] = row->address[PARAM_KEY];
-	values[VERIFY_PROBLEM] =
-		CStringGetTextDatum(found == KEYRING_NO_TOKEN ? "not a Fernet token" :
-							"damaged, or its key is not configured");
+	values[VERIFY_PROBLEM] = CStringGetTextDatum(KeyringProblem(found));
 	nulls[VERIFY_USER_FK] = row->nulls[PARAM_USER_FK] == 'n';
 	nulls[VERIFY_RESOURCE_TYPE] = row->nulls[PARAM_RESOURCE_TYPE] == 'n';
 	nulls[VERIFY_RESOURCE_UUID] = row->nulls[PARAM_RESOURCE_UUID] == 'n';
