@@ -867,29 +867,85 @@ find_extensions(Connection *connection, text *extension_id, bool read_only)
 	return extensions;
 }
 
-/*
- * Rotates the next rows of an extension, as many as the batch may still have.
- * Moves after_id on; false if there are no more.
- */
-static bool
-rotate_next_rows(Rotation *rotation, const ExtensionRows *extension,
-				 int64 *after_id)
+/* Reads rows of the extension, by id from the one after after_id to last_id. */
+static uint64
+read_rows(Rotation *rotation, int64 after_id, int64 last_id, int64 limit)
 {
-	int64		limit = rotation->batch_size -
-	(rotation->scanned - rotation->reported);
 	StatementArgs args;
-	SPITupleTable *table;
-	uint64		nrows;
-	uint64		nread = 0;
 
 	StatementArgsInit(&args);
 	StatementSet(&args, WALK_PARAM_EXTENSION_ID,
-				 PointerGetDatum(extension->extension_id));
-	StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(*after_id));
-	StatementSet(&args, WALK_PARAM_LAST_ID, Int64GetDatum(extension->last_id));
+				 PointerGetDatum(rotation->extension_id));
+	StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(after_id));
+	StatementSet(&args, WALK_PARAM_LAST_ID, Int64GetDatum(last_id));
 	StatementSet(&args, WALK_PARAM_LIMIT, Int64GetDatum(limit));
-	nrows = StatementRun(&rotation->connection, &walk_statement, &args, false);
-	table = SPI_tuptable;
+	return StatementRun(&rotation->connection, &walk_statement, &args, false);
+}
+
+/*
+ * Is the first row after after_id one that the first key reads?  If so, id is
+ * set to its id.
+ */
+static bool
+next_is_current(Rotation *rotation, int64 after_id, int64 last_id, int64 *id)
+{
+	bool		current = false;
+
+	if (read_rows(rotation, after_id, last_id, 1) > 0)
+	{
+		EncryptedRow row;
+		uint64		timestamp;
+
+		read_row(&row, &walk_statement, 0);
+		current = KeyringFind(row.token, &timestamp) == 0;
+		if (current)
+			*id = row.id;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return current;
+}
+
+/*
+ * Guesses where a call that was cut off has come to: returns the id up to which
+ * rows are current, so far as samples tell.
+ *
+ * To begin there gets calls on that are cut off again and again, however long
+ * it takes to see that what is done is done.
+ */
+static int64
+find_start(Rotation *rotation, const ExtensionRows *extension)
+{
+	int64		done;
+	int64		open = extension->last_id;
+
+	if (extension->count <= rotation->batch_size ||
+		!next_is_current(rotation, PG_INT64_MIN, open, &done))
+		return PG_INT64_MIN;
+	while ((uint64) open - (uint64) done > (uint64) rotation->batch_size)
+	{
+		int64		middle = done +
+		(int64) (((uint64) open - (uint64) done) / 2);
+
+		CHECK_FOR_INTERRUPTS();
+		if (!next_is_current(rotation, middle, open, &done))
+			open = middle;
+	}
+	return done;
+}
+
+/*
+ * Rotates the next rows of the extension, as many as the batch may still have.
+ * Moves after_id on; false if there are no more.
+ */
+static bool
+rotate_next_rows(Rotation *rotation, int64 *after_id, int64 last_id)
+{
+	int64		limit = rotation->batch_size -
+	(rotation->scanned - rotation->reported);
+	uint64		nrows = read_rows(rotation, *after_id, last_id, limit);
+	SPITupleTable *table = SPI_tuptable;
+	uint64		nread = 0;
+
 	while (nread < nrows && (nread == 0 || !batch_is_full(rotation)))
 	{
 		/* writing rows in between has left another table there */
@@ -905,9 +961,21 @@ rotate_next_rows(Rotation *rotation, const ExtensionRows *extension,
 	return nread < nrows || nrows == (uint64) limit;
 }
 
-/* Walks the rows of extensions, batch by batch. */
+/* Walks rows of the extension, batch by batch. */
 static void
-walk(Rotation *rotation, List *extensions)
+walk(Rotation *rotation, int64 after_id, int64 last_id)
+{
+	while (rotate_next_rows(rotation, &after_id, last_id) ||
+		   batch_is_full(rotation))
+	{
+		finish_batch(rotation, false);
+		begin_batch(rotation);
+	}
+}
+
+/* Walks the rows of all extensions.  A batch may have rows of several. */
+static void
+walk_all(Rotation *rotation, List *extensions)
 {
 	ListCell   *cell;
 
@@ -915,15 +983,13 @@ walk(Rotation *rotation, List *extensions)
 	foreach(cell, extensions)
 	{
 		const ExtensionRows *extension = lfirst(cell);
-		int64		after_id = PG_INT64_MIN;
+		int64		start;
 
 		rotation->extension_id = extension->extension_id;
-		while (rotate_next_rows(rotation, extension, &after_id) ||
-			   batch_is_full(rotation))
-		{
-			finish_batch(rotation, false);
-			begin_batch(rotation);
-		}
+		start = find_start(rotation, extension);
+		walk(rotation, start, extension->last_id);
+		if (start != PG_INT64_MIN)
+			walk(rotation, PG_INT64_MIN, start);
 	}
 	finish_batch(rotation, true);
 }
@@ -1100,7 +1166,7 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 	extensions = find_extensions(&rotation->connection, extension_id, false);
 	foreach(cell, extensions)
 		rotation->total += ((ExtensionRows *) lfirst(cell))->count;
-	walk(rotation, extensions);
+	walk_all(rotation, extensions);
 	rotate_skipped(rotation);
 	MemoryContextSwitchTo(context);
 

@@ -113,9 +113,11 @@ $rotation->finish;
 like($output, qr/ERROR:  canceling statement due to user request/, 'it can be cancelled while it waits');
 like(query($status), qr/^1\|2\|f$/m, 'and what it has committed stays');
 
+my ($rc, $out, $err);
+
 # In a transaction block, where nothing is committed, the timeout is that of the
 # statement.
-my ($rc, $out, $err) = $node->psql('postgres', "$both;
+($rc, $out, $err) = $node->psql('postgres', "$both;
 	SET extension_storage.rotation_lock_wait = '1h'; SET statement_timeout = '500ms';
 	BEGIN; CALL ext_storage_rotate_keys()");
 like($err, qr/ERROR:  canceling statement due to statement timeout/,
@@ -145,13 +147,19 @@ my $done = query($versions);
 is(query("$both; CALL ext_storage_rotate_keys()"), '500|0|500|0', 'a second call finds all done');
 is(query($versions), $done, 'and writes nothing');
 
+# The next call begins with what is left: it names the damaged entry, which is
+# among the first, after it has re-encrypted the rest.
 my $newer = q{SET extension_storage.encryption_keys = 'newer,new'};
-$node->psql('postgres', "$newer; SET test.stop_at = 'k300'; CALL ext_storage_rotate_keys(batch_size => 100)");
+query(q{UPDATE extension_storage SET value = 'damaged' WHERE key = 'k3'});
+$node->psql('postgres', "$newer; SET test.stop_at = 'k300'; CALL ext_storage_rotate_keys(batch_size => 20)");
 my ($left) = query("$newer; SELECT entries FROM ext_storage_key_status() WHERE role = 'decrypts'");
 cmp_ok($left, '<=', 300, 'what a call has committed before it was cut off stays');
-cmp_ok($left, '>', 0, 'and something is left');
-is(query("$newer; CALL ext_storage_rotate_keys()"), "500|$left|@{[500 - $left]}|0",
-	'the next call re-encrypts what is left alone');
+cmp_ok($left, '>=', 201, 'and something is left');
+($rc, $out, $err) = $node->psql('postgres', "$newer; CALL ext_storage_rotate_keys(batch_size => 20)");
+is($out, "500|$left|@{[499 - $left]}|1", 'the next call re-encrypts what is left alone');
+my ($first) = $err =~ /(.*?)WARNING:  key "k3"/s;
+cmp_ok(scalar(() = $first =~ /rows done/g), '>=', $left / 20 - 1, 'and begins with it');
+query(q{DELETE FROM extension_storage WHERE key = 'k3'});
 query('DROP TRIGGER slow ON extension_storage; DROP FUNCTION slow()');
 fill();
 prepare('writer', q{SELECT ext_storage_set('acme.app', 'b', 'written')});
