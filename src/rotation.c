@@ -1206,7 +1206,7 @@ require_same_keys(uint64 generation)
 				 errhint("Try again.")));
 }
 
-/* Called with each encrypted row, and what KeyringFind says of its token. */
+/* Called with each encrypted row, and what KeyringFindMany says of its token. */
 typedef void (*VisitRow) (void *state, const EncryptedRow *row, int found,
 						  uint64 timestamp);
 
@@ -1218,6 +1218,10 @@ static void
 visit_rows(Connection *connection, text *extension_id, VisitRow visit,
 		   void *state)
 {
+	EncryptedRow rows[FETCH_COUNT];
+	Datum		tokens[FETCH_COUNT];
+	int			found[FETCH_COUNT];
+	uint64		timestamps[FETCH_COUNT];
 	uint64		generation = KeyringGeneration();
 	List	   *extensions;
 	ListCell   *cell;
@@ -1241,16 +1245,13 @@ visit_rows(Connection *connection, text *extension_id, VisitRow visit,
 			nrows = StatementNext(&walk_statement, portal, FETCH_COUNT);
 			for (uint64 i = 0; i < nrows; i++)
 			{
-				EncryptedRow row;
-				uint64		timestamp = 0;
-				int			found;
-
-				CHECK_FOR_INTERRUPTS();
-				read_row(&row, &walk_statement, i);
-				found = KeyringFind(row.token, &timestamp);
-				require_same_keys(generation);
-				visit(state, &row, found, timestamp);
+				read_row(&rows[i], &walk_statement, i);
+				tokens[i] = rows[i].token;
 			}
+			KeyringFindMany(tokens, (int) nrows, found, timestamps);
+			require_same_keys(generation);
+			for (uint64 i = 0; i < nrows; i++)
+				visit(state, &rows[i], found[i], timestamps[i]);
 			SPI_freetuptable(SPI_tuptable);
 		} while (nrows > 0);
 		SPI_cursor_close(portal);
