@@ -7,6 +7,12 @@
 
 -- Keys and rotation: section "keys".
 
+-- A rotation and what tells about it walk the encrypted rows of an extension by
+-- id.  The index is small, as it holds these rows alone; writers wait while it
+-- is made.
+CREATE INDEX ix_extension_storage_encrypted ON @extschema@.extension_storage
+    (extension_id, id) WHERE is_encrypted;
+
 CREATE VIEW @extschema@.ext_storage_secrets AS
     SELECT NULL::pg_catalog.bytea AS encryption_keys,
            NULL::pg_catalog.bytea AS secret_key,
@@ -120,6 +126,9 @@ UPDATE pg_catalog.pg_proc SET
     proargmodes = proargmodes OPERATOR(pg_catalog.||) 't'::pg_catalog."char",
     proargnames = proargnames OPERATOR(pg_catalog.||) 'source'::pg_catalog.text
 WHERE oid OPERATOR(pg_catalog.=) '@extschema@.ext_storage_key_status()'::pg_catalog.regprocedure;
+
+-- It takes a snapshot of its own, which a parallel query does not allow.
+ALTER FUNCTION @extschema@.ext_storage_key_status() PARALLEL UNSAFE;
 
 CREATE FUNCTION @extschema@.ext_storage_configured_keys()
 RETURNS TABLE (ordinal integer, fingerprint text, role text, source text)
