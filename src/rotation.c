@@ -184,7 +184,7 @@ static Statement walk_statement = {
 static Statement read_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
-	AND_IS_ENCRYPTED,
+	AND_IS_ENCRYPTED " ORDER BY e.id",
 	STATEMENT_PARAMS(lock_params), STATEMENT_COLUMNS(row_columns),
 	.by_index = true
 };
@@ -530,6 +530,7 @@ write_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
 	for (int i = 0; i < nrows; i++)
 	{
 		ids[i] = rotation->rows[rows[i]].id;
+		Assert(i == 0 || ids[i - 1] < ids[i]);	/* as ITS_PLACE needs */
 		tokens[i] = PointerGetDatum(rotation->items[rows[i]].token);
 		sealed[i] = PointerGetDatum(rotation->items[rows[i]].result);
 	}
