@@ -26,10 +26,10 @@
 #include "keyring.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
-#include "pgstat.h"
 #include "rotation.h"
 #include "statement.h"
 #include "storage/latch.h"
+#include "storage/proc.h"
 #include "tcop/pquery.h"
 #include "token.h"
 #include "utils/array.h"
@@ -41,6 +41,7 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
+#include "utils/wait_event.h"
 
 #define FETCH_COUNT 100			/* rows a fetch, where nothing is written */
 
