@@ -26,7 +26,6 @@
 #include "keyring.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
-#include "pgstat.h"
 #include "rotation.h"
 #include "statement.h"
 #include "storage/latch.h"
@@ -37,10 +36,12 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
+#include "utils/wait_event.h"
 
 #define FETCH_COUNT 100			/* rows a fetch, where nothing is written */
 
@@ -184,7 +185,7 @@ static Statement walk_statement = {
 static Statement read_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
-	AND_IS_ENCRYPTED,
+	AND_IS_ENCRYPTED " ORDER BY e.id",
 	STATEMENT_PARAMS(lock_params), STATEMENT_COLUMNS(row_columns),
 	.by_index = true
 };
@@ -530,6 +531,7 @@ write_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
 	for (int i = 0; i < nrows; i++)
 	{
 		ids[i] = rotation->rows[rows[i]].id;
+		Assert(i == 0 || ids[i - 1] < ids[i]);	/* as ITS_PLACE needs */
 		tokens[i] = PointerGetDatum(rotation->items[rows[i]].token);
 		sealed[i] = PointerGetDatum(rotation->items[rows[i]].result);
 	}

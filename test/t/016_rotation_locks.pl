@@ -95,6 +95,23 @@ foreach my $case (
 	is(query($values), $expected, "$name: the row is what it was by then");
 }
 
+# Many rows, whose ids and keys are in opposite order.
+query(qq{DELETE FROM extension_storage; $old;
+	SELECT count(ext_storage_set('acme.app', 'k' || 1000 - i, convert_to('value ' || i, 'UTF8'), is_encrypted => true))
+	FROM generate_series(1, 200) i});
+prepare('writer', q{SELECT count(*) FROM (SELECT FROM extension_storage FOR UPDATE) r});
+my $many = '';
+my $waiting = start_rotation(q{SET extension_storage.rotation_lock_wait = '1h'}, \$many);
+$node->poll_query_until('postgres',
+	q{SELECT count(*) > 0 FROM pg_stat_activity WHERE query ~ '^CALL ext_storage_rotate_keys' AND wait_event = 'Extension'})
+  or die 'the rotation does not wait';
+query(q{COMMIT PREPARED 'writer'});
+$waiting->finish;
+like($many, qr/^200\|200\|0\|0$/m, 'many locked rows: each gets its own token') or diag($many);
+is(query(q{SET extension_storage.encryption_keys = 'new'; SELECT count(*) FROM generate_series(1, 200) i
+	WHERE ext_storage_get('acme.app', 'k' || 1000 - i) = convert_to('value ' || i, 'UTF8')}),
+	200, 'and is read');
+
 # -- it can be cancelled while it waits, and a timeout of each batch is no
 # timeout of the call --
 
