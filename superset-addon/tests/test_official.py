@@ -582,6 +582,28 @@ def test_what_the_caller_changed_is_not_flushed(official: Any) -> None:
     assert dashboard in db.session.new
 
 
+def test_keys_survive_a_rollback(official: Any, app: Any) -> None:
+    """Of the transaction in which a connection got them, by reads or by a failure."""
+    from superset.extensions import db
+
+    from superset_extension_storage.errors import InvalidArgument
+
+    with storage(official) as state:
+        state.secrets.set("k", 1)
+        for fail in (False, True):
+            db.session.remove()
+            db.engine.dispose()
+            if fail:
+                with pytest.raises(InvalidArgument):
+                    state.secrets.get("k" * 256)
+            for _ in range(3):
+                assert state.secrets.get("k") == 1
+            db.session.rollback()
+            for _ in range(3):
+                assert state.secrets.get("k") == 1
+                db.session.rollback()
+
+
 # Lists
 
 
