@@ -76,7 +76,11 @@ KEYLESS = frozenset(
     f"ext_storage_{name}"
     for name in (
         "delete",
+        "delete_many",
+        "delete_prefix",
+        "rename",
         "list",
+        "list_newest",
         "count",
         "usage",
         "purge_extension",
