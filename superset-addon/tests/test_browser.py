@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from conftest import PASSWORD, Superset, sql
@@ -51,8 +52,7 @@ def browser(
         driver.get(f"{running.url}/login/")
         wait(driver, lambda d: d.find_elements(By.ID, "username"))
         driver.find_element(By.ID, "username").send_keys("admin")
-        driver.find_element(By.ID, "password").send_keys(PASSWORD)
-        driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+        driver.find_element(By.ID, "password").send_keys(PASSWORD, Keys.ENTER)
         wait(driver, lambda d: "/login" not in d.current_url)
         yield driver
     finally:
