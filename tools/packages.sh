@@ -10,7 +10,8 @@ as_root() {
     fi
 }
 
-# Installs those of the named packages that are missing.
+# Installs those of the named packages that are missing.  What is a service
+# does not start, now or with the machine: tests run programs of their own.
 need() {
     local package missing=()
     for package in "$@"; do
@@ -20,9 +21,19 @@ need() {
     [[ ${#missing[@]} == 0 ]] && return
     echo "dev: installing ${missing[*]}"
     as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
-        --no-install-recommends -o DPkg::Lock::Timeout=600 \
-        "${missing[@]}" </dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive sh -c '
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e $policy ]; then
+            trap "rm -f $policy" EXIT
+            printf "#!/bin/sh\nexit 101\n" >$policy
+            chmod 755 $policy
+        fi
+        apt-get install -qq -y --no-install-recommends \
+            -o DPkg::Lock::Timeout=600 "$@"' sh "${missing[@]}" </dev/null
+    [[ ! -d /run/systemd/system ]] || for package in "${missing[@]}"; do
+        [[ ! -e /lib/systemd/system/$package.service ]] ||
+            as_root systemctl disable --quiet "$package"
+    done
 }
 
 # Finds PostgreSQL: PG_CONFIG, else Debian's PG_MAJOR, else Debian's default.
@@ -61,10 +72,15 @@ need_test() {
     need libipc-run-perl python3-cryptography
 }
 
-# Not everywhere that this builds: newer Debian has no pg-bsd-indent.
 need_lint() {
-    need clang-tidy pg-bsd-indent shellcheck python3-venv
+    need clang-tidy pg-bsd-indent shellcheck python3-venv ca-certificates
     need_headers
+}
+
+# Whether this Debian has the formatter, whose later version, which comes with
+# PostgreSQL 16, indents otherwise.
+has_formatter() {
+    apt-cache show pg-bsd-indent >/dev/null 2>&1
 }
 
 need_bench() {
@@ -72,7 +88,15 @@ need_bench() {
 }
 
 need_superset() {
-    need python3-venv chromium chromium-driver
+    need python3-venv ca-certificates chromium chromium-driver \
+        pgbouncer nginx apache2-bin
+}
+
+# Whether Debian's Python is one for Superset 6.1.
+has_python() {
+    local minor
+    minor=$(/usr/bin/python3 --version | sed 's/^Python 3\.\([0-9]*\)\..*/\1/')
+    [[ $minor -ge 10 && $minor -le 12 ]]
 }
 
 need_fuzz() {
@@ -82,8 +106,8 @@ need_fuzz() {
 ## deps            install what is missing from Debian's packages
 cmd_deps() {
     need_test
-    need_lint
     need_bench
-    need_superset
+    ! has_formatter || need_lint
+    ! has_python || need_superset
     need_fuzz
 }

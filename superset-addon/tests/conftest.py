@@ -78,6 +78,8 @@ class Superset:
             "FEATURE_FLAGS": {"ENABLE_EXTENSIONS": True},
             "EXTENSIONS_PATH": os.environ["EXTENSIONS_PATH"],
         }
+        self.lines: list[str] = []  # of superset_config.py, at its end
+        self.variables: dict[str, str] = {}  # of the environment
         self.url = ""
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
@@ -90,13 +92,14 @@ class Superset:
             "SQLALCHEMY_DATABASE_URI = 'postgresql+psycopg2://superset@/"
             f"{self.database}?host={os.environ['PGHOST']}'",
             *(f"{name} = {value!r}" for name, value in self.config.items()),
+            *self.lines,
         ]
         (self.folder / "superset_config.py").write_text("\n".join(lines) + "\n")
 
     def environment(self) -> dict[str, str]:
         self.configure()
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LC_ALL")}
-        return {**kept, "PYTHONPATH": str(self.folder)}
+        return {**kept, "PYTHONPATH": str(self.folder), **self.variables}
 
     def run(
         self, *arguments: str, check: bool = True, **options: Any
@@ -120,7 +123,10 @@ class Superset:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        root = self.variables.get("SUPERSET_APP_ROOT") or self.config.get(
+            "APPLICATION_ROOT", ""
+        )
+        self.url = f"http://127.0.0.1:{port}{root}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -270,6 +276,14 @@ def running(installed: Superset, app: Any) -> Iterator[Superset]:
     installed.start()
     yield installed
     installed.stop()
+
+
+@pytest.fixture
+def second(app: Any, tmp_path: Path) -> Iterator[Superset]:
+    """Another Superset on the same database."""
+    superset = Superset(tmp_path / "second")
+    yield superset
+    superset.stop()
 
 
 @pytest.fixture(scope="session")

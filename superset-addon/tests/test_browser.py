@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
-from conftest import PASSWORD, Superset, sql
-
-# Nothing here takes that long; only where something never comes, a test must end.
-END = 900
-
-
-def wait(driver: Chrome, condition: Callable[[Chrome], Any]) -> Any:
-    """Wait for what a page comes to, however slow the machine is."""
-    return WebDriverWait(driver, END).until(condition)
+from browser import log_in, start_browser, wait
+from conftest import Superset, sql
 
 
 @pytest.fixture(scope="module")
 def browser(
     running: Superset, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Chrome]:
-    """A browser that is logged in as gamma."""
-    options = ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "disable-dev-shm-usage",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "no-first-run",
-        "host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-        "window-size=1280,1600",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{flag}")
-    driver = Chrome(options=options, service=ChromeService("/usr/bin/chromedriver"))
-    driver.set_page_load_timeout(END)
-    driver.set_script_timeout(END)
+    """A browser that is logged in as admin."""
+    driver = start_browser(tmp_path_factory.mktemp("chromium"))
     try:
-        driver.get(f"{running.url}/login/")
-        wait(driver, lambda d: d.find_elements(By.ID, "username"))
-        driver.find_element(By.ID, "username").send_keys("admin")
-        driver.find_element(By.ID, "password").send_keys(PASSWORD, Keys.ENTER)
-        wait(driver, lambda d: "/login" not in d.current_url)
+        log_in(driver, running.url, "admin")
         yield driver
     finally:
         driver.quit()

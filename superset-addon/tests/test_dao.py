@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
-import psycopg2
 import pytest
 
 from conftest import README, sql
@@ -252,67 +251,3 @@ def test_no_model(app: Any) -> None:
 
     assert not [t for t in Model.metadata.tables if "extension_storage" in t]
     assert not sql("SELECT to_regclass('public.extension_storage')")[0][0]
-
-
-# Keys in the startup packet
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        ["plain"],
-        ["with space", "tab\tand\nnewline", " ends "],
-        ['quote"d', "'single'", "comma,", "back\\slash", "\\", '"'],
-        ["-c work_mem=1", "${HOME} %s %(x)s", "ünï¢ødé\u3000"],
-    ],
-)
-def test_any_secret_arrives(dao: Any, keys: list[str]) -> None:
-    """Each key reads what Python encrypts with it, and the first one encrypts."""
-    from base64 import urlsafe_b64encode
-    from hashlib import sha256
-
-    from cryptography.fernet import Fernet
-
-    from superset_extension_storage.keys import startup_options
-
-    def fernet(secret: str) -> Fernet:
-        return Fernet(urlsafe_b64encode(sha256(secret.encode()).digest()))
-
-    secret_key = keys[-1] + " the secret\\key"
-    connection = psycopg2.connect(
-        dbname="superset", user="superset", options=startup_options(keys, secret_key)
-    )
-    with connection, connection.cursor() as cursor:
-        for number, secret in enumerate([*keys, secret_key]):
-            cursor.execute(
-                "INSERT INTO ext_storage.extension_storage"
-                " (extension_id, key, value, is_encrypted) VALUES (%s, %s, %s, true)",
-                (EXT, str(number), fernet(secret).encrypt(secret.encode())),
-            )
-            cursor.execute(
-                "SELECT ext_storage.ext_storage_get(%s, %s)", (EXT, str(number))
-            )
-            assert bytes(cursor.fetchone()[0]) == secret.encode()
-        cursor.execute(
-            "SELECT ext_storage.ext_storage_set(%s, 'k', 'x', is_encrypted => true)",
-            (EXT,),
-        )
-        cursor.execute(
-            "SELECT value FROM ext_storage.extension_storage WHERE key = 'k'"
-        )
-        assert fernet(keys[0]).decrypt(bytes(cursor.fetchone()[0])) == b"x"
-    connection.close()
-
-
-def test_bad_key_settings() -> None:
-    from superset_extension_storage.keys import startup_options
-
-    for keys, secret_key, error, named in (
-        ("one string", "s", TypeError, "must be a list"),
-        (["a", ""], "s", ValueError, "item 2"),
-        (["a\0"], "s", ValueError, "item 1"),
-        ([b"a"], "s", TypeError, "item 1"),
-        ([], "", ValueError, "SECRET_KEY"),
-    ):
-        with pytest.raises(error, match=named):
-            startup_options(keys, secret_key)
