@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 from selenium.webdriver import Chrome
-from selenium.webdriver.support.ui import WebDriverWait
 
-from browser import log_in, start_browser
+from browser import log_in, start_browser, wait
 from conftest import Superset, sql
 from sample import build_sample
 from sample import run as run_program
@@ -87,13 +86,9 @@ def open_sample(driver: Chrome, superset: Superset, user: str) -> None:
             superset.config["APPLICATION_ROOT"],
         )
         assert problem is None, problem
-    WebDriverWait(driver, 60).until(
-        lambda d: d.execute_script("return Boolean(window.acmeSample)")
-    )
+    wait(driver, lambda d: d.execute_script("return Boolean(window.acmeSample)"))
     # the visit that it counts
-    WebDriverWait(driver, 60).until(
-        lambda d: sql(f"SELECT key FROM {TABLE} WHERE key = 'visits'")
-    )
+    wait(driver, lambda d: sql(f"SELECT key FROM {TABLE} WHERE key = 'visits'"))
     sql(f"DELETE FROM {TABLE}")
 
 
