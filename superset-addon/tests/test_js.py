@@ -286,22 +286,23 @@ def test_remove(drivers: dict[str, Chrome]) -> None:
     assert stored("key") == []
 
 
-def test_conditions(drivers: dict[str, Chrome]) -> None:
+@pytest.mark.parametrize("encrypt", ["false", "true"])
+def test_conditions(encrypt: str, drivers: dict[str, Chrome]) -> None:
     first, second, absent, stale, unmade, value = run(
         drivers["gamma"],
         """
-        const first = await persistent.set('k', 1, {ifAbsent: true});
+        const first = await persistent.set('k', 1, {ifAbsent: true, encrypt: ENCRYPT});
         const second = await persistent.set('k', 2, {ifMatch: first});
         return [first, second,
           await failure(persistent.set('k', 3, {ifAbsent: true})),
           await failure(persistent.set('k', 3, {ifMatch: first})),
           await failure(persistent.remove('k', {ifMatch: first})),
           (await persistent.getEntry('k')).etag];
-        """,
+        """.replace("ENCRYPT", encrypt),
     )
     assert first != second == value
     assert [answer[0] for answer in (absent, stale, unmade)] == [412] * 3
-    assert stored("convert_from(value, 'UTF8')") == [("2",)]
+    assert stored("is_encrypted, version") == [(encrypt == "true", 2)]
 
 
 def test_shared_and_resources(drivers: dict[str, Chrome]) -> None:
