@@ -14,6 +14,8 @@ DATA = $(notdir $(wildcard $(srcdir)/$(EXTENSION)--*.sql))
 
 MODULE_big = extension_storage
 OBJS = \
+	src/cipher.o \
+	src/entry.o \
 	src/extension_storage.o \
 	src/fernet.o \
 	src/fernet_sql.o \
@@ -21,6 +23,7 @@ OBJS = \
 	src/keylist.o \
 	src/keyring.o \
 	src/lifecycle.o \
+	src/mime.o \
 	src/quota.o \
 	src/rotation.o \
 	src/secrets.o \
@@ -29,7 +32,7 @@ OBJS = \
 	src/token.o
 # -isystem: warnings are about our code, not the server's headers
 PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server)
-SHLIB_LINK = -luuid -lcrypto
+SHLIB_LINK = -luuid
 
 # One topic a file; install goes first, it makes what the others use.
 topics = $(sort $(basename $(notdir $(wildcard $(srcdir)/$(1)))))
@@ -56,10 +59,11 @@ headers = $(wildcard $(srcdir)/src/*.h)
 
 $(OBJS) $(OBJS:.o=.bc): $(headers)
 
-$(UNIT_TEST): $(UNIT_TEST).c src/fernet.c src/keylist.c $(headers)
+$(UNIT_TEST): $(UNIT_TEST).c test/unit/ciphers.c src/fernet.c src/keylist.c \
+		src/mime.c test/unit/ciphers.h $(headers)
 	$(MKDIR_P) $(@D)
 	$(CC) $(CPPFLAGS) -DFRONTEND $(CFLAGS) $(filter %.c,$^) $(LDFLAGS) \
-		-L$(pkglibdir) -L$(libdir) -lpgcommon -lpgport -lcrypto -o $@
+		-L$(pkglibdir) -L$(libdir) -lpgcommon -lpgport -o $@
 
 .PHONY: check-unit dist
 

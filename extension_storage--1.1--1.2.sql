@@ -41,7 +41,8 @@ BEGIN
 END
 $holder$;
 
--- As it was, and the view.
+-- As in 1.1, and what reads of it need for keys: the view and
+-- ext_storage_configured_keys.
 CREATE OR REPLACE FUNCTION @extschema@.ext_storage_grant(role regrole, level text)
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -74,8 +75,8 @@ BEGIN
     rights := CASE WHEN granted = 1 THEN 'SELECT'
                    ELSE 'SELECT, INSERT, UPDATE, DELETE' END;
     EXECUTE format('GRANT %s ON TABLE %s.extension_storage TO %s', rights, '@extschema@', role);
-    EXECUTE format('GRANT INSERT ON TABLE %s.ext_storage_secrets TO %s', '@extschema@', role);
     EXECUTE format('GRANT USAGE ON TYPE %s.ext_storage_entry TO %s', '@extschema@', role);
+    EXECUTE format('GRANT INSERT ON TABLE %s.ext_storage_secrets TO %s', '@extschema@', role);
     FOR member IN
         SELECT p.oid
         FROM pg_proc p
@@ -109,6 +110,7 @@ BEGIN
     END IF;
 END
 $$;
+
 -- The column source comes last.  The function stays the one that it is, with
 -- the rights to it and the views that use it, where DROP FUNCTION would lose
 -- the former and stop at the latter.
@@ -133,7 +135,7 @@ COMMENT ON FUNCTION @extschema@.ext_storage_configured_keys() IS
 
 -- Rights of the holder: section "rights", always last.
 
--- The holder of the extension has what 1.1 gave it, on what is new as well.
+-- The holder of the extension has on what is new what it has on the rest.
 -- Nothing is granted again: that would make rights that others were given
 -- since part of the extension, and they would be missing from dumps.
 DO $holder$

@@ -40,6 +40,11 @@ INSERT INTO bad (functions, argument, value) VALUES
     ('^ext_', 'value_type', $$'text/' || repeat('x', 251)$$),
     ('^ext_', 'value_type', $$'text'$$),
     ('^ext_', 'value_type', $$'text/plain' || chr(13) || chr(10) || 'X-Evil: 1'$$),
+    ('^ext_', 'value_type', $$'a/b; q="日"'$$),
+    ('^ext_', 'value_type', $$E'a/b; q="\u2028"'$$),
+    ('^ext_', 'value_type', $$E'a/b; q="\t"'$$),
+    ('^ext_', 'value_type', $$'text/plain; a="b'$$),
+    ('_set', 'description', $$repeat('x', 65536)$$),
     ('_(set|get|delete|list|count)', 'resource_type', $$'chart'$$),
     ('_(set|get|delete|list|count)', 'resource_uuid', $$'x'$$),
     ('_purge_', 'resource_type', 'NULL'),
@@ -150,7 +155,7 @@ FROM (VALUES ('/'), ('text/'), ('/plain'), (' text/plain'), ('text /plain'), ('t
 -- ... and some that are.
 SELECT e.value_type FROM (VALUES ('text/plain'), ('application/vnd.apache.arrow.file'),
     ('image/svg+xml'), ('text/plain; charset=utf-8'), ('text/plain;charset=utf-8;format=flowed'),
-    ('multipart/form-data; boundary="a, \"b\" \\; é"'), ('x-a!#$&^_.+-/y')) t (value_type),
+    ('multipart/form-data; boundary="a, \"b\" \\; e"'), ('x-a!#$&^_.+-/y')) t (value_type),
     ext_storage_set('acme.a', 'mime', 'x', t.value_type) e;
 SELECT ext_storage_delete('acme.a', 'mime');
 
@@ -167,7 +172,7 @@ GROUP BY bytes;
 SELECT bytes, octet_length(c255) AS c255, key = c255 AS key, category = c64 AS category,
     length(value_type) AS value_type
 FROM longest, ext_storage_set(c255, c255, 'x', 'text/' || repeat('x', 250), 2147483647, c64, c36,
-    c64, repeat(c255, 1000), actor_fk => -2147483648, if_version => 0) ORDER BY bytes;
+    c64, repeat(c255, 257), actor_fk => -2147483648, if_version => 0) ORDER BY bytes;
 SELECT bytes, ext_storage_get(c255, c255, 2147483647, c64, c36) AS get,
     (SELECT count(*) FROM ext_storage_list(c255, 2147483647, c64, c36, c64, key_prefix => c255)) AS list,
     (SELECT count(*) FROM ext_storage_list(c255, 2147483647, c64, c36, after_key => c255)) AS after,

@@ -29,6 +29,7 @@ static const struct
 	const char *name;
 	GucContext	context;
 }			guarded_settings[] =
+
 {
 	{"extension_storage.encryption_keys_file", PGC_SIGHUP},
 	{"extension_storage.max_value_size", PGC_SUSET},

@@ -17,6 +17,11 @@
  * A message goes through cipher, HMAC and base64 in pieces that fit the
  * processor's cache, so a large one costs one buffer, that of the result.
  *
+ * A call of the cipher costs as much as some hundred bytes do, so tokens of one
+ * key share calls: to CBC, IV and ciphertext of one token after those of
+ * another are one ciphertext.  It decrypts block by block, each with the one
+ * before it, and what comes out in the places of the IVs is thrown away.
+ *
  *-------------------------------------------------------------------------
  */
 #ifdef FRONTEND
@@ -32,7 +37,6 @@
 #define FERNET_TIMESTAMP_AT 1
 #define FERNET_IV_AT 9
 #define FERNET_HEADER_LEN (FERNET_IV_AT + FERNET_IV_LEN)
-#define FERNET_MAC_LEN 32
 #define FERNET_MIN_LEN (FERNET_HEADER_LEN + FERNET_BLOCK_LEN + FERNET_MAC_LEN)
 
 static const char base64url[] =
@@ -234,80 +238,61 @@ FernetMaxMessageLen(const FernetToken *token)
 	return token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN - 1;
 }
 
-/* Makes a context that encrypts or decrypts with an AES key, or NULL. */
-static EVP_CIPHER_CTX *
-make_cipher(const uint8 *key, int encrypt)
-{
-	EVP_CIPHER_CTX *cipher = EVP_CIPHER_CTX_new();
-
-	if (cipher != NULL &&
-		(EVP_CipherInit_ex(cipher, EVP_aes_128_cbc(), NULL, key, NULL,
-						   encrypt) != 1 ||
-		 EVP_CIPHER_CTX_set_padding(cipher, 0) != 1))
-	{
-		EVP_CIPHER_CTX_free(cipher);
-		cipher = NULL;
-	}
-	return cipher;
-}
-
 /*
- * FernetPrepare
- *		Makes the context of a key, which holds the key until FernetRelease.
- *
- * The memory is OpenSSL's, so no error may be raised in between unless the
- * context is where it will be found again.
+ * What goes through a cipher, with room before it for the header of a token,
+ * which gives the cipher its room too.
  */
-FernetStatus
-FernetPrepare(FernetContext *context, const FernetKey *key)
+typedef struct Piece
 {
-	context->hmac = HMAC_CTX_new();
-	context->encrypt = make_cipher(key->encryption, 1);
-	context->decrypt = make_cipher(key->encryption, 0);
-	if (context->hmac != NULL && context->encrypt != NULL &&
-		context->decrypt != NULL &&
-		HMAC_Init_ex(context->hmac, key->signing, sizeof(key->signing),
-					 EVP_sha256(), NULL) == 1)
-		return FERNET_OK;
-	FernetRelease(context);
-	return FERNET_LIBRARY_FAILED;
+	uint8		room[FERNET_BLOCK_LEN];
+	uint8		blocks[FERNET_PIECE_LEN];
+} Piece;
+
+StaticAssertDecl(offsetof(Piece, blocks) >= FERNET_IV_AT &&
+				 offsetof(Piece, blocks) >= FERNET_CIPHER_ROOM,
+				 "a header fits before the blocks");
+
+/* Writes the start of a token, up to its IV. */
+static void
+put_header(uint8 *header, uint64 timestamp)
+{
+	header[0] = FERNET_VERSION;
+	for (int i = 0; i < 8; i++)
+		header[FERNET_TIMESTAMP_AT + i] = (uint8) (timestamp >> (56 - 8 * i));
 }
 
-/*
- * FernetRelease
- *		Wipes and frees what FernetPrepare made; a context of zeros holds
- *		nothing.
- */
-void
-FernetRelease(FernetContext *context)
+/* Copies the end of a message, with padding; returns its length with that. */
+static size_t
+put_padded(uint8 *dst, const uint8 *src, size_t len)
 {
-	HMAC_CTX_free(context->hmac);
-	EVP_CIPHER_CTX_free(context->encrypt);
-	EVP_CIPHER_CTX_free(context->decrypt);
-	memset(context, 0, sizeof(*context));
+	int			npad = FERNET_BLOCK_LEN - len % FERNET_BLOCK_LEN;
+
+	if (len > 0)
+		memcpy(dst, src, len);
+	memset(dst + len, npad, npad);
+	return len + npad;
 }
 
-/* Runs len bytes through a cipher; out is in, or does not overlap it. */
+/* Signs and encodes a part of a token. */
 static bool
-run_cipher(EVP_CIPHER_CTX *cipher, const uint8 *in, size_t len, uint8 *out)
+put_signed(const FernetCipher *cipher, Base64Writer *writer, const uint8 *src,
+		   size_t len)
 {
-	int			outlen;
-
-	return EVP_CipherUpdate(cipher, out, &outlen, in, (int) len) == 1 &&
-		(size_t) outlen == len;
+	base64_put(writer, src, len);
+	return cipher->hmac_update(cipher->context, src, len);
 }
 
-/* Starts anew with the key that a context holds. */
+/* Ends a token with its HMAC. */
 static bool
-restart_hmac(HMAC_CTX *hmac)
+put_mac(const FernetCipher *cipher, Base64Writer *writer)
 {
-	return HMAC_Init_ex(hmac, NULL, 0, NULL, NULL) == 1;
-}
+	uint8		mac[FERNET_MAC_LEN];
 
-static bool
-restart_cipher(EVP_CIPHER_CTX *cipher, const uint8 *iv)
-{
-	return EVP_CipherInit_ex(cipher, NULL, NULL, NULL, iv, -1) == 1;
+	if (!cipher->hmac_final(cipher->context, mac))
+		return false;
+	base64_put(writer, mac, sizeof(mac));
+	base64_finish(writer);
+	return true;
 }
 
 /*
@@ -319,61 +304,126 @@ restart_cipher(EVP_CIPHER_CTX *cipher, const uint8 *iv)
  * characters and gets no terminator.
  */
 FernetStatus
-FernetSeal(const FernetContext *context, uint64 timestamp, const uint8 *iv,
+FernetSeal(const FernetCipher *cipher, uint64 timestamp, const uint8 *iv,
 		   const uint8 *message, size_t message_len, char *token)
 {
 	Base64Writer writer = {.dst = token};
-	uint8		piece[FERNET_PIECE_LEN];
-	uint8		mac[FERNET_MAC_LEN];
+	Piece		piece;
+	uint8		header[FERNET_HEADER_LEN];
+	uint8		previous[FERNET_BLOCK_LEN];
 	bool		last = false;
 
 	fill_tables();
-	piece[0] = FERNET_VERSION;
-	for (int i = 0; i < 8; i++)
-		piece[FERNET_TIMESTAMP_AT + i] = (uint8) (timestamp >> (56 - 8 * i));
-	memcpy(piece + FERNET_IV_AT, iv, FERNET_IV_LEN);
-	if (!restart_hmac(context->hmac) ||
-		!restart_cipher(context->encrypt, iv) ||
-		HMAC_Update(context->hmac, piece, FERNET_HEADER_LEN) != 1)
-		return FERNET_LIBRARY_FAILED;
-	base64_put(&writer, piece, FERNET_HEADER_LEN);
+	put_header(header, timestamp);
+	memcpy(header + FERNET_IV_AT, iv, FERNET_IV_LEN);
+	if (!cipher->hmac_init(cipher->context) ||
+		!put_signed(cipher, &writer, header, sizeof(header)))
+		return FERNET_CIPHER_FAILED;
 
+	memcpy(previous, iv, FERNET_IV_LEN);
 	while (!last)
 	{
-		size_t		len = Min(message_len, FERNET_PIECE_LEN);
-		const uint8 *in = message;
+		size_t		len = FERNET_PIECE_LEN;
 
-		if (len < FERNET_PIECE_LEN)
-		{
-			int			npad = FERNET_BLOCK_LEN - len % FERNET_BLOCK_LEN;
-
-			if (len > 0)
-				memcpy(piece, message, len);
-			memset(piece + len, npad, npad);
-			in = piece;
-			message_len -= len;
-			len += npad;
-			last = true;
-		}
+		last = message_len < FERNET_PIECE_LEN;
+		if (last)
+			len = put_padded(piece.blocks, message, message_len);
 		else
 		{
-			message += len;
-			message_len -= len;
+			memcpy(piece.blocks, message, FERNET_PIECE_LEN);
+			message += FERNET_PIECE_LEN;
+			message_len -= FERNET_PIECE_LEN;
 		}
-		if (!run_cipher(context->encrypt, in, len, piece) ||
-			HMAC_Update(context->hmac, piece, len) != 1)
-		{
-			explicit_bzero(piece, sizeof(piece));
-			return FERNET_LIBRARY_FAILED;
-		}
-		base64_put(&writer, piece, len);
+		if (!cipher->encrypt(cipher->context, previous, piece.blocks, len) ||
+			!put_signed(cipher, &writer, piece.blocks, len))
+			return FERNET_CIPHER_FAILED;
+		memcpy(previous, piece.blocks + len - FERNET_BLOCK_LEN,
+			   FERNET_BLOCK_LEN);
 	}
+	return put_mac(cipher, &writer) ? FERNET_OK : FERNET_CIPHER_FAILED;
+}
 
-	if (HMAC_Final(context->hmac, mac, NULL) != 1)
-		return FERNET_LIBRARY_FAILED;
-	base64_put(&writer, mac, sizeof(mac));
-	base64_finish(&writer);
+/* What a message and its IV take of a piece. */
+static size_t
+sealed_len(const FernetMessage *message)
+{
+	return FERNET_IV_LEN +
+		(message->len / FERNET_BLOCK_LEN + 1) * FERNET_BLOCK_LEN;
+}
+
+/* Makes tokens of messages that fit a piece together. */
+static FernetStatus
+seal_piece(const FernetCipher *cipher, const FernetMessage *messages,
+		   int nmessages)
+{
+	static const uint8 zero_iv[FERNET_IV_LEN] = {0};
+	Piece		piece;
+	uint8	   *at = piece.blocks;
+
+	for (int i = 0; i < nmessages; i++)
+	{
+		memcpy(at, messages[i].seed, FERNET_IV_LEN);
+		at += FERNET_IV_LEN;
+		at += put_padded(at, messages[i].bytes, messages[i].len);
+	}
+	if (!cipher->encrypt(cipher->context, zero_iv, piece.blocks,
+						 at - piece.blocks))
+		return FERNET_CIPHER_FAILED;
+
+	/* the header goes where the end of the token before was */
+	at = piece.blocks;
+	for (int i = 0; i < nmessages; i++)
+	{
+		Base64Writer writer = {.dst = messages[i].token};
+		size_t		len = sealed_len(&messages[i]);
+
+		put_header(at - FERNET_IV_AT, messages[i].timestamp);
+		if (!cipher->hmac_init(cipher->context) ||
+			!put_signed(cipher, &writer, at - FERNET_IV_AT,
+						FERNET_IV_AT + len) ||
+			!put_mac(cipher, &writer))
+			return FERNET_CIPHER_FAILED;
+		at += len;
+	}
 	return FERNET_OK;
+}
+
+/*
+ * FernetSealMany
+ *		Makes tokens of many messages with few calls of the cipher.
+ *
+ * Each IV is what its message's seed is encrypted to, after whatever stands
+ * before it.  A permutation of uniformly random bytes, that is as random and as
+ * unknown beforehand as the seed itself.  Source: NIST SP 800-38A, appendix C,
+ * which makes an IV by the cipher from a nonce.  A message that does not fit a
+ * piece has its seed as IV.
+ */
+FernetStatus
+FernetSealMany(const FernetCipher *cipher, const FernetMessage *messages,
+			   int nmessages)
+{
+	FernetStatus status = FERNET_OK;
+	int			next;
+
+	fill_tables();
+	for (int i = 0; i < nmessages && status == FERNET_OK; i = next)
+	{
+		size_t		used = sealed_len(&messages[i]);
+
+		next = i + 1;
+		if (used > FERNET_PIECE_LEN)
+		{
+			status = FernetSeal(cipher, messages[i].timestamp,
+								messages[i].seed, messages[i].bytes,
+								messages[i].len, messages[i].token);
+			continue;
+		}
+		while (next < nmessages &&
+			   used + sealed_len(&messages[next]) <= FERNET_PIECE_LEN)
+			used += sealed_len(&messages[next++]);
+		status = seal_piece(cipher, &messages[i], next - i);
+	}
+	return status;
 }
 
 /*
@@ -404,19 +454,33 @@ FernetDecode(const char *text, size_t len, uint8 *bytes, FernetToken *token)
 	return FERNET_OK;
 }
 
-/* Checks that the context's key made the token. */
-static FernetStatus
-check_mac(const FernetToken *token, const FernetContext *context)
+/* Do two MACs differ?  It takes as long wherever they do. */
+static bool
+mac_differs(const uint8 *left, const uint8 *right)
+{
+	volatile uint8 differs = 0;
+
+	for (int i = 0; i < FERNET_MAC_LEN; i++)
+		differs |= left[i] ^ right[i];
+	return differs != 0;
+}
+
+/*
+ * FernetCheckMac
+ *		Checks that the cipher's key made the token.
+ */
+FernetStatus
+FernetCheckMac(const FernetToken *token, const FernetCipher *cipher)
 {
 	size_t		signed_len = token->len - FERNET_MAC_LEN;
 	uint8		mac[FERNET_MAC_LEN];
 
-	if (!restart_hmac(context->hmac) ||
-		HMAC_Update(context->hmac, token->bytes, signed_len) != 1 ||
-		HMAC_Final(context->hmac, mac, NULL) != 1)
-		return FERNET_LIBRARY_FAILED;
-	return CRYPTO_memcmp(mac, token->bytes + signed_len, FERNET_MAC_LEN) == 0 ?
-		FERNET_OK : FERNET_BAD_MAC;
+	if (!cipher->hmac_init(cipher->context) ||
+		!cipher->hmac_update(cipher->context, token->bytes, signed_len) ||
+		!cipher->hmac_final(cipher->context, mac))
+		return FERNET_CIPHER_FAILED;
+	return mac_differs(mac, token->bytes + signed_len) ?
+		FERNET_BAD_MAC : FERNET_OK;
 }
 
 /* Length of the PKCS #7 padding in the last block of a plaintext, or 0. */
@@ -435,28 +499,33 @@ padding_len(const uint8 *block)
 
 /*
  * FernetVerify
- *		Checks that the context's key made the token, and that it decrypts.
+ *		Checks that the cipher's key made the token, and that it decrypts.
  *
  * CBC decryption can fail in the padding alone, so the HMAC and the last
  * block decide; no other plaintext is made.  Sets the length of the message.
  */
 FernetStatus
-FernetVerify(const FernetToken *token, const FernetContext *context,
+FernetVerify(const FernetToken *token, const FernetCipher *cipher,
 			 size_t *message_len)
 {
-	FernetStatus status = check_mac(token, context);
+	FernetStatus status = FernetCheckMac(token, cipher);
 	size_t		signed_len = token->len - FERNET_MAC_LEN;
 	const uint8 *last = token->bytes + signed_len - FERNET_BLOCK_LEN;
-	uint8		block[FERNET_BLOCK_LEN];
+	struct
+	{
+		uint8		room[FERNET_BLOCK_LEN];
+		uint8		block[FERNET_BLOCK_LEN];
+	}			piece;
 	int			npad;
 
 	if (status != FERNET_OK)
 		return status;
-	if (!restart_cipher(context->decrypt, last - FERNET_BLOCK_LEN) ||
-		!run_cipher(context->decrypt, last, FERNET_BLOCK_LEN, block))
-		return FERNET_LIBRARY_FAILED;
-	npad = padding_len(block);
-	explicit_bzero(block, sizeof(block));
+	memcpy(piece.block, last, FERNET_BLOCK_LEN);
+	if (!cipher->decrypt(cipher->context, last - FERNET_BLOCK_LEN, piece.block,
+						 FERNET_BLOCK_LEN))
+		return FERNET_CIPHER_FAILED;
+	npad = padding_len(piece.block);
+	explicit_bzero(piece.block, FERNET_BLOCK_LEN);
 	if (npad == 0)
 		return FERNET_BAD_PADDING;
 	*message_len = signed_len - FERNET_HEADER_LEN - npad;
@@ -479,52 +548,144 @@ FernetCheckAge(const FernetToken *token, int64 now, int64 ttl)
 	return FERNET_OK;
 }
 
+/* Length of a token's ciphertext. */
+static size_t
+ciphertext_len(const FernetToken *token)
+{
+	return token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN;
+}
+
+/* Tells message and padding apart, in what stands decrypted in bytes. */
+static void
+end_message(FernetToken *token)
+{
+	size_t		len = ciphertext_len(token);
+	int			npad = padding_len(token->bytes + len - FERNET_BLOCK_LEN);
+
+	/* the padding is not for the caller, nor is a message without any */
+	token->status = npad > 0 ? FERNET_OK : FERNET_BAD_PADDING;
+	token->message_len = npad > 0 ? len - npad : 0;
+	explicit_bzero(token->bytes + token->message_len,
+				   len - token->message_len);
+}
+
+/* Decrypts one token, piece by piece. */
+static bool
+decrypt_large(FernetToken *token, const FernetCipher *cipher)
+{
+	const uint8 *in = token->bytes + FERNET_HEADER_LEN;
+	size_t		total = ciphertext_len(token);
+	Piece		piece;
+	uint8		iv[FERNET_IV_LEN];
+	uint8		next_iv[FERNET_IV_LEN];
+	size_t		len;
+
+	memcpy(next_iv, in - FERNET_IV_LEN, FERNET_IV_LEN);
+	for (size_t done = 0; done < total; done += len)
+	{
+		len = Min(total - done, FERNET_PIECE_LEN);
+		/* what is read lies under what is written */
+		memcpy(piece.blocks, in + done, len);
+		memcpy(iv, next_iv, FERNET_IV_LEN);
+		memcpy(next_iv, piece.blocks + len - FERNET_BLOCK_LEN, FERNET_IV_LEN);
+		if (!cipher->decrypt(cipher->context, iv, piece.blocks, len))
+		{
+			explicit_bzero(token->bytes, done);
+			return false;
+		}
+		memcpy(token->bytes + done, piece.blocks, len);
+	}
+	explicit_bzero(piece.blocks, Min(total, FERNET_PIECE_LEN));
+	end_message(token);
+	return true;
+}
+
+/* Decrypts tokens that fit a piece together, with their IVs. */
+static bool
+decrypt_piece(FernetToken **tokens, int ntokens, const FernetCipher *cipher)
+{
+	static const uint8 no_iv[FERNET_IV_LEN] = {0};
+	Piece		piece;
+	uint8	   *at = piece.blocks;
+
+	for (int i = 0; i < ntokens; i++)
+	{
+		size_t		len = FERNET_IV_LEN + ciphertext_len(tokens[i]);
+
+		memcpy(at, tokens[i]->bytes + FERNET_IV_AT, len);
+		at += len;
+	}
+	if (!cipher->decrypt(cipher->context, no_iv, piece.blocks,
+						 at - piece.blocks))
+		return false;
+
+	at = piece.blocks;
+	for (int i = 0; i < ntokens; i++)
+	{
+		size_t		len = ciphertext_len(tokens[i]);
+
+		memcpy(tokens[i]->bytes, at + FERNET_IV_LEN, len);
+		at += FERNET_IV_LEN + len;
+		end_message(tokens[i]);
+	}
+	explicit_bzero(piece.blocks, at - piece.blocks);
+	return true;
+}
+
 /*
- * FernetOpen
- *		Decrypts a token, if the context's key made it.
+ * FernetDecryptMany
+ *		Decrypts tokens of one key, with few calls of the cipher.
  *
- * message has room for FernetMaxMessageLen(token) + 1 bytes, and may be the
- * token's own buffer, or any place before it in the same one.  It is left
- * alone where the key is another, so that the next key can be tried.
+ * The key must have been checked by FernetCheckMac.  Each token gets a status,
+ * FERNET_OK or FERNET_BAD_PADDING, and the message replaces the start of its
+ * bytes.  Returns FERNET_OK, or FERNET_CIPHER_FAILED with no message left
+ * anywhere.
  */
 FernetStatus
-FernetOpen(const FernetToken *token, const FernetContext *context,
-		   uint8 *message, size_t *message_len)
+FernetDecryptMany(FernetToken **tokens, int ntokens, const FernetCipher *cipher)
 {
-	FernetStatus status = check_mac(token, context);
-	const uint8 *in = token->bytes + FERNET_HEADER_LEN;
-	size_t		total = token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN;
-	uint8		piece[FERNET_PIECE_LEN];
-	int			npad;
+	bool		done = true;
+	int			next;
 
-	if (status != FERNET_OK)
-		return status;
-	if (!restart_cipher(context->decrypt, token->bytes + FERNET_IV_AT))
-		return FERNET_LIBRARY_FAILED;
-	for (size_t done = 0; done < total;)
+	for (int i = 0; i < ntokens && done; i = next)
 	{
-		size_t		len = Min(total - done, FERNET_PIECE_LEN);
+		size_t		used = FERNET_IV_LEN + ciphertext_len(tokens[i]);
 
-		/* what is read may lie under what is written */
-		memcpy(piece, in + done, len);
-		if (!run_cipher(context->decrypt, piece, len, message + done))
+		next = i + 1;
+		if (used > FERNET_PIECE_LEN)
 		{
-			explicit_bzero(message, done + len);
-			return FERNET_LIBRARY_FAILED;
+			done = decrypt_large(tokens[i], cipher);
+			continue;
 		}
-		done += len;
+		while (next < ntokens &&
+			   used + FERNET_IV_LEN + ciphertext_len(tokens[next]) <=
+			   FERNET_PIECE_LEN)
+			used += FERNET_IV_LEN + ciphertext_len(tokens[next++]);
+		done = decrypt_piece(&tokens[i], next - i, cipher);
 	}
+	if (done)
+		return FERNET_OK;
+	for (int i = 0; i < ntokens; i++)
+		explicit_bzero(tokens[i]->bytes, tokens[i]->len);
+	return FERNET_CIPHER_FAILED;
+}
 
-	npad = padding_len(message + total - FERNET_BLOCK_LEN);
-	if (npad == 0)
-	{
-		explicit_bzero(message, total);
-		return FERNET_BAD_PADDING;
-	}
-	/* what follows the message is padding, not for the caller */
-	*message_len = total - npad;
-	memset(message + *message_len, 0, npad);
-	return FERNET_OK;
+/*
+ * FernetOpen
+ *		Decrypts a token, if the cipher's key made it.
+ *
+ * The message replaces the start of the token's bytes, and its length is in
+ * the token.  They are left alone where the key is another, so that the next
+ * key can be tried.
+ */
+FernetStatus
+FernetOpen(FernetToken *token, const FernetCipher *cipher)
+{
+	FernetStatus status = FernetCheckMac(token, cipher);
+
+	if (status == FERNET_OK)
+		status = FernetDecryptMany(&token, 1, cipher);
+	return status == FERNET_OK ? token->status : status;
 }
 
 /*
@@ -563,17 +724,6 @@ FernetKeyToText(const FernetKey *key, char *text)
 }
 
 /*
- * FernetKeyFromSecret
- *		Makes the key of a secret: the SHA-256 of its bytes.
- */
-FernetStatus
-FernetKeyFromSecret(const char *secret, size_t len, FernetKey *key)
-{
-	return EVP_Digest(secret, len, (uint8 *) key, NULL, EVP_sha256(), NULL) == 1 ?
-		FERNET_OK : FERNET_LIBRARY_FAILED;
-}
-
-/*
  * FernetStatusText
  *		Says for the log what was wrong; users are not told which it was.
  */
@@ -596,8 +746,8 @@ FernetStatusText(FernetStatus status)
 			return "expired";
 		case FERNET_FROM_FUTURE:
 			return "made in the future";
-		case FERNET_LIBRARY_FAILED:
-			return "cryptographic library failed";
+		case FERNET_CIPHER_FAILED:
+			return "cipher failed";
 	}
 	return "unknown";
 }

@@ -4,8 +4,10 @@
  *	  Fernet tokens: bytes in, bytes out, a status back.
  *
  * The codec knows neither SPI nor settings, draws no randomness, reads no
- * clock and raises no error, so that every test vector of the specification
- * can be run against it without a server.  AES, HMAC and SHA-256 are OpenSSL's.
+ * clock and raises no error.  The ciphers come from its caller, as a
+ * FernetCipher: in a server these are pgcrypto's and the server's, which
+ * exist nowhere else.  So every test vector of the specification, and a fuzzer,
+ * can be run against the codec without a server.
  *
  * Source: the Fernet specification, github.com/fernet/spec (Spec.md).
  *
@@ -14,13 +16,11 @@
 #ifndef FERNET_H
 #define FERNET_H
 
-#include <openssl/evp.h>
-#include <openssl/hmac.h>
-
 #define FERNET_KEY_LEN 32		/* signing key, then encryption key */
 #define FERNET_KEY_TEXT_LEN 44	/* the same in base64url */
 #define FERNET_IV_LEN 16
 #define FERNET_BLOCK_LEN 16		/* of AES */
+#define FERNET_MAC_LEN 32		/* of HMAC-SHA-256 */
 #define FERNET_MAX_CLOCK_SKEW 60	/* seconds, where a TTL is checked */
 
 /*
@@ -36,6 +36,29 @@ typedef struct FernetKey
 	uint8		encryption[16];
 } FernetKey;
 
+/*
+ * Runs len bytes of whole blocks, FERNET_PIECE_LEN at most, through AES-128 in
+ * CBC mode, without padding.  The result replaces the blocks.  They are aligned
+ * to four bytes, and so many before them may be written to.  The iv may lie
+ * in them.  Returns false on failure, and then has wiped the blocks.
+ */
+typedef bool (*FernetCrypt) (void *context, const uint8 *iv, uint8 *blocks,
+							 size_t len);
+
+#define FERNET_CIPHER_ROOM 4
+
+/* AES and HMAC with one key.  Each function returns false if it has failed. */
+typedef struct FernetCipher
+{
+	void	   *context;		/* handed to each */
+	FernetCrypt encrypt;
+	FernetCrypt decrypt;
+	/* HMAC-SHA-256: begin anew, add bytes, write FERNET_MAC_LEN bytes */
+	bool		(*hmac_init) (void *context);
+	bool		(*hmac_update) (void *context, const uint8 *data, size_t len);
+	bool		(*hmac_final) (void *context, uint8 *mac);
+} FernetCipher;
+
 typedef enum FernetStatus
 {
 	FERNET_OK,
@@ -46,19 +69,8 @@ typedef enum FernetStatus
 	FERNET_BAD_PADDING,			/* signed, but not padded by PKCS #7 */
 	FERNET_EXPIRED,				/* older than the TTL */
 	FERNET_FROM_FUTURE,			/* further ahead than the clock skew */
-	FERNET_LIBRARY_FAILED		/* out of memory, or the library said no */
+	FERNET_CIPHER_FAILED		/* the cipher returned false */
 } FernetStatus;
-
-/*
- * A key as OpenSSL works with it.  To set a context up costs twice what a short
- * token does.
- */
-typedef struct FernetContext
-{
-	HMAC_CTX   *hmac;
-	EVP_CIPHER_CTX *encrypt;
-	EVP_CIPHER_CTX *decrypt;
-} FernetContext;
 
 /* A token that has been decoded; the bytes belong to the caller. */
 typedef struct FernetToken
@@ -66,31 +78,44 @@ typedef struct FernetToken
 	uint8	   *bytes;
 	size_t		len;
 	uint64		timestamp;		/* seconds since 1970 */
+	FernetStatus status;		/* how decryption ended */
+	size_t		message_len;	/* of the message that it left in bytes */
 } FernetToken;
 
-extern FernetStatus FernetPrepare(FernetContext *context, const FernetKey *key);
-extern void FernetRelease(FernetContext *context);
+/* A message that is to become a token. */
+typedef struct FernetMessage
+{
+	const uint8 *bytes;
+	size_t		len;
+	uint64		timestamp;		/* seconds since 1970 */
+	uint8		seed[FERNET_IV_LEN];	/* random, and used once */
+	char	   *token;			/* room for FernetTokenLen(len) characters */
+} FernetMessage;
+
 extern size_t FernetTokenLen(size_t message_len);
 extern size_t FernetDecodedLen(size_t len);
 extern size_t FernetMaxMessageLen(const FernetToken *token);
-extern FernetStatus FernetSeal(const FernetContext *context, uint64 timestamp,
+extern FernetStatus FernetSeal(const FernetCipher *cipher, uint64 timestamp,
 							   const uint8 *iv, const uint8 *message,
 							   size_t message_len, char *token);
+extern FernetStatus FernetSealMany(const FernetCipher *cipher,
+								   const FernetMessage *messages,
+								   int nmessages);
 extern FernetStatus FernetDecode(const char *text, size_t len, uint8 *bytes,
 								 FernetToken *token);
+extern FernetStatus FernetCheckMac(const FernetToken *token,
+								   const FernetCipher *cipher);
 extern FernetStatus FernetVerify(const FernetToken *token,
-								 const FernetContext *context,
+								 const FernetCipher *cipher,
 								 size_t *message_len);
 extern FernetStatus FernetCheckAge(const FernetToken *token, int64 now,
 								   int64 ttl);
-extern FernetStatus FernetOpen(const FernetToken *token,
-							   const FernetContext *context, uint8 *message,
-							   size_t *message_len);
+extern FernetStatus FernetOpen(FernetToken *token, const FernetCipher *cipher);
+extern FernetStatus FernetDecryptMany(FernetToken **tokens, int ntokens,
+									  const FernetCipher *cipher);
 extern FernetStatus FernetKeyFromText(const char *text, size_t len,
 									  FernetKey *key);
 extern void FernetKeyToText(const FernetKey *key, char *text);
-extern FernetStatus FernetKeyFromSecret(const char *secret, size_t len,
-										FernetKey *key);
 extern const char *FernetStatusText(FernetStatus status);
 
 #endif							/* FERNET_H */

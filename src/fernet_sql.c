@@ -7,11 +7,14 @@
  */
 #include "postgres.h"
 
-#include "fernet.h"
+#include "cipher.h"
+#include "entry.h"
+#include "errors.h"
 #include "fmgr.h"
 #include "secrets.h"
 #include "token.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
@@ -23,24 +26,75 @@ PG_FUNCTION_INFO_V1(fernet_generate_key);
 PG_FUNCTION_INFO_V1(fernet_derive_key);
 PG_FUNCTION_INFO_V1(fernet_timestamp);
 
-/* Raises an error if an argument without default is null. */
-static void
-require_argument(FunctionCallInfo fcinfo, int argno, const char *name)
+enum
 {
-	if (PG_ARGISNULL(argno))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null", name)));
-}
+	ENCRYPT_ARG_MESSAGE,
+	ENCRYPT_ARG_KEY
+};
 
-/* Reads the argument that is a key. */
-static FernetKey
-key_argument(FunctionCallInfo fcinfo, int argno)
+static const ArgumentInfo encrypt_arguments[] = {
+	[ENCRYPT_ARG_MESSAGE] = {"message", 0, true},
+	[ENCRYPT_ARG_KEY] = {"key", 0, true}
+};
+
+enum
+{
+	DECRYPT_ARG_TOKEN,
+	DECRYPT_ARG_KEY,
+	DECRYPT_ARG_TTL
+};
+
+static const ArgumentInfo decrypt_arguments[] = {
+	[DECRYPT_ARG_TOKEN] = {"token", 0, true},
+	[DECRYPT_ARG_KEY] = {"key", 0, true},
+	[DECRYPT_ARG_TTL] = {"ttl", 0, false}
+};
+
+static const ArgumentInfo derive_key_arguments[] = {{"secret", 0, true}};
+static const ArgumentInfo timestamp_arguments[] = {{"token", 0, true}};
+
+/* The cipher of the last call's key, kept as long as the calling query */
+typedef struct KeptCipher
 {
 	FernetKey	key;
+	const FernetCipher *cipher;
+	MemoryContextCallback wipe;
+} KeptCipher;
+
+static void
+wipe_kept(void *arg)
+{
+	KeptCipher *kept = arg;
+
+	explicit_bzero(&kept->key, sizeof(kept->key));
+}
+
+/* Makes a cipher to keep. */
+static KeptCipher *
+make_kept(MemoryContext parent, const FernetKey *key)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "Fernet key",
+												  ALLOCSET_SMALL_SIZES);
+	KeptCipher *kept = MemoryContextAllocZero(context, sizeof(KeptCipher));
+
+	kept->wipe.func = wipe_kept;
+	kept->wipe.arg = kept;
+	MemoryContextRegisterResetCallback(context, &kept->wipe);
+	kept->cipher = CipherCreate(context, key);
+	kept->key = *key;
+	return kept;
+}
+
+/* Returns the cipher of the argument that is a key. */
+static const FernetCipher *
+key_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno)
+{
+	FernetKey	key;
+	FmgrInfo   *flinfo = fcinfo->flinfo;
+	KeptCipher *kept = flinfo->fn_extra;
 	text	   *arg;
 
-	require_argument(fcinfo, argno, "key");
+	RequireArgument(fcinfo, arguments, argno);
 	arg = PG_GETARG_TEXT_PP(argno);
 	if (FernetKeyFromText(VARDATA_ANY(arg), VARSIZE_ANY_EXHDR(arg), &key) != FERNET_OK)
 		ereport(ERROR,
@@ -48,17 +102,24 @@ key_argument(FunctionCallInfo fcinfo, int argno)
 				 errmsg("invalid Fernet key"),
 				 errdetail("A Fernet key is the base64url text, with padding, of 32 bytes."),
 				 errhint("fernet_generate_key() makes one, fernet_derive_key(secret) makes one of a secret.")));
-	return key;
+	if (kept == NULL || memcmp(&kept->key, &key, sizeof(key)) != 0)
+	{
+		flinfo->fn_extra = NULL;
+		if (kept != NULL)
+			MemoryContextDelete(GetMemoryChunkContext(kept));
+		kept = make_kept(flinfo->fn_mcxt, &key);
+		flinfo->fn_extra = kept;
+	}
+	explicit_bzero(&key, sizeof(key));
+	return kept->cipher;
 }
 
 /* One message for every token that cannot be read, whatever the reason. */
 static void
 report_bad_token(FernetStatus status)
 {
-	if (status == FERNET_LIBRARY_FAILED)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not decrypt: OpenSSL failed")));
+	if (status == FERNET_CIPHER_FAILED)
+		CipherFail();
 	elog(DEBUG1, "Fernet token refused: %s", FernetStatusText(status));
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -99,31 +160,23 @@ key_to_text(FernetKey *key)
 Datum
 fernet_encrypt(PG_FUNCTION_ARGS)
 {
-	FernetKey	key;
-	FernetContext context;
-	FernetStatus status;
+	ErrorContextCallback hidden;
+	const FernetCipher *cipher;
 	bytea	   *message;
 	text	   *token;
 	uint8		iv[FERNET_IV_LEN];
 
-	require_argument(fcinfo, 0, "message");
-	key = key_argument(fcinfo, 1);
-	message = PG_GETARG_BYTEA_PP(0);
+	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, encrypt_arguments, lengthof(encrypt_arguments));
+	RequireArgument(fcinfo, encrypt_arguments, ENCRYPT_ARG_MESSAGE);
+	cipher = key_argument(fcinfo, encrypt_arguments, ENCRYPT_ARG_KEY);
+	message = PG_GETARG_BYTEA_PP(ENCRYPT_ARG_MESSAGE);
 	token = FernetNewToken(VARSIZE_ANY_EXHDR(message), iv);
-
-	status = FernetPrepare(&context, &key);
-	explicit_bzero(&key, sizeof(key));
-	if (status == FERNET_OK)
-	{
-		status = FernetSeal(&context, FernetNow(), iv,
-							(const uint8 *) VARDATA_ANY(message),
-							VARSIZE_ANY_EXHDR(message), VARDATA(token));
-		FernetRelease(&context);
-	}
-	if (status != FERNET_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not encrypt: OpenSSL failed")));
+	if (FernetSeal(cipher, FernetNow(), iv,
+				   (const uint8 *) VARDATA_ANY(message),
+				   VARSIZE_ANY_EXHDR(message), VARDATA(token)) != FERNET_OK)
+		CipherFail();
+	HideStatementEnd(&hidden);
 	PG_RETURN_TEXT_P(token);
 }
 
@@ -137,39 +190,38 @@ fernet_encrypt(PG_FUNCTION_ARGS)
 Datum
 fernet_decrypt(PG_FUNCTION_ARGS)
 {
-	FernetKey	key;
-	FernetContext context;
+	ErrorContextCallback hidden;
+	const FernetCipher *cipher;
 	FernetToken decoded;
 	FernetStatus status;
-	size_t		message_len;
 	text	   *token;
 	bytea	   *result;
 	int64		ttl = 0;
 
-	require_argument(fcinfo, 0, "token");
-	key = key_argument(fcinfo, 1);
-	if (!PG_ARGISNULL(2))
-		ttl = ttl_argument(fcinfo, 2);
-	token = PG_GETARG_TEXT_PP(0);
+	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, decrypt_arguments, lengthof(decrypt_arguments));
+	RequireArgument(fcinfo, decrypt_arguments, DECRYPT_ARG_TOKEN);
+	cipher = key_argument(fcinfo, decrypt_arguments, DECRYPT_ARG_KEY);
+	if (!PG_ARGISNULL(DECRYPT_ARG_TTL))
+		ttl = ttl_argument(fcinfo, DECRYPT_ARG_TTL);
+	token = PG_GETARG_TEXT_PP(DECRYPT_ARG_TOKEN);
 	result = palloc(VARHDRSZ + FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
 
-	status = FernetPrepare(&context, &key);
-	explicit_bzero(&key, sizeof(key));
+	/* decrypted where it is decoded to */
+	status = FernetDecode(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token),
+						  (uint8 *) VARDATA(result), &decoded);
 	if (status == FERNET_OK)
+		status = FernetOpen(&decoded, cipher);
+	if (status == FERNET_OK && !PG_ARGISNULL(DECRYPT_ARG_TTL))
 	{
-		/* decrypted where it is decoded to */
-		status = FernetDecode(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token),
-							  (uint8 *) VARDATA(result), &decoded);
-		if (status == FERNET_OK)
-			status = FernetOpen(&decoded, &context, (uint8 *) VARDATA(result),
-								&message_len);
-		FernetRelease(&context);
-	}
-	if (status == FERNET_OK && !PG_ARGISNULL(2))
 		status = FernetCheckAge(&decoded, (int64) FernetNow(), ttl);
+		if (status != FERNET_OK)
+			explicit_bzero(decoded.bytes, decoded.message_len);
+	}
 	if (status != FERNET_OK)
 		report_bad_token(status);
-	SET_VARSIZE(result, VARHDRSZ + message_len);
+	SET_VARSIZE(result, VARHDRSZ + decoded.message_len);
+	HideStatementEnd(&hidden);
 	PG_RETURN_BYTEA_P(result);
 }
 
@@ -196,12 +248,16 @@ fernet_generate_key(PG_FUNCTION_ARGS pg_attribute_unused())
 Datum
 fernet_derive_key(PG_FUNCTION_ARGS)
 {
+	ErrorContextCallback hidden;
 	FernetKey	key;
 	text	   *secret;
 	char	   *utf8;
 	size_t		len;
 
-	require_argument(fcinfo, 0, "secret");
+	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, derive_key_arguments,
+				   lengthof(derive_key_arguments));
+	RequireArgument(fcinfo, derive_key_arguments, 0);
 	secret = PG_GETARG_TEXT_PP(0);
 	if (VARSIZE_ANY_EXHDR(secret) == 0)
 		ereport(ERROR,
@@ -211,7 +267,8 @@ fernet_derive_key(PG_FUNCTION_ARGS)
 	if (FernetKeyFromSecret(utf8, len, &key) != FERNET_OK)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not derive a key: OpenSSL failed")));
+				 errmsg("could not compute a SHA-256 hash")));
+	HideStatementEnd(&hidden);
 	PG_RETURN_TEXT_P(key_to_text(&key));
 }
 
@@ -224,13 +281,16 @@ fernet_derive_key(PG_FUNCTION_ARGS)
 Datum
 fernet_timestamp(PG_FUNCTION_ARGS)
 {
+	ErrorContextCallback hidden;
 	FernetToken decoded;
 	FernetStatus status;
 	text	   *token;
 	uint8	   *bytes;
 	TimestampTz result;
 
-	require_argument(fcinfo, 0, "token");
+	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, timestamp_arguments, lengthof(timestamp_arguments));
+	RequireArgument(fcinfo, timestamp_arguments, 0);
 	token = PG_GETARG_TEXT_PP(0);
 	bytes = palloc(FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
 	status = FernetDecode(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token), bytes,
@@ -241,5 +301,6 @@ fernet_timestamp(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
 				 errmsg("timestamp of the token is out of range")));
+	HideStatementEnd(&hidden);
 	PG_RETURN_TIMESTAMPTZ(result);
 }

@@ -128,9 +128,12 @@ ext_storage_secrets_insert(PG_FUNCTION_ARGS)
 	{
 		Datum		value = get_column(trigger, secret_columns[i].column,
 									   BYTEAOID, &isnull);
-		char	   *secret = isnull ? pstrdup("") :
-			secret_to_server(value, secret_columns[i].column);
+		char	   *secret;
 
+		if (isnull)
+			secret = pstrdup("");
+		else
+			secret = secret_to_server(value, secret_columns[i].column);
 		(void) set_config_option(secret_columns[i].setting, secret,
 								 PGC_USERSET, PGC_S_SESSION, action, true, 0,
 								 false);

@@ -32,7 +32,7 @@ KeyListStart(KeyListParser *parser, char *text, size_t len)
 	*parser = (KeyListParser)
 	{
 		.next = text,
-		.end = text + len
+			.end = text + len
 	};
 }
 

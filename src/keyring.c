@@ -3,42 +3,52 @@
  * keyring.c
  *	  The keys in force, and what they seal and open.
  *
- * The keys exist in the keyring alone, as bytes and in OpenSSL's contexts.  It
- * is wiped as soon as a setting changes or the configuration is reloaded, and
- * made anew on the next use.
+ * The keys exist in the keyring alone, in ciphers.  It is wiped as soon as a
+ * setting changes or the configuration is reloaded, and made anew on the next
+ * use.  So each function here asks for it once it has its arguments at hand,
+ * and runs no SQL until it has returned.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "cipher.h"
 #include "keyring.h"
+#include "secrets.h"
 #include "token.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-/* The keyring, NULL if it must be made (anew). */
-static Keyring *keyring = NULL;
-static TimestampTz keyring_loaded_at;
-
-/* Wipes and frees a keyring. */
-static void
-free_keyring(Keyring *ring)
+typedef struct KeyringKey
 {
-	for (int i = 0; i < ring->nkeys; i++)
-		FernetRelease(&ring->keys[i].context);
-	explicit_bzero(ring->keys, ring->nkeys * sizeof(KeyringKey));
-	pfree(ring);
-}
+	const FernetCipher *cipher;
+	char		fingerprint[KEYRING_FINGERPRINT_LEN];
+	SecretOrigin origin;
+} KeyringKey;
+
+typedef struct Keyring
+{
+	MemoryContext context;		/* of the ciphers, and of itself */
+	int			nkeys;
+	bool		encrypts;		/* does the first key? */
+	KeyringKey	keys[FLEXIBLE_ARRAY_MEMBER];
+} Keyring;
+
+/* The keyring, NULL if it must be made (anew). */
+static const Keyring *keyring = NULL;
+static TimestampTz keyring_loaded_at;
+static uint64 keyring_generation = 0;
 
 /* Wipes the keyring; the next use makes a new one. */
 static void
 forget_keyring(void)
 {
-	if (keyring == NULL)
-		return;
-	free_keyring(keyring);
+	const Keyring *ring = keyring;
+
 	keyring = NULL;
+	if (ring != NULL)
+		MemoryContextDelete(ring->context);
 }
 
 /*
@@ -51,37 +61,61 @@ KeyringInit(void)
 	SecretsInit(forget_keyring);
 }
 
-/* Makes a keyring of keys, which are wiped. */
-static Keyring *
-make_keyring(SecretKey *keys, int nkeys, bool encrypts)
+/*
+ * Writes the 8 hex digits that a key is known by: the start of an HMAC under
+ * the key, which tells nothing of it.
+ */
+static void
+make_fingerprint(const FernetKey *key, char *fingerprint)
 {
-	Keyring    *ring = MemoryContextAllocZero(TopMemoryContext,
-											  offsetof(Keyring, keys) +
-											  nkeys * sizeof(KeyringKey));
+	static const char label[] = "extension_storage key fingerprint";
+	uint8		mac[FERNET_MAC_LEN];
 
-	ring->nkeys = nkeys;
-	ring->encrypts = encrypts;
-	for (int i = 0; i < nkeys; i++)
+	CipherHmac(key, sizeof(*key), label, sizeof(label) - 1, mac);
+	hex_encode((const char *) mac, KEYRING_FINGERPRINT_LEN / 2, fingerprint);
+}
+
+/* Makes a keyring of keys. */
+static Keyring *
+make_keyring(const SecretKey *keys, int nkeys, bool encrypts)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "extension_storage keyring",
+												  ALLOCSET_SMALL_SIZES);
+	Keyring    *ring = NULL;
+
+	PG_TRY();
 	{
-		ring->keys[i].key = keys[i].key;
-		ring->keys[i].origin = keys[i].origin;
+		ring = MemoryContextAlloc(context, offsetof(Keyring, keys) +
+								  nkeys * sizeof(KeyringKey));
+		ring->context = context;
+		ring->nkeys = nkeys;
+		ring->encrypts = encrypts;
+		for (int i = 0; i < nkeys; i++)
+		{
+			ring->keys[i].cipher = CipherCreate(context, &keys[i].key);
+			make_fingerprint(&keys[i].key, ring->keys[i].fingerprint);
+			ring->keys[i].origin = keys[i].origin;
+		}
 	}
-	explicit_bzero(keys, nkeys * sizeof(SecretKey));
-	pfree(keys);
+	PG_CATCH();
+	{
+		MemoryContextDelete(context);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	return ring;
 }
 
 /*
- * KeyringGet
- *		Returns the keys that are in force, none if none is configured.
+ * Returns the keys that are in force, none if none is configured.
  *
  * Raises an error if the source that is to be used is broken: there is no
- * falling back to another one.  The result is good until the settings change.
+ * falling back to another one.
  */
-const Keyring *
-KeyringGet(void)
+static const Keyring *
+get_keyring(void)
 {
-	Keyring    *ring;
 	SecretKey  *keys;
 	int			nkeys;
 	bool		encrypts;
@@ -91,22 +125,60 @@ KeyringGet(void)
 	forget_keyring();
 
 	keys = SecretsLoad(&nkeys, &encrypts);
-	ring = make_keyring(keys, nkeys, encrypts);
-	for (int i = 0; i < ring->nkeys; i++)
+	PG_TRY();
 	{
-		if (FernetPrepare(&ring->keys[i].context, &ring->keys[i].key) !=
-			FERNET_OK)
-		{
-			free_keyring(ring);
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not prepare an encryption key: OpenSSL failed")));
-		}
+		keyring = make_keyring(keys, nkeys, encrypts);
 	}
-
-	keyring = ring;
+	PG_FINALLY();
+	{
+		explicit_bzero(keys, nkeys * sizeof(SecretKey));
+	}
+	PG_END_TRY();
+	pfree(keys);
 	keyring_loaded_at = PgReloadTime;
+	keyring_generation++;
 	return keyring;
+}
+
+/*
+ * KeyringCount
+ *		Returns how many keys are configured, which may be none.
+ */
+int
+KeyringCount(void)
+{
+	return get_keyring()->nkeys;
+}
+
+/*
+ * KeyringEncrypts
+ *		Is there a key that encrypts?
+ */
+bool
+KeyringEncrypts(void)
+{
+	return get_keyring()->encrypts;
+}
+
+/*
+ * KeyringGeneration
+ *		Returns a number that is another one whenever the keys may have
+ *		changed.
+ */
+uint64
+KeyringGeneration(void)
+{
+	(void) get_keyring();
+	return keyring_generation;
+}
+
+/* Returns the cipher of the key that encrypts. */
+static const FernetCipher *
+first_cipher(const Keyring *ring)
+{
+	if (!ring->encrypts)
+		elog(ERROR, "no encryption key is configured");
+	return ring->keys[0].cipher;
 }
 
 /*
@@ -117,68 +189,99 @@ KeyringGet(void)
  * 1970.
  */
 bytea *
-KeyringSeal(const Keyring *ring, const char *message, size_t len,
-			uint64 timestamp)
+KeyringSeal(const char *message, size_t len, uint64 timestamp)
 {
+	const FernetCipher *cipher = first_cipher(get_keyring());
 	uint8		iv[FERNET_IV_LEN];
 	bytea	   *token = FernetNewToken(len, iv);
 
-	Assert(ring->encrypts);
-	if (FernetSeal(&ring->keys[0].context, timestamp, iv,
-				   (const uint8 *) message, len, VARDATA(token)) != FERNET_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not encrypt: OpenSSL failed")));
+	if (FernetSeal(cipher, timestamp, iv, (const uint8 *) message, len,
+				   VARDATA(token)) != FERNET_OK)
+		CipherFail();
 	return token;
 }
 
 /*
- * Decodes a token into bytes and finds the key that made it.  Returns the key's
- * index, or what KeyringFind returns instead.  The message, if message_len is
- * not NULL, is decrypted to the start of bytes, as FernetOpen does.
- *
- * All keys differ, so at most one fits, and any order will do: first is the
- * one to begin with.
+ * Finds the key that signed a token, and begins with the one at first.  All
+ * keys differ, so at most one fits.
  */
-static int
-find_key(const Keyring *ring, const bytea *token, int first, uint8 *bytes,
-		 size_t *message_len, uint64 *timestamp)
+static FernetStatus
+find_key(const Keyring *ring, const FernetToken *token, int first, int *ordinal)
 {
-	FernetToken decoded;
-	size_t		len;
-	FernetStatus status = FernetDecode(VARDATA_ANY(token),
-									   VARSIZE_ANY_EXHDR(token), bytes,
-									   &decoded);
-	int			result = KEYRING_NO_TOKEN;
+	FernetStatus status = FERNET_BAD_MAC;
 
+	for (int i = 0; i < ring->nkeys && status == FERNET_BAD_MAC; i++)
+	{
+		*ordinal = (first + i) % ring->nkeys;
+		status = FernetCheckMac(token, ring->keys[*ordinal].cipher);
+	}
+	return status;
+}
+
+/* Says for the log why a token cannot be read. */
+static void
+log_unreadable(FernetStatus status)
+{
+	elog(DEBUG1, "stored token cannot be read: %s", FernetStatusText(status));
+}
+
+/*
+ * Decodes the token of an item into bytes, where there is room for its
+ * FernetDecodedLen(), and finds its key: the one at first perhaps.
+ */
+static FernetStatus
+find_item(const Keyring *ring, KeyringItem *item, int first, uint8 *bytes,
+		  FernetToken *decoded)
+{
+	FernetStatus status = FernetDecode(VARDATA_ANY(item->token),
+									   VARSIZE_ANY_EXHDR(item->token), bytes,
+									   decoded);
+
+	item->ordinal = KEYRING_NO_TOKEN;
 	if (status == FERNET_OK)
 	{
-		*timestamp = decoded.timestamp;
-		status = FERNET_BAD_MAC;
-		for (int i = 0; i < ring->nkeys && status == FERNET_BAD_MAC; i++)
-		{
-			int			at = (first + i) % ring->nkeys;
-			const FernetContext *context = &ring->keys[at].context;
-
-			status = message_len != NULL ?
-				FernetOpen(&decoded, context, bytes, message_len) :
-				FernetVerify(&decoded, context, &len);
-			if (status == FERNET_OK)
-				return at;
-		}
-		if (status == FERNET_LIBRARY_FAILED)
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not decrypt: OpenSSL failed")));
-		result = KEYRING_UNKNOWN_KEY;
+		item->timestamp = decoded->timestamp;
+		status = find_key(ring, decoded, first, &item->ordinal);
+		if (status != FERNET_OK)
+			item->ordinal = KEYRING_UNKNOWN_KEY;
 	}
-	elog(DEBUG1, "stored token cannot be read: %s", FernetStatusText(status));
-	return result;
+	decoded->status = status;
+	return status;
+}
+
+/*
+ * Decrypts what has been found, key by key.  What has the right signature, but
+ * no message, is read by no key.
+ */
+static FernetStatus
+decrypt_found(const Keyring *ring, KeyringItem *items, FernetToken *decoded,
+			  FernetToken **same_key, int nitems)
+{
+	FernetStatus status = FERNET_OK;
+	int			nleft = 0;
+
+	for (int i = 0; i < nitems; i++)
+		nleft += items[i].ordinal >= 0;
+	for (int key = 0; nleft > 0 && status == FERNET_OK; key++)
+	{
+		int			nsame = 0;
+
+		for (int i = 0; i < nitems; i++)
+			if (items[i].ordinal == key)
+				same_key[nsame++] = &decoded[i];
+		if (nsame > 0)
+			status = FernetDecryptMany(same_key, nsame, ring->keys[key].cipher);
+		nleft -= nsame;
+	}
+	for (int i = 0; i < nitems; i++)
+		if (items[i].ordinal >= 0 && decoded[i].status != FERNET_OK)
+			items[i].ordinal = KEYRING_UNKNOWN_KEY;
+	return status;
 }
 
 /*
  * KeyringFind
- *		Returns the index of the key that a token was made with, else
+ *		Returns the ordinal of the key that a token was made with, else
  *		KEYRING_UNKNOWN_KEY, or KEYRING_NO_TOKEN where it does not even have
  *		the form of one.
  *
@@ -186,65 +289,251 @@ find_key(const Keyring *ring, const bytea *token, int first, uint8 *bytes,
  * that a well-formed token carries, whoever made it.
  */
 int
-KeyringFind(const Keyring *ring, Datum token, uint64 *timestamp)
+KeyringFind(Datum token, uint64 *timestamp)
 {
-	bytea	   *text = DatumGetByteaPP(token);
-	uint8	   *bytes = palloc(FernetDecodedLen(VARSIZE_ANY_EXHDR(text)));
-	int			found = find_key(ring, text, 0, bytes, NULL, timestamp);
+	KeyringItem item = {.token = DatumGetByteaPP(token)};
+	uint8	   *bytes = palloc(FernetDecodedLen(VARSIZE_ANY_EXHDR(item.token)));
+	const Keyring *ring = get_keyring();
+	FernetToken decoded;
+	FernetStatus status = find_item(ring, &item, 0, bytes, &decoded);
+	size_t		message_len;
 
+	if (status == FERNET_OK)
+		status = FernetVerify(&decoded, ring->keys[item.ordinal].cipher,
+							  &message_len);
+	if (status == FERNET_CIPHER_FAILED)
+		CipherFail();
+	if (status != FERNET_OK)
+	{
+		item.ordinal = Min(item.ordinal, KEYRING_UNKNOWN_KEY);
+		log_unreadable(status);
+	}
+	*timestamp = item.timestamp;
 	pfree(bytes);
-	if ((Pointer) text != DatumGetPointer(token))
-		pfree(text);
-	return found;
+	if ((Pointer) item.token != DatumGetPointer(token))
+		pfree(item.token);
+	return item.ordinal;
+}
+
+/*
+ * KeyringOpenMany
+ *		Decrypts tokens, each with whichever key made it.
+ *
+ * Each token is the caller's own memory, with a header of four bytes, and its
+ * result, the message, replaces it; NULL if no key reads it.
+ */
+void
+KeyringOpenMany(KeyringItem *items, int nitems)
+{
+	FernetToken one_decoded;
+	FernetToken *one_same_key;
+	FernetToken *decoded = &one_decoded;
+	FernetToken **same_key = &one_same_key;
+	const Keyring *ring;
+	FernetStatus status = FERNET_OK;
+	int			first = 0;
+
+	if (nitems > 1)
+	{
+		decoded = palloc(nitems * sizeof(FernetToken));
+		same_key = palloc(nitems * sizeof(FernetToken *));
+	}
+	ring = get_keyring();
+	for (int i = 0; i < nitems && status != FERNET_CIPHER_FAILED; i++)
+	{
+		status = find_item(ring, &items[i], first,
+						   (uint8 *) VARDATA(items[i].token), &decoded[i]);
+		first = Max(items[i].ordinal, 0);
+	}
+	if (status == FERNET_CIPHER_FAILED ||
+		decrypt_found(ring, items, decoded, same_key, nitems) != FERNET_OK)
+		CipherFail();
+
+	for (int i = 0; i < nitems; i++)
+	{
+		items[i].result = items[i].ordinal >= 0 ? items[i].token : NULL;
+		if (items[i].result != NULL)
+			SET_VARSIZE(items[i].result, VARHDRSZ + decoded[i].message_len);
+		else
+			log_unreadable(decoded[i].status);
+	}
+	if (nitems > 1)
+	{
+		pfree(decoded);
+		pfree(same_key);
+	}
 }
 
 /*
  * KeyringOpen
- *		Decrypts a token with whichever key made it.
- *
- * Returns the message, or NULL if no key reads the token.  It is in new memory
- * or, if in_place, in that of the token, which then is the caller's, and has a
- * header of four bytes.  ordinal is the index of the key to try first, and then
- * of the one that fitted.  ordinal and timestamp may be NULL.
+ *		Decrypts one token, as KeyringOpenMany does.
  */
 bytea *
-KeyringOpen(const Keyring *ring, bytea *token, bool in_place, int *ordinal,
-			uint64 *timestamp)
+KeyringOpen(bytea *token)
 {
-	bytea	   *message = in_place ? token :
-	palloc(VARHDRSZ + FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
-	uint64		token_timestamp;
-	size_t		message_len;
-	int			found = find_key(ring, token, ordinal != NULL ? *ordinal : 0,
-								 (uint8 *) VARDATA(message), &message_len,
-								 &token_timestamp);
+	KeyringItem item = {.token = token};
 
-	if (found < 0)
-		return NULL;
-	if (ordinal != NULL)
-		*ordinal = found;
-	if (timestamp != NULL)
-		*timestamp = token_timestamp;
-	SET_VARSIZE(message, VARHDRSZ + message_len);
-	return message;
+	KeyringOpenMany(&item, 1);
+	return item.result;
+}
+
+/*
+ * Opens new tokens into bytes, with the key that they were made with alone.
+ * Returns FERNET_CIPHER_FAILED or FERNET_OK; what came of each token is in its
+ * copy.
+ */
+static FernetStatus
+open_new_tokens(const FernetCipher *cipher, const FernetMessage *messages,
+				FernetToken *copies, FernetToken **good, int ntokens,
+				uint8 *bytes)
+{
+	int			ngood = 0;
+
+	for (int i = 0; i < ntokens; i++)
+	{
+		size_t		len = FernetTokenLen(messages[i].len);
+
+		copies[i].status = FernetDecode(messages[i].token, len, bytes,
+										&copies[i]);
+		bytes += FernetDecodedLen(len);
+		if (copies[i].status == FERNET_OK)
+			copies[i].status = FernetCheckMac(&copies[i], cipher);
+		if (copies[i].status == FERNET_CIPHER_FAILED)
+			return FERNET_CIPHER_FAILED;
+		if (copies[i].status == FERNET_OK)
+			good[ngood++] = &copies[i];
+	}
+	return FernetDecryptMany(good, ngood, cipher);
+}
+
+/* Is a copy, which has been through a token, what the message was? */
+static bool
+is_same_message(const FernetToken *copy, const FernetMessage *message)
+{
+	return copy->status == FERNET_OK &&
+		copy->timestamp == message->timestamp &&
+		copy->message_len == message->len &&
+		memcmp(copy->bytes, message->bytes, message->len) == 0;
+}
+
+/*
+ * KeyringReseal
+ *		Encrypts with the first key what another one has encrypted.
+ *
+ * The result of an item is its new token, which keeps the time of the old one,
+ * or NULL if it needs none: ordinal says whether the first key reads it
+ * already, or no key does.  The new token is not taken on trust: the first key
+ * alone must give the same message and time.  If it does not, the result is
+ * NULL and the ordinal that of another key, which is for the caller to report.
+ */
+void
+KeyringReseal(KeyringItem *items, int nitems)
+{
+	FernetToken *decoded = palloc(nitems * sizeof(FernetToken));
+	FernetToken *copies = palloc(nitems * sizeof(FernetToken));
+	FernetToken **same_key = palloc(nitems * sizeof(FernetToken *));
+	FernetMessage *messages = palloc(nitems * sizeof(FernetMessage));
+	KeyringItem **sealed = palloc(nitems * sizeof(KeyringItem *));
+	FernetStatus status = FERNET_OK;
+	const Keyring *ring;
+	const FernetCipher *cipher;
+	uint8	   *bytes;
+	uint8	   *copied;
+	Size		bytes_len = 0;
+	Size		used = 0;
+	int			nsealed = 0;
+	int			first = 0;
+
+	for (int i = 0; i < nitems; i++)
+		bytes_len += FernetDecodedLen(VARSIZE_ANY_EXHDR(items[i].token));
+	bytes = palloc(Max(bytes_len, 1));
+	copied = palloc(Max(bytes_len, 1));
+
+	ring = get_keyring();
+	cipher = first_cipher(ring);
+	for (int i = 0; i < nitems; i++)
+	{
+		if (find_item(ring, &items[i], first, bytes + used,
+					  &decoded[i]) == FERNET_CIPHER_FAILED)
+			CipherFail();
+		used += FernetDecodedLen(VARSIZE_ANY_EXHDR(items[i].token));
+		first = Max(items[i].ordinal, 0);
+		items[i].result = items[i].ordinal <= 0 ? NULL :
+			FernetNewToken(FernetMaxMessageLen(&decoded[i]), messages[i].seed);
+	}
+
+	/* from here on there is plaintext, so nothing may raise an error */
+	status = decrypt_found(ring, items, decoded, same_key, nitems);
+	for (int i = 0; i < nitems; i++)
+	{
+		FernetMessage *message = &messages[nsealed];
+
+		if (items[i].result == NULL)
+			continue;
+		if (items[i].ordinal < 0)
+		{
+			pfree(items[i].result);
+			items[i].result = NULL;
+			continue;
+		}
+		memmove(message->seed, messages[i].seed, FERNET_IV_LEN);
+		message->bytes = decoded[i].bytes;
+		message->len = decoded[i].message_len;
+		message->timestamp = items[i].timestamp;
+		message->token = VARDATA(items[i].result);
+		sealed[nsealed++] = &items[i];
+	}
+	if (status == FERNET_OK)
+		status = FernetSealMany(cipher, messages, nsealed);
+	if (status == FERNET_OK)
+		status = open_new_tokens(cipher, messages, copies, same_key, nsealed,
+								 copied);
+	for (int i = 0; i < nsealed && status == FERNET_OK; i++)
+		if (!is_same_message(&copies[i], &messages[i]))
+			sealed[i]->result = NULL;
+	explicit_bzero(bytes, bytes_len);
+	explicit_bzero(copied, bytes_len);
+	if (status != FERNET_OK)
+		CipherFail();
+
+	for (int i = 0; i < nitems; i++)
+		if (items[i].ordinal < 0)
+			log_unreadable(decoded[i].status);
+	pfree(decoded);
+	pfree(copies);
+	pfree(same_key);
+	pfree(messages);
+	pfree(sealed);
+	pfree(bytes);
+	pfree(copied);
 }
 
 /*
  * KeyringFingerprint
- *		Writes the 8 hex digits, without terminator, that a key is known by.
- *
- * They are the start of an HMAC under the key, which tells nothing of it.
+ *		Writes the KEYRING_FINGERPRINT_LEN hex digits, without terminator, that
+ *		a key is known by.
  */
 void
-KeyringFingerprint(const FernetKey *key, char *fingerprint)
+KeyringFingerprint(int ordinal, char *fingerprint)
 {
-	static const char label[] = "extension_storage key fingerprint";
-	uint8		mac[EVP_MAX_MD_SIZE];
+	const Keyring *ring = get_keyring();
 
-	if (HMAC(EVP_sha256(), key, sizeof(*key), (const uint8 *) label,
-			 sizeof(label) - 1, mac, NULL) == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not compute a key fingerprint: OpenSSL failed")));
-	hex_encode((const char *) mac, KEYRING_FINGERPRINT_LEN / 2, fingerprint);
+	if (ordinal < 0 || ordinal >= ring->nkeys)
+		elog(ERROR, "there is no key %d", ordinal);
+	memcpy(fingerprint, ring->keys[ordinal].fingerprint,
+		   KEYRING_FINGERPRINT_LEN);
+}
+
+/*
+ * KeyringSource
+ *		Says in palloc'd memory where a key comes from.
+ */
+char *
+KeyringSource(int ordinal)
+{
+	const Keyring *ring = get_keyring();
+
+	if (ordinal < 0 || ordinal >= ring->nkeys)
+		elog(ERROR, "there is no key %d", ordinal);
+	return SecretOriginText(&ring->keys[ordinal].origin);
 }

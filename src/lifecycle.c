@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * lifecycle.c
- *	  What goes when an extension, a user or a resource goes, and what each
- *	  extension uses.
+ *	  What goes when an extension, a user or a resource goes.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,12 +9,11 @@
 
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "entry.h"
 #include "executor/tuptable.h"
-#include "funcapi.h"
 #include "miscadmin.h"
 #include "quota.h"
 #include "statement.h"
-#include "storage.h"
 #include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -23,9 +21,22 @@
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
 
-static const Oid user_argtypes[] = {INT4ARRAYOID};
-static const Oid resource_argtypes[] = {TEXTOID, TEXTARRAYOID};
-static const Oid usage_argtypes[] = {INT8OID};
+/* What a purge names: all entries of these. */
+static const StatementParam extension_params[] = {{"extension_id", TEXTOID}};
+static const StatementParam user_params[] = {{"users", INT4ARRAYOID}};
+
+enum
+{
+	RESOURCE_PARAM_TYPE,
+	RESOURCE_PARAM_UUIDS
+};
+
+static const StatementParam resource_params[] = {
+	[RESOURCE_PARAM_TYPE] = {"resource_type", TEXTOID},
+	[RESOURCE_PARAM_UUIDS] = {"resource_uuids", TEXTARRAYOID}
+};
+
+static const StatementColumn lock_columns[] = {{"locked", INT4OID, NOT_NULL}};
 
 /*
  * How the entries that match a condition go: where bytes are counted, the
@@ -38,35 +49,39 @@ typedef struct Purge
 	Statement	delete_entries;
 } Purge;
 
-#define PURGE(condition, number, types, use_index) \
+#define PURGE(condition, use_index, ...) \
 	{ \
 		.lock_usage = { \
 			.sql = "SELECT 1 FROM @schema@.extension_storage_usage AS u" \
 			" WHERE u.extension_id" SQL_EQ "ANY (ARRAY(SELECT e.extension_id FROM " \
 			SQL_TABLE " WHERE " condition "))" \
 			" ORDER BY u.extension_id FOR UPDATE", \
-			.nargs = number, .argtypes = types, .by_index = use_index \
+			STATEMENT_COLUMNS(lock_columns), \
+			.by_index = use_index, __VA_ARGS__ \
 		}, \
 		.delete_entries = { \
 			.sql = "DELETE FROM " SQL_TABLE " WHERE " condition, \
-			.nargs = number, .argtypes = types, .by_index = use_index \
+			.by_index = use_index, .counted = true, __VA_ARGS__ \
 		} \
 	}
 
-static Purge purge_extension = PURGE("e.extension_id" SQL_EQ "$1", 1,
-									 resource_argtypes, true);
-static Purge purge_users = PURGE("e.user_fk" SQL_EQ "ANY ($1)", 1,
-								 user_argtypes, true);
-static Purge purge_all_users = PURGE("e.user_fk IS NOT NULL", 0,
-									 user_argtypes, false);
-static Purge purge_resources = PURGE("e.resource_type" SQL_EQ
-									 "$1 AND e.resource_uuid" SQL_EQ "ANY ($2)",
-									 2, resource_argtypes, true);
-static Purge purge_all_resources = PURGE("e.resource_type" SQL_EQ "$1", 1,
-										 resource_argtypes, false);
+static Purge purge_extension =
+PURGE("e.extension_id" SQL_EQ "$extension_id", true,
+	  STATEMENT_PARAMS(extension_params));
+static Purge purge_users =
+PURGE("e.user_fk" SQL_EQ "ANY ($users)", true, STATEMENT_PARAMS(user_params));
+static Purge purge_all_users =
+PURGE("e.user_fk IS NOT NULL", false,.params = NULL);
+static Purge purge_resources =
+PURGE("e.resource_type" SQL_EQ "$resource_type"
+	  " AND e.resource_uuid" SQL_EQ "ANY ($resource_uuids)", true,
+	  STATEMENT_PARAMS(resource_params));
+static Purge purge_all_resources =
+PURGE("e.resource_type" SQL_EQ "$resource_type", false,
+	  STATEMENT_PARAMS(resource_params));
 
 /* A subquery is hashed, an array would be searched for each entry. */
-#define IS_GONE SQL_EQ "ANY (SELECT pg_catalog.unnest($1))"
+#define IS_GONE SQL_EQ "ANY (SELECT pg_catalog.unnest($users))"
 
 static Statement clear_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk ="
@@ -74,19 +89,28 @@ static Statement clear_users_statement = {
 	" changed_by_fk ="
 	" CASE WHEN e.changed_by_fk" IS_GONE " THEN NULL ELSE e.changed_by_fk END"
 	" WHERE e.created_by_fk" IS_GONE " OR e.changed_by_fk" IS_GONE,
-	.nargs = 1, .argtypes = user_argtypes
+	STATEMENT_PARAMS(user_params)
 };
 static Statement clear_all_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk = NULL, changed_by_fk = NULL"
-	" WHERE e.created_by_fk IS NOT NULL OR e.changed_by_fk IS NOT NULL",
-	.argtypes = user_argtypes
+	" WHERE e.created_by_fk IS NOT NULL OR e.changed_by_fk IS NOT NULL"
 };
-static Statement usage_statement = {
-	.sql = "SELECT e.extension_id, pg_catalog.count(*),"
-	" pg_catalog.count(*) FILTER (WHERE e.is_encrypted),"
-	" pg_catalog.sum(COALESCE(e.value_size, pg_catalog.octet_length(e.value))),"
-	" $1 FROM " SQL_TABLE " GROUP BY e.extension_id ORDER BY e.extension_id",
-	.nargs = 1, .argtypes = usage_argtypes
+
+/* The arguments of the purge functions. */
+static const ArgumentInfo purge_extension_arguments[] = {
+	{"extension_id", MAX_EXTENSION_ID_CHARS, true}
+};
+static const ArgumentInfo purge_user_arguments[] = {{"user_fk", 0, true}};
+
+enum
+{
+	PURGE_ARG_RESOURCE_TYPE,
+	PURGE_ARG_RESOURCE_UUID
+};
+
+static const ArgumentInfo purge_resource_arguments[] = {
+	[PURGE_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
+	[PURGE_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
 };
 
 PG_FUNCTION_INFO_V1(ext_storage_purge_extension);
@@ -94,36 +118,54 @@ PG_FUNCTION_INFO_V1(ext_storage_purge_user);
 PG_FUNCTION_INFO_V1(ext_storage_purge_resource);
 PG_FUNCTION_INFO_V1(ext_storage_users_deleted);
 PG_FUNCTION_INFO_V1(ext_storage_resources_deleted);
-PG_FUNCTION_INFO_V1(ext_storage_usage);
 
 /*
  * Deletes entries, with the rights of the caller or of the table's owner.
  * Returns how many.  SPI must be connected.
  */
 static uint64
-run_purge(FunctionCallInfo fcinfo, Purge *purge, const Datum *values,
+run_purge(Connection *connection, Purge *purge, const StatementArgs *args,
 		  bool as_owner)
 {
-	if (QuotaIsCounting(fcinfo))
+	connection->quota_prepared = true;
+	if (QuotaIsCounting(connection))
 	{
-		LockRelationOid(StatementTable(fcinfo), RowExclusiveLock);
-		StatementRunAsOwner(fcinfo, &purge->lock_usage, values, NULL);
+		LockRelationOid(StatementTable(connection), RowExclusiveLock);
+		StatementRunAsOwner(connection, &purge->lock_usage, args);
 	}
-	if (as_owner)
-		return StatementRunAsOwner(fcinfo, &purge->delete_entries, values, NULL);
-	return StatementRun(fcinfo, &purge->delete_entries, 0, values, NULL, false);
+	return as_owner ?
+		StatementRunAsOwner(connection, &purge->delete_entries, args) :
+		StatementRun(connection, &purge->delete_entries, args, false);
 }
 
 /* Deletes entries for a purge function. */
 static Datum
-purge_for_caller(FunctionCallInfo fcinfo, Purge *purge, const Datum *values)
+purge_for_caller(FunctionCallInfo fcinfo, Purge *purge,
+				 const StatementArgs *args)
 {
+	Connection	connection;
 	uint64		npurged;
 
-	StatementConnect();
-	npurged = run_purge(fcinfo, purge, values, false);
+	StatementConnect(&connection, fcinfo, false);
+	npurged = run_purge(&connection, purge, args, false);
 	SPI_finish();
 	PG_RETURN_INT64((int64) npurged);
+}
+
+/* Makes an array of users. */
+static Datum
+user_array(Datum *users, int nusers)
+{
+	return PointerGetDatum(construct_array(users, nusers, INT4OID,
+										   sizeof(int32), true, TYPALIGN_INT));
+}
+
+/* Makes an array of texts. */
+static Datum
+text_array(Datum *texts, int ntexts)
+{
+	return PointerGetDatum(construct_array(texts, ntexts, TEXTOID, -1, false,
+										   TYPALIGN_INT));
 }
 
 /*
@@ -133,11 +175,13 @@ purge_for_caller(FunctionCallInfo fcinfo, Purge *purge, const Datum *values)
 Datum
 ext_storage_purge_extension(PG_FUNCTION_ARGS)
 {
-	Datum		values[1] = {
-		PointerGetDatum(TextArgument(fcinfo, 0, "extension_id", 255, true))
-	};
+	StatementArgs args;
 
-	return purge_for_caller(fcinfo, &purge_extension, values);
+	CheckArguments(fcinfo, purge_extension_arguments,
+				   lengthof(purge_extension_arguments));
+	StatementArgsInit(&args);
+	TextParam(&args, 0, fcinfo, purge_extension_arguments, 0);
+	return purge_for_caller(fcinfo, &purge_extension, &args);
 }
 
 /*
@@ -147,18 +191,16 @@ ext_storage_purge_extension(PG_FUNCTION_ARGS)
 Datum
 ext_storage_purge_user(PG_FUNCTION_ARGS)
 {
+	StatementArgs args;
 	Datum		user;
-	Datum		values[1];
 
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("user_fk must not be null")));
+	CheckArguments(fcinfo, purge_user_arguments,
+				   lengthof(purge_user_arguments));
+	RequireArgument(fcinfo, purge_user_arguments, 0);
 	user = PG_GETARG_DATUM(0);
-	values[0] = PointerGetDatum(construct_array(&user, 1, INT4OID,
-												sizeof(int32), true,
-												TYPALIGN_INT));
-	return purge_for_caller(fcinfo, &purge_users, values);
+	StatementArgsInit(&args);
+	StatementSet(&args, 0, user_array(&user, 1));
+	return purge_for_caller(fcinfo, &purge_users, &args);
 }
 
 /*
@@ -169,14 +211,19 @@ ext_storage_purge_user(PG_FUNCTION_ARGS)
 Datum
 ext_storage_purge_resource(PG_FUNCTION_ARGS)
 {
+	StatementArgs args;
 	Datum		uuid;
-	Datum		values[2];
 
-	values[0] = PointerGetDatum(TextArgument(fcinfo, 0, "resource_type", 64, true));
-	uuid = PointerGetDatum(ResourceUuidArgument(fcinfo, 1));
-	values[1] = PointerGetDatum(construct_array(&uuid, 1, TEXTOID, -1, false,
-												TYPALIGN_INT));
-	return purge_for_caller(fcinfo, &purge_resources, values);
+	CheckArguments(fcinfo, purge_resource_arguments,
+				   lengthof(purge_resource_arguments));
+	StatementArgsInit(&args);
+	TextParam(&args, RESOURCE_PARAM_TYPE, fcinfo, purge_resource_arguments,
+			  PURGE_ARG_RESOURCE_TYPE);
+	uuid = PointerGetDatum(ResourceUuidArgument(fcinfo,
+												purge_resource_arguments,
+												PURGE_ARG_RESOURCE_UUID));
+	StatementSet(&args, RESOURCE_PARAM_UUIDS, text_array(&uuid, 1));
+	return purge_for_caller(fcinfo, &purge_resources, &args);
 }
 
 /* Checks that a trigger function is called as the attach functions make it. */
@@ -251,17 +298,19 @@ Datum
 ext_storage_users_deleted(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = trigger_data(fcinfo, 1);
+	Connection	connection;
+	StatementArgs args;
 	List	   *texts;
 	ListCell   *cell;
 	Datum	   *users;
-	Datum		values[1];
 	int			nusers = 0;
 
-	StatementConnect();
+	StatementArgsInit(&args);
+	StatementConnect(&connection, fcinfo, false);
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 	{
-		run_purge(fcinfo, &purge_all_users, NULL, true);
-		StatementRunAsOwner(fcinfo, &clear_all_users_statement, NULL, NULL);
+		run_purge(&connection, &purge_all_users, &args, true);
+		StatementRunAsOwner(&connection, &clear_all_users_statement, &args);
 	}
 	else if ((texts = deleted_values(trigdata,
 									 trigdata->tg_trigger->tgargs[0])) != NIL)
@@ -270,11 +319,9 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 		foreach(cell, texts)
 			users[nusers++] = DirectFunctionCall1(int4in,
 												  CStringGetDatum(lfirst(cell)));
-		values[0] = PointerGetDatum(construct_array(users, nusers, INT4OID,
-													sizeof(int32), true,
-													TYPALIGN_INT));
-		run_purge(fcinfo, &purge_users, values, true);
-		StatementRunAsOwner(fcinfo, &clear_users_statement, values, NULL);
+		StatementSet(&args, 0, user_array(users, nusers));
+		run_purge(&connection, &purge_users, &args, true);
+		StatementRunAsOwner(&connection, &clear_users_statement, &args);
 	}
 	SPI_finish();
 	return PointerGetDatum(NULL);
@@ -289,17 +336,19 @@ Datum
 ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = trigger_data(fcinfo, 2);
+	Connection	connection;
+	StatementArgs args;
 	List	   *texts;
 	ListCell   *cell;
 	Datum	   *uuids;
-	Datum		values[2] = {
-		CStringGetTextDatum(trigdata->tg_trigger->tgargs[0])
-	};
 	int			nuuids = 0;
 
-	StatementConnect();
+	StatementArgsInit(&args);
+	StatementSet(&args, RESOURCE_PARAM_TYPE,
+				 CStringGetTextDatum(trigdata->tg_trigger->tgargs[0]));
+	StatementConnect(&connection, fcinfo, false);
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
-		run_purge(fcinfo, &purge_all_resources, values, true);
+		run_purge(&connection, &purge_all_resources, &args, true);
 	else if ((texts = deleted_values(trigdata,
 									 trigdata->tg_trigger->tgargs[1])) != NIL)
 	{
@@ -313,26 +362,9 @@ ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 				text = canonical;
 			uuids[nuuids++] = CStringGetTextDatum(text);
 		}
-		values[1] = PointerGetDatum(construct_array(uuids, nuuids, TEXTOID, -1,
-													false, TYPALIGN_INT));
-		run_purge(fcinfo, &purge_resources, values, true);
+		StatementSet(&args, RESOURCE_PARAM_UUIDS, text_array(uuids, nuuids));
+		run_purge(&connection, &purge_resources, &args, true);
 	}
 	SPI_finish();
 	return PointerGetDatum(NULL);
-}
-
-/*
- * ext_storage_usage() returns setof record
- *		What each extension stores.
- */
-Datum
-ext_storage_usage(PG_FUNCTION_ARGS)
-{
-	Datum		values[1] = {Int64GetDatum(QuotaPerExtension())};
-
-	InitMaterializedSRF(fcinfo, 0);
-	StatementConnect();
-	StatementReturn(fcinfo, &usage_statement, 0, values, NULL);
-	SPI_finish();
-	return (Datum) 0;
 }

@@ -26,6 +26,8 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
+#include "errors.h"
+#include "funcapi.h"
 #include "quota.h"
 #include "statement.h"
 #include "storage/lmgr.h"
@@ -41,45 +43,91 @@
 #define STATEMENT_TRIGGER "extension_storage_count"
 
 /* An extension, the bytes to add, and where its row is. */
-static const Oid usage_argtypes[] = {TEXTOID, INT8OID, TIDOID};
+enum
+{
+	USAGE_PARAM_EXTENSION_ID,
+	USAGE_PARAM_BYTES,
+	USAGE_PARAM_CTID,
+	NUM_USAGE_PARAMS
+};
+
+static const StatementParam usage_params[] = {
+	[USAGE_PARAM_EXTENSION_ID] = {"extension_id", TEXTOID},
+	[USAGE_PARAM_BYTES] = {"bytes", INT8OID},
+	[USAGE_PARAM_CTID] = {"ctid", TIDOID}
+};
+
+enum
+{
+	USAGE_VALUE_BYTES,
+	USAGE_CTID,
+	NUM_USAGE_COLUMNS
+};
+
+static const StatementColumn usage_columns[] = {
+	[USAGE_VALUE_BYTES] = {"value_bytes", INT8OID, NOT_NULL},
+	[USAGE_CTID] = {"ctid", TIDOID, NOT_NULL}
+};
+
+/* The bytes of an entry that count. */
+#define SQL_BYTES \
+	"COALESCE(e.value_size, pg_catalog.octet_length(e.value))"
 
 static Statement empty_statement = {
-	.sql = "DELETE FROM " SQL_USAGE,
-	.argtypes = usage_argtypes
+	.sql = "DELETE FROM " SQL_USAGE
 };
 static Statement fill_statement = {
 	.sql = "INSERT INTO " SQL_USAGE " (extension_id, value_bytes)"
-	" SELECT e.extension_id, pg_catalog.sum(COALESCE(e.value_size,"
-	" pg_catalog.octet_length(e.value))) FROM " SQL_TABLE
-	" GROUP BY e.extension_id",
-	.argtypes = usage_argtypes
+	" SELECT e.extension_id, pg_catalog.sum(" SQL_BYTES ") FROM " SQL_TABLE
+	" GROUP BY e.extension_id"
 };
 
-#define FIND_USAGE " WHERE u.extension_id" SQL_EQ "$1"
-#define PLACED_USAGE FIND_USAGE " AND u.ctid" SQL_EQ "$3"
+#define FIND_USAGE " WHERE u.extension_id" SQL_EQ "$extension_id"
+#define PLACED_USAGE FIND_USAGE " AND u.ctid" SQL_EQ "$ctid"
 #define LOCK_USAGE(condition) \
 	"SELECT u.value_bytes, u.ctid FROM " SQL_USAGE condition " FOR UPDATE"
 #define RETURN_USAGE " RETURNING u.value_bytes, u.ctid"
 
 static Statement lock_usage_statement = {
 	.sql = LOCK_USAGE(FIND_USAGE),
-	.nargs = 1, .argtypes = usage_argtypes, .by_index = true
+	STATEMENT_PARAMS(usage_params), STATEMENT_COLUMNS(usage_columns),
+	.by_index = true
 };
 static Statement lock_placed_statement = {
 	.sql = LOCK_USAGE(PLACED_USAGE),
-	.nargs = 3, .argtypes = usage_argtypes, .by_index = true
+	STATEMENT_PARAMS(usage_params), STATEMENT_COLUMNS(usage_columns),
+	.by_index = true
 };
 static Statement add_usage_statement = {
 	.sql = "INSERT INTO " SQL_USAGE " (extension_id, value_bytes)"
-	" VALUES ($1, $2) ON CONFLICT (extension_id) DO UPDATE"
+	" VALUES ($extension_id, $bytes) ON CONFLICT (extension_id) DO UPDATE"
 	" SET value_bytes = u.value_bytes" SQL_PLUS "excluded.value_bytes"
 	RETURN_USAGE,
-	.nargs = 2, .argtypes = usage_argtypes
+	STATEMENT_PARAMS(usage_params), STATEMENT_COLUMNS(usage_columns)
 };
 static Statement add_placed_statement = {
-	.sql = "UPDATE " SQL_USAGE " SET value_bytes = u.value_bytes" SQL_PLUS "$2"
-	PLACED_USAGE RETURN_USAGE,
-	.nargs = 3, .argtypes = usage_argtypes, .by_index = true
+	.sql = "UPDATE " SQL_USAGE " SET value_bytes = u.value_bytes" SQL_PLUS
+	"$bytes" PLACED_USAGE RETURN_USAGE,
+	STATEMENT_PARAMS(usage_params), STATEMENT_COLUMNS(usage_columns),
+	.by_index = true
+};
+
+/* What each extension stores. */
+static const StatementParam usage_of_all_params[] = {{"quota", INT8OID}};
+static const StatementColumn usage_of_all_columns[] = {
+	{"extension_id", TEXTOID, NOT_NULL},
+	{"entries", INT8OID, NOT_NULL},
+	{"encrypted_entries", INT8OID, NOT_NULL},
+	{"value_bytes", INT8OID, NOT_NULL},
+	{"quota_bytes", INT8OID, NOT_NULL}
+};
+static Statement usage_of_all_statement = {
+	.sql = "SELECT e.extension_id, pg_catalog.count(*),"
+	" pg_catalog.count(*) FILTER (WHERE e.is_encrypted),"
+	" CAST(pg_catalog.sum(" SQL_BYTES ") AS pg_catalog.int8), $quota"
+	" FROM " SQL_TABLE " GROUP BY e.extension_id ORDER BY e.extension_id",
+	STATEMENT_PARAMS(usage_of_all_params),
+	STATEMENT_COLUMNS(usage_of_all_columns)
 };
 
 /*
@@ -118,6 +166,7 @@ static double quota_per_extension = 0;
 
 PG_FUNCTION_INFO_V1(ext_storage_count_rows);
 PG_FUNCTION_INFO_V1(ext_storage_count_statement);
+PG_FUNCTION_INFO_V1(ext_storage_usage);
 
 static const char *
 show_quota(void)
@@ -178,23 +227,13 @@ QuotaInit(void)
 }
 
 /*
- * QuotaPerExtension
- *		The quota in bytes, 0 if there is none.
- */
-int64
-QuotaPerExtension(void)
-{
-	return (int64) quota_per_extension;
-}
-
-/*
  * QuotaIsCounting
  *		Are the triggers enabled?
  */
 bool
-QuotaIsCounting(FunctionCallInfo fcinfo)
+QuotaIsCounting(const Connection *connection)
 {
-	Relation	table = table_open(StatementTable(fcinfo), AccessShareLock);
+	Relation	table = table_open(StatementTable(connection), AccessShareLock);
 	TriggerDesc *triggers = table->trigdesc;
 	int			enabled = 0;
 
@@ -233,32 +272,34 @@ enable_trigger(Relation table, const char *name)
  * would refuse both.
  */
 static void
-start_counting(FunctionCallInfo fcinfo)
+start_counting(Connection *connection)
 {
+	StatementArgs args;
 	Relation	table;
 	LOCKMODE	release = NoLock;
 
-	PreventCommandIfReadOnly(get_func_name(fcinfo->flinfo->fn_oid));
+	PreventCommandIfReadOnly(get_func_name(connection->function));
 	if (!OidIsValid(get_relname_relid("extension_storage_usage",
-									  get_func_namespace(fcinfo->flinfo->fn_oid))))
+									  connection->schema)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("this version of the extension cannot keep to a quota"),
+				 errmsg("installed version of extension \"extension_storage\" does not support quotas"),
 				 errdetail("extension_storage.quota_per_extension is set, and table \"extension_storage_usage\" does not exist."),
 				 errhint("Run ALTER EXTENSION extension_storage UPDATE.")));
-	table = table_open(StatementTable(fcinfo), ShareRowExclusiveLock);
-	if (QuotaIsCounting(fcinfo))
+	table = table_open(StatementTable(connection), ShareRowExclusiveLock);
+	if (QuotaIsCounting(connection))
 		release = ShareRowExclusiveLock;	/* somebody else was first */
 	else
 	{
+		StatementArgsInit(&args);
 		if (table->rd_refcnt > 1 &&
 			CheckRelationLockedByMe(table, RowExclusiveLock, false))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_IN_USE),
-					 errmsg("bytes cannot start to be counted by a statement that changes table \"extension_storage\""),
+					 errmsg("cannot start quota accounting in a statement that modifies table \"extension_storage\""),
 					 errhint("Write an entry in a statement of its own first.")));
-		StatementRunAsOwner(fcinfo, &empty_statement, NULL, NULL);
-		StatementRunAsOwner(fcinfo, &fill_statement, NULL, NULL);
+		StatementRunAsOwner(connection, &empty_statement, &args);
+		StatementRunAsOwner(connection, &fill_statement, &args);
 		enable_trigger(table, ROWS_TRIGGER);
 		enable_trigger(table, STATEMENT_TRIGGER);
 		CommandCounterIncrement();
@@ -272,15 +313,19 @@ start_counting(FunctionCallInfo fcinfo)
  * bytes that it has then, or -1 if there is no row.
  */
 static int64
-run_usage(FunctionCallInfo fcinfo, Statement *placed_statement,
+run_usage(Connection *connection, Statement *placed_statement,
 		  Statement *statement, Datum extension_id, int64 bytes)
 {
 	UsagePlace *place = NULL;
-	Datum		values[3] = {extension_id, Int64GetDatum(bytes)};
+	StatementArgs args;
+	Datum		row[NUM_USAGE_COLUMNS];
+	bool		nulls[NUM_USAGE_COLUMNS];
 	uint64		nrows = 0;
 	ListCell   *cell;
-	bool		isnull;
 
+	StatementArgsInit(&args);
+	StatementSet(&args, USAGE_PARAM_EXTENSION_ID, extension_id);
+	StatementSet(&args, USAGE_PARAM_BYTES, Int64GetDatum(bytes));
 	foreach(cell, places)
 	{
 		place = lfirst(cell);
@@ -292,14 +337,15 @@ run_usage(FunctionCallInfo fcinfo, Statement *placed_statement,
 	}
 	if (place != NULL)
 	{
-		values[2] = PointerGetDatum(&place->ctid);
-		nrows = StatementRunAsOwner(fcinfo, placed_statement, values, NULL);
+		StatementSet(&args, USAGE_PARAM_CTID, PointerGetDatum(&place->ctid));
+		nrows = StatementRunAsOwner(connection, placed_statement, &args);
 	}
 	if (nrows == 0)
-		nrows = StatementRunAsOwner(fcinfo, statement, values, NULL);
+		nrows = StatementRunAsOwner(connection, statement, &args);
 	if (nrows == 0)
 		return -1;
 
+	StatementRow(statement, 0, row, nulls);
 	if (place == NULL)
 	{
 		MemoryContext old_context = MemoryContextSwitchTo(TopTransactionContext);
@@ -309,11 +355,8 @@ run_usage(FunctionCallInfo fcinfo, Statement *placed_statement,
 		places = lappend(places, place);
 		MemoryContextSwitchTo(old_context);
 	}
-	place->ctid = *(ItemPointer) DatumGetPointer(SPI_getbinval(SPI_tuptable->vals[0],
-															   SPI_tuptable->tupdesc,
-															   2, &isnull));
-	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-									   SPI_tuptable->tupdesc, 1, &isnull));
+	place->ctid = *(ItemPointer) DatumGetPointer(row[USAGE_CTID]);
+	return DatumGetInt64(row[USAGE_VALUE_BYTES]);
 }
 
 /*
@@ -327,18 +370,19 @@ run_usage(FunctionCallInfo fcinfo, Statement *placed_statement,
  * an entry or for the table.
  */
 void
-QuotaPrepare(FunctionCallInfo fcinfo, Datum extension_id)
+QuotaPrepare(Connection *connection, Datum extension_id)
 {
-	if (!QuotaIsCounting(fcinfo))
+	connection->quota_prepared = true;
+	if (!QuotaIsCounting(connection))
 	{
 		if (quota_per_extension == 0)
 			return;
-		start_counting(fcinfo);
+		start_counting(connection);
 	}
-	LockRelationOid(StatementTable(fcinfo), RowExclusiveLock);
-	if (run_usage(fcinfo, &lock_placed_statement, &lock_usage_statement,
+	LockRelationOid(StatementTable(connection), RowExclusiveLock);
+	if (run_usage(connection, &lock_placed_statement, &lock_usage_statement,
 				  extension_id, 0) < 0)
-		run_usage(fcinfo, &add_placed_statement, &add_usage_statement,
+		run_usage(connection, &add_placed_statement, &add_usage_statement,
 				  extension_id, 0);
 }
 
@@ -435,10 +479,15 @@ Datum
 ext_storage_count_statement(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = trigger_data(fcinfo);
+	Connection	connection;
+	StatementArgs args;
 
-	StatementConnect();
+	StatementConnect(&connection, fcinfo, false);
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
-		StatementRunAsOwner(fcinfo, &empty_statement, NULL, NULL);
+	{
+		StatementArgsInit(&args);
+		StatementRunAsOwner(&connection, &empty_statement, &args);
+	}
 	while (pending != NIL)
 	{
 		PendingUsage *usage = linitial(pending);
@@ -447,10 +496,11 @@ ext_storage_count_statement(PG_FUNCTION_ARGS)
 		pending = list_delete_first(pending);
 		if (usage->bytes == 0)
 			continue;
-		total = run_usage(fcinfo, &add_placed_statement, &add_usage_statement,
-						  usage->extension_id, usage->bytes);
+		total = run_usage(&connection, &add_placed_statement,
+						  &add_usage_statement, usage->extension_id,
+						  usage->bytes);
 		if (quota_per_extension > 0 && usage->bytes > 0 &&
-			total > QuotaPerExtension())
+			total > (int64) quota_per_extension)
 			ereport(ERROR,
 					(errcode(ERRCODE_ES_QUOTA),
 					 errmsg("quota of extension \"%s\" would be exceeded",
@@ -458,10 +508,30 @@ ext_storage_count_statement(PG_FUNCTION_ARGS)
 					 errdetail("It has " INT64_FORMAT " of " INT64_FORMAT
 							   " bytes in use, and the change needs " INT64_FORMAT
 							   " more.",
-							   total - usage->bytes, QuotaPerExtension(),
+							   total - usage->bytes, (int64) quota_per_extension,
 							   usage->bytes),
 					 errhint("Delete entries, or raise extension_storage.quota_per_extension.")));
 	}
 	SPI_finish();
 	return PointerGetDatum(NULL);
+}
+
+/*
+ * ext_storage_usage() returns setof record
+ *		What each extension stores.
+ */
+Datum
+ext_storage_usage(PG_FUNCTION_ARGS)
+{
+	Connection	connection;
+	StatementArgs args;
+
+	StatementArgsInit(&args);
+	StatementSet(&args, 0, Int64GetDatum((int64) quota_per_extension));
+	InitMaterializedSRF(fcinfo, 0);
+	StatementConnect(&connection, fcinfo, false);
+	StatementReturn(&connection, &usage_of_all_statement, &args,
+					(ReturnSetInfo *) fcinfo->resultinfo);
+	SPI_finish();
+	return (Datum) 0;
 }

@@ -8,13 +8,10 @@
 #ifndef QUOTA_H
 #define QUOTA_H
 
-#include "fmgr.h"
-
-#define ERRCODE_ES_QUOTA MAKE_SQLSTATE('E', 'S', '0', '0', '3')
+#include "statement.h"
 
 extern void QuotaInit(void);
-extern int64 QuotaPerExtension(void);
-extern void QuotaPrepare(FunctionCallInfo fcinfo, Datum extension_id);
-extern bool QuotaIsCounting(FunctionCallInfo fcinfo);
+extern void QuotaPrepare(Connection *connection, Datum extension_id);
+extern bool QuotaIsCounting(const Connection *connection);
 
 #endif							/* QUOTA_H */

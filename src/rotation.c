@@ -18,12 +18,13 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "entry.h"
+#include "errors.h"
 #include "funcapi.h"
 #include "keyring.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "statement.h"
-#include "storage.h"
 #include "tcop/pquery.h"
 #include "token.h"
 #include "utils/array.h"
@@ -31,6 +32,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #define FETCH_COUNT 100			/* rows a fetch, where nothing is written */
 
@@ -48,43 +50,110 @@
 #define WRITE_COUNT 32
 #define WRITE_ALONE_BYTES (64 * 1024)
 
-#define ROW_COLUMNS \
-	"e.extension_id, e.key, e.user_fk, e.resource_type, e.resource_uuid," \
-	" e.id, e.uuid, e.value"
-#define NUM_ROW_COLUMNS 8
+/* Rows, and bytes of their tokens, that are decrypted together. */
+#define GROUP_ROWS 64
+#define GROUP_BYTES (64 * 1024)
 
-static const Oid walk_argtypes[] = {TEXTOID, INT8OID, INT8OID, INT8OID};
-static const Oid lock_argtypes[] = {TEXTOID, INT4ARRAYOID};
-static const Oid write_argtypes[] = {
-	TEXTOID, INT4ARRAYOID, BYTEAARRAYOID, BYTEAARRAYOID
+
+/* An encrypted row. */
+enum
+{
+	ROW_ID = NUM_ADDRESS_PARAMS,
+	ROW_UUID,
+	ROW_VALUE,
+	NUM_ROW_COLUMNS
 };
-static const Oid write_one_argtypes[] = {TEXTOID, INT4OID, BYTEAOID, BYTEAOID};
-static const Oid one_argtypes[] = {TEXTOID, INT4OID};
 
-#define OF_EXTENSION " AND ($1 IS NULL OR e.extension_id" SQL_EQ "$1)"
+static const StatementColumn row_columns[] = {
+	ADDRESS_COLUMNS,
+	[ROW_ID] = {"id", INT8OID, NOT_NULL},
+	[ROW_UUID] = {"uuid", UUIDOID, NOT_NULL},
+	[ROW_VALUE] = {"value", BYTEAOID, NOT_NULL}
+};
+
+enum
+{
+	WALK_PARAM_EXTENSION_ID,
+	WALK_PARAM_AFTER_ID,
+	WALK_PARAM_LAST_ID,
+	WALK_PARAM_LIMIT
+};
+
+static const StatementParam walk_params[] = {
+	[WALK_PARAM_EXTENSION_ID] = {"extension_id", TEXTOID},
+	[WALK_PARAM_AFTER_ID] = {"after_id", INT8OID},
+	[WALK_PARAM_LAST_ID] = {"last_id", INT8OID},
+	[WALK_PARAM_LIMIT] = {"limit", INT8OID}
+};
+
+enum
+{
+	TOTAL_COUNT,
+	TOTAL_LAST_ID,
+	NUM_TOTAL_COLUMNS
+};
+
+static const StatementColumn total_columns[] = {
+	[TOTAL_COUNT] = {"count", INT8OID, NOT_NULL},
+	[TOTAL_LAST_ID] = {"last_id", INT8OID, NULLABLE}
+};
+
+/* What names the rows that are locked and written. */
+enum
+{
+	WRITE_PARAM_EXTENSION_ID,
+	WRITE_PARAM_IDS,
+	WRITE_PARAM_OLD_VALUES,
+	WRITE_PARAM_NEW_VALUES
+};
+
+static const StatementParam lock_params[] = {
+	[WRITE_PARAM_EXTENSION_ID] = {"extension_id", TEXTOID},
+	[WRITE_PARAM_IDS] = {"ids", INT8ARRAYOID}
+};
+static const StatementParam write_params[] = {
+	[WRITE_PARAM_EXTENSION_ID] = {"extension_id", TEXTOID},
+	[WRITE_PARAM_IDS] = {"ids", INT8ARRAYOID},
+	[WRITE_PARAM_OLD_VALUES] = {"old_values", BYTEAARRAYOID},
+	[WRITE_PARAM_NEW_VALUES] = {"new_values", BYTEAARRAYOID}
+};
+static const StatementParam one_params[] = {
+	[WRITE_PARAM_EXTENSION_ID] = {"extension_id", TEXTOID},
+	[WRITE_PARAM_IDS] = {"id", INT8OID},
+	[WRITE_PARAM_OLD_VALUES] = {"old_value", BYTEAOID},
+	[WRITE_PARAM_NEW_VALUES] = {"new_value", BYTEAOID}
+};
+static const StatementColumn id_columns[] = {{"id", INT8OID, NOT_NULL}};
+
+#define OF_EXTENSION \
+	" AND ($extension_id IS NULL OR e.extension_id" SQL_EQ "$extension_id)"
 
 static Statement total_statement = {
-	.sql = "SELECT pg_catalog.count(*), pg_catalog.max(e.id) FROM " SQL_TABLE
+	.sql = "SELECT pg_catalog.count(*),"
+	" CAST(pg_catalog.max(e.id) AS pg_catalog.int8) FROM " SQL_TABLE
 	" WHERE e.is_encrypted" OF_EXTENSION,
-	.nargs = 1, .argtypes = walk_argtypes
+	STATEMENT_PARAMS(walk_params), STATEMENT_COLUMNS(total_columns)
 };
 static Statement walk_statement = {
-	.sql = "SELECT " ROW_COLUMNS " FROM " SQL_TABLE
-	" WHERE e.id" SQL_GT "$2 AND e.id" SQL_LE "$3 AND e.is_encrypted"
-	OF_EXTENSION " ORDER BY e.id LIMIT $4",
-	.nargs = 4, .argtypes = walk_argtypes, .by_index = true
+	.sql = "SELECT @columns@ FROM " SQL_TABLE
+	" WHERE e.id" SQL_GT "$after_id AND e.id" SQL_LE "$last_id AND e.is_encrypted"
+	OF_EXTENSION " ORDER BY e.id LIMIT $limit",
+	STATEMENT_PARAMS(walk_params), STATEMENT_COLUMNS(row_columns),
+	.by_index = true
 };
 static Statement lock_statement = {
-	.sql = "SELECT e.id FROM " SQL_TABLE
-	" WHERE e.extension_id" SQL_EQ "$1 AND e.id" SQL_EQ "ANY ($2)"
+	.sql = "SELECT @columns@ FROM " SQL_TABLE
+	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
 	" ORDER BY e.id FOR NO KEY UPDATE SKIP LOCKED",
-	.nargs = 2, .argtypes = lock_argtypes, .by_index = true
+	STATEMENT_PARAMS(lock_params), STATEMENT_COLUMNS(id_columns),
+	.by_index = true
 };
 static Statement lock_one_statement = {
-	.sql = "SELECT " ROW_COLUMNS " FROM " SQL_TABLE
-	" WHERE e.extension_id" SQL_EQ "$1 AND e.id" SQL_EQ "$2"
+	.sql = "SELECT @columns@ FROM " SQL_TABLE
+	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "$id"
 	" AND e.is_encrypted FOR NO KEY UPDATE",
-	.nargs = 2, .argtypes = one_argtypes, .by_index = true
+	STATEMENT_PARAMS(one_params), STATEMENT_COLUMNS(row_columns),
+	.by_index = true
 };
 
 /*
@@ -92,28 +161,31 @@ static Statement lock_one_statement = {
  * arrays would leave the planner the choice of going through all of them for
  * each row.
  */
-#define ITS_PLACE "[pg_catalog.width_bucket(e.id, $2)]"
+#define ITS_PLACE "[pg_catalog.width_bucket(CAST(e.id AS pg_catalog.int8), $ids)]"
 
+/* A rotation does not change how many bytes a quota counts. */
 static Statement write_statement = {
-	.sql = "UPDATE " SQL_TABLE " SET value = ($4)" ITS_PLACE
-	" WHERE e.extension_id" SQL_EQ "$1 AND e.id" SQL_EQ "ANY ($2)"
-	" AND e.value" SQL_EQ "($3)" ITS_PLACE
-	" RETURNING e.id",
-	.nargs = 4, .argtypes = write_argtypes, .by_index = true
+	.sql = "UPDATE " SQL_TABLE " SET value = ($new_values)" ITS_PLACE
+	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
+	" AND e.value" SQL_EQ "($old_values)" ITS_PLACE
+	" RETURNING @columns@",
+	STATEMENT_PARAMS(write_params), STATEMENT_COLUMNS(id_columns),
+	.by_index = true
 };
 static Statement write_one_statement = {
-	.sql = "UPDATE " SQL_TABLE " SET value = $4"
-	" WHERE e.extension_id" SQL_EQ "$1 AND e.id" SQL_EQ "$2"
-	" AND e.value" SQL_EQ "$3",
-	.nargs = 4, .argtypes = write_one_argtypes, .by_index = true
+	.sql = "UPDATE " SQL_TABLE " SET value = $new_value"
+	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "$id"
+	" AND e.value" SQL_EQ "$old_value",
+	STATEMENT_PARAMS(one_params),
+	.by_index = true
 };
 
 /* One encrypted row, as read. */
 typedef struct EncryptedRow
 {
-	Datum		address[NUM_ADDRESS_ARGS];
-	char		nulls[NUM_ADDRESS_ARGS];
-	int32		id;
+	Datum		address[NUM_ADDRESS_PARAMS];
+	char		nulls[NUM_ADDRESS_PARAMS];
+	int64		id;
 	Datum		uuid;
 	Datum		token;			/* perhaps toasted */
 } EncryptedRow;
@@ -121,7 +193,7 @@ typedef struct EncryptedRow
 /* A row that is to be replaced; sealed is NULL until it has been decided. */
 typedef struct PendingRow
 {
-	int32		id;
+	int64		id;
 	text	   *extension_id;
 	bytea	   *token;
 	bytea	   *sealed;
@@ -129,8 +201,7 @@ typedef struct PendingRow
 
 typedef struct Rotation
 {
-	FunctionCallInfo fcinfo;
-	int			old_key;		/* index of the one that read the last token */
+	Connection	connection;
 	bool		commits;		/* false inside a transaction block */
 	bool		dry_run;
 	Datum		extension_id;	/* which one, or (Datum) 0 */
@@ -144,82 +215,106 @@ typedef struct Rotation
 	MemoryContext context;		/* lasts for the whole call */
 	MemoryContext batch_context;	/* reset after each batch */
 	MemoryContext row_context;	/* reset after each row, and each write */
+	EncryptedRow group[GROUP_ROWS]; /* read, but not yet looked at */
+	KeyringItem items[GROUP_ROWS];	/* their tokens, in batch_context */
+	int			ngroup;
+	Size		group_bytes;
 	List	   *pending;		/* of PendingRow, in batch_context */
 	Size		pending_bytes;
 	List	   *skipped;		/* of PendingRow, in context */
 } Rotation;
+
+/* The arguments of rotate_keys. */
+enum
+{
+	ROTATE_ARG_EXTENSION_ID,
+	ROTATE_ARG_BATCH_SIZE,
+	ROTATE_ARG_DRY_RUN,
+	ROTATE_ARG_SCANNED,
+	ROTATE_ARG_ROTATED,
+	ROTATE_ARG_CURRENT,
+	ROTATE_ARG_FAILED,
+	NUM_ROTATE_ARGS
+};
+
+static const ArgumentInfo rotate_arguments[] = {
+	[ROTATE_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, false},
+	[ROTATE_ARG_BATCH_SIZE] = {"batch_size", 0, false},
+	[ROTATE_ARG_DRY_RUN] = {"dry_run", 0, false},
+	[ROTATE_ARG_SCANNED] = {"scanned", 0, false},
+	[ROTATE_ARG_ROTATED] = {"rotated", 0, false},
+	[ROTATE_ARG_CURRENT] = {"current", 0, false},
+	[ROTATE_ARG_FAILED] = {"failed", 0, false}
+};
+
+/* The arguments of verify. */
+static const ArgumentInfo verify_arguments[] = {
+	{"extension_id", MAX_EXTENSION_ID_CHARS, false}
+};
 
 PG_FUNCTION_INFO_V1(ext_storage_rotate_keys);
 PG_FUNCTION_INFO_V1(ext_storage_configured_keys);
 PG_FUNCTION_INFO_V1(ext_storage_key_status);
 PG_FUNCTION_INFO_V1(ext_storage_verify);
 
-/* Takes a row of ROW_COLUMNS apart. */
+/* Takes row n of what a statement has returned. */
 static void
-read_row(EncryptedRow *row, HeapTuple tuple, TupleDesc tupdesc)
+read_row(EncryptedRow *row, const Statement *statement, uint64 n)
 {
 	Datum		values[NUM_ROW_COLUMNS];
 	bool		nulls[NUM_ROW_COLUMNS];
 
-	heap_deform_tuple(tuple, tupdesc, values, nulls);
-	for (int i = 0; i < NUM_ADDRESS_ARGS; i++)
+	StatementRow(statement, n, values, nulls);
+	for (int i = 0; i < NUM_ADDRESS_PARAMS; i++)
 	{
 		row->address[i] = values[i];
 		row->nulls[i] = nulls[i] ? 'n' : ' ';
 	}
-	row->id = DatumGetInt32(values[NUM_ADDRESS_ARGS]);
-	row->uuid = values[NUM_ADDRESS_ARGS + 1];
-	row->token = values[NUM_ADDRESS_ARGS + 2];
+	row->id = DatumGetInt64(values[ROW_ID]);
+	row->uuid = values[ROW_UUID];
+	row->token = values[ROW_VALUE];
+}
+
+/* Takes the argument extension_id; NULL for all. */
+static text *
+extension_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
+				   int argno)
+{
+	text	   *extension_id = TextArgument(fcinfo, arguments, argno);
+
+	if (extension_id != NULL && VARSIZE_ANY_EXHDR(extension_id) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be empty", arguments[argno].name)));
+	return extension_id;
 }
 
 /*
- * Returns the keys, of which there must be one.
+ * Raises an error if there is no key.
  *
- * They are asked for anew for each row: the end of a transaction takes back
+ * This is asked for anew for each batch: the end of a transaction takes back
  * what was set for it alone.
  */
-static const Keyring *
+static void
 require_keys(void)
 {
-	const Keyring *keyring = KeyringGet();
-
-	if (!keyring->encrypts)
+	if (!KeyringEncrypts())
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),
 				 errhint("Set extension_storage.encryption_keys_file.")));
-	return keyring;
-}
-
-/* Wipes and frees a copy of a plaintext. */
-static void
-wipe(bytea *message)
-{
-	explicit_bzero(VARDATA(message), VARSIZE(message) - VARHDRSZ);
-	pfree(message);
 }
 
 /*
- * Makes the new token of a row, in batch_context, and counts the row.  Returns
- * NULL if it needs none: the first key reads it already, or no key does.
- *
- * The new token is not taken on trust: it must give the same message and time
- * with the first key.
+ * Counts a row that needs no new token: the first key reads it already, or no
+ * key does.
  */
-static bytea *
-reencrypt(Rotation *rotation, const EncryptedRow *row, bytea *token)
+static void
+count_unchanged(Rotation *rotation, const EncryptedRow *row, int ordinal)
 {
-	MemoryContext old_context = MemoryContextSwitchTo(rotation->row_context);
-	const Keyring *keyring = require_keys();
-	bytea	   *message;
-	bytea	   *sealed = NULL;
-	bytea	   *check;
-	uint64		timestamp;
-	uint64		check_timestamp;
-	int			ordinal = rotation->old_key;
-
-	message = KeyringOpen(keyring, token, false, &ordinal, &timestamp);
-	if (message == NULL)
+	if (ordinal == 0)
+		rotation->current++;
+	else if (ordinal < 0)
 	{
 		rotation->failed++;
 		ereport(WARNING,
@@ -229,75 +324,60 @@ reencrypt(Rotation *rotation, const EncryptedRow *row, bytea *token)
 						DatumGetCString(DirectFunctionCall1(uuid_out,
 															row->uuid)))));
 	}
-	else if (ordinal == 0)
-	{
-		rotation->current++;
-		wipe(message);
-	}
 	else
-	{
-		rotation->old_key = ordinal;
-		ordinal = 0;
-		MemoryContextSwitchTo(rotation->batch_context);
-		sealed = KeyringSeal(keyring, VARDATA(message),
-							 VARSIZE(message) - VARHDRSZ, timestamp);
-		MemoryContextSwitchTo(rotation->row_context);
-		check = KeyringOpen(keyring, sealed, false, &ordinal,
-							&check_timestamp);
-		if (check == NULL || ordinal != 0 || check_timestamp != timestamp ||
-			VARSIZE(check) != VARSIZE(message) ||
-			memcmp(check, message, VARSIZE(check)) != 0)
-			elog(ERROR, "new token of %s does not decrypt to the old value",
-				 DescribeEntry(row->address, row->nulls));
-		wipe(message);
-		wipe(check);
-	}
-	MemoryContextSwitchTo(old_context);
-	return sealed;
+		elog(ERROR, "new token of %s does not decrypt to the old value",
+			 DescribeEntry(row->address, row->nulls));
 }
 
 static int
 compare_ids(const void *a, const void *b)
 {
-	int32		left = *(const int32 *) a;
-	int32		right = *(const int32 *) b;
+	int64		left = *(const int64 *) a;
+	int64		right = *(const int64 *) b;
 
 	return left < right ? -1 : left > right;
 }
 
 /* The ids that the last statement returned, sorted. */
-static int32 *
-returned_ids(uint64 *nids)
+static int64 *
+returned_ids(const Statement *statement, uint64 *nids)
 {
-	int32	   *ids = palloc(Max(SPI_processed, 1) * sizeof(int32));
-	bool		isnull;
+	int64	   *ids = palloc(Max(SPI_processed, 1) * sizeof(int64));
 
 	*nids = SPI_processed;
 	for (uint64 i = 0; i < SPI_processed; i++)
-		ids[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
-											 SPI_tuptable->tupdesc, 1, &isnull));
+	{
+		Datum		id;
+		bool		isnull;
+
+		StatementRow(statement, i, &id, &isnull);
+		ids[i] = DatumGetInt64(id);
+	}
 	SPI_freetuptable(SPI_tuptable);
-	qsort(ids, *nids, sizeof(int32), compare_ids);
+	qsort(ids, *nids, sizeof(int64), compare_ids);
 	return ids;
 }
 
 /* Is the row among the sorted ids? */
 static bool
-is_among(const PendingRow *row, const int32 *ids, uint64 nids)
+is_among(const PendingRow *row, const int64 *ids, uint64 nids)
 {
-	return bsearch(&row->id, ids, nids, sizeof(int32), compare_ids) != NULL;
+	return bsearch(&row->id, ids, nids, sizeof(int64), compare_ids) != NULL;
 }
 
 /* Writes a new token; false if the row no longer holds the one read. */
 static bool
 write_one_row(Rotation *rotation, const PendingRow *row)
 {
-	Datum		values[4] = {
-		PointerGetDatum(row->extension_id), Int32GetDatum(row->id),
-		PointerGetDatum(row->token), PointerGetDatum(row->sealed)
-	};
+	StatementArgs args;
 
-	return StatementRun(rotation->fcinfo, &write_one_statement, 0, values, NULL,
+	StatementArgsInit(&args);
+	StatementSet(&args, WRITE_PARAM_EXTENSION_ID,
+				 PointerGetDatum(row->extension_id));
+	StatementSet(&args, WRITE_PARAM_IDS, Int64GetDatum(row->id));
+	StatementSet(&args, WRITE_PARAM_OLD_VALUES, PointerGetDatum(row->token));
+	StatementSet(&args, WRITE_PARAM_NEW_VALUES, PointerGetDatum(row->sealed));
+	return StatementRun(&rotation->connection, &write_one_statement, &args,
 						false) == 1;
 }
 
@@ -331,9 +411,9 @@ id_array(PendingRow **rows, int nrows)
 	Datum	   *ids = palloc(nrows * sizeof(Datum));
 
 	for (int i = 0; i < nrows; i++)
-		ids[i] = Int32GetDatum(rows[i]->id);
-	return PointerGetDatum(construct_array(ids, nrows, INT4OID, sizeof(int32),
-										   true, TYPALIGN_INT));
+		ids[i] = Int64GetDatum(rows[i]->id);
+	return PointerGetDatum(construct_array(ids, nrows, INT8OID, sizeof(int64),
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
 /* Writes locked rows of one extension, WRITE_COUNT at most. */
@@ -342,9 +422,9 @@ write_rows(Rotation *rotation, PendingRow **rows, int nrows)
 {
 	Datum		tokens[WRITE_COUNT];
 	Datum		sealed[WRITE_COUNT];
-	Datum		values[4];
+	StatementArgs args;
 	MemoryContext old_context = MemoryContextSwitchTo(rotation->row_context);
-	int32	   *written;
+	int64	   *written;
 	uint64		nwritten;
 
 	for (int i = 0; i < nrows; i++)
@@ -352,14 +432,18 @@ write_rows(Rotation *rotation, PendingRow **rows, int nrows)
 		tokens[i] = PointerGetDatum(rows[i]->token);
 		sealed[i] = PointerGetDatum(rows[i]->sealed);
 	}
-	values[0] = PointerGetDatum(rows[0]->extension_id);
-	values[1] = id_array(rows, nrows);
-	values[2] = PointerGetDatum(construct_array(tokens, nrows, BYTEAOID, -1,
-												false, TYPALIGN_INT));
-	values[3] = PointerGetDatum(construct_array(sealed, nrows, BYTEAOID, -1,
-												false, TYPALIGN_INT));
-	StatementRun(rotation->fcinfo, &write_statement, 0, values, NULL, false);
-	written = returned_ids(&nwritten);
+	StatementArgsInit(&args);
+	StatementSet(&args, WRITE_PARAM_EXTENSION_ID,
+				 PointerGetDatum(rows[0]->extension_id));
+	StatementSet(&args, WRITE_PARAM_IDS, id_array(rows, nrows));
+	StatementSet(&args, WRITE_PARAM_OLD_VALUES,
+				 PointerGetDatum(construct_array(tokens, nrows, BYTEAOID, -1,
+												 false, TYPALIGN_INT)));
+	StatementSet(&args, WRITE_PARAM_NEW_VALUES,
+				 PointerGetDatum(construct_array(sealed, nrows, BYTEAOID, -1,
+												 false, TYPALIGN_INT)));
+	StatementRun(&rotation->connection, &write_statement, &args, false);
+	written = returned_ids(&write_statement, &nwritten);
 	for (int i = 0; i < nrows; i++)
 		settle_row(rotation, rows[i], is_among(rows[i], written, nwritten));
 	MemoryContextSwitchTo(old_context);
@@ -372,16 +456,18 @@ write_rows(Rotation *rotation, PendingRow **rows, int nrows)
 static void
 write_unlocked_rows(Rotation *rotation, PendingRow **rows, int nrows)
 {
-	Datum		values[2];
-	int32	   *locked;
+	StatementArgs args;
+	int64	   *locked;
 	uint64		nlocked;
 	PendingRow *several[WRITE_COUNT];
 	int			nseveral = 0;
 
-	values[0] = PointerGetDatum(rows[0]->extension_id);
-	values[1] = id_array(rows, nrows);
-	StatementRun(rotation->fcinfo, &lock_statement, 0, values, NULL, false);
-	locked = returned_ids(&nlocked);
+	StatementArgsInit(&args);
+	StatementSet(&args, WRITE_PARAM_EXTENSION_ID,
+				 PointerGetDatum(rows[0]->extension_id));
+	StatementSet(&args, WRITE_PARAM_IDS, id_array(rows, nrows));
+	StatementRun(&rotation->connection, &lock_statement, &args, false);
+	locked = returned_ids(&lock_statement, &nlocked);
 
 	for (int i = 0; i < nrows; i++)
 	{
@@ -470,42 +556,62 @@ end_batch(Rotation *rotation)
 	XactIsoLevel = XACT_READ_COMMITTED;
 }
 
-/* Treats one row of a batch. */
+/*
+ * Re-encrypts the rows of the group, in one go, and keeps those that are to be
+ * written.
+ */
 static void
-rotate_row(Rotation *rotation, HeapTuple tuple, TupleDesc tupdesc)
+rotate_group(Rotation *rotation)
 {
-	EncryptedRow row;
-	PendingRow *pending;
-	MemoryContext old_context;
-	bytea	   *token;
-	bytea	   *sealed;
+	MemoryContext old_context = MemoryContextSwitchTo(rotation->batch_context);
 
-	read_row(&row, tuple, tupdesc);
-	old_context = MemoryContextSwitchTo(rotation->batch_context);
-	token = DatumGetByteaPP(row.token);
-	sealed = reencrypt(rotation, &row, token);
-	if (sealed == NULL || rotation->dry_run)
+	require_keys();
+	KeyringReseal(rotation->items, rotation->ngroup);
+	for (int i = 0; i < rotation->ngroup; i++)
 	{
-		if (sealed != NULL)
-		{
+		const EncryptedRow *row = &rotation->group[i];
+		const KeyringItem *item = &rotation->items[i];
+		PendingRow *pending;
+
+		if (item->result == NULL)
+			count_unchanged(rotation, row, item->ordinal);
+		else if (rotation->dry_run)
 			rotation->rotated++;
-			pfree(sealed);
+		if (item->result == NULL || rotation->dry_run)
+		{
+			if (item->result != NULL)
+				pfree(item->result);
+			if ((Pointer) item->token != DatumGetPointer(row->token))
+				pfree(item->token);
+			continue;
 		}
-		if ((Pointer) token != DatumGetPointer(row.token))
-			pfree(token);
-	}
-	else
-	{
 		pending = palloc(sizeof(PendingRow));
-		pending->id = row.id;
-		pending->extension_id = DatumGetTextPP(row.address[ARG_EXTENSION_ID]);
-		pending->token = token;
-		pending->sealed = sealed;
+		pending->id = row->id;
+		pending->extension_id = DatumGetTextPP(row->address[PARAM_EXTENSION_ID]);
+		pending->token = item->token;
+		pending->sealed = item->result;
 		rotation->pending = lappend(rotation->pending, pending);
-		rotation->pending_bytes += VARSIZE(sealed);
+		rotation->pending_bytes += VARSIZE(item->result);
 	}
+	rotation->ngroup = 0;
+	rotation->group_bytes = 0;
 	MemoryContextSwitchTo(old_context);
-	MemoryContextReset(rotation->row_context);
+}
+
+/* Takes one row of a batch into the group, and that on if it is full. */
+static void
+rotate_row(Rotation *rotation, const EncryptedRow *row)
+{
+	KeyringItem *item = &rotation->items[rotation->ngroup];
+	MemoryContext old_context = MemoryContextSwitchTo(rotation->batch_context);
+
+	rotation->group[rotation->ngroup] = *row;
+	item->token = DatumGetByteaPP(row->token);
+	rotation->ngroup++;
+	rotation->group_bytes += VARSIZE_ANY(item->token);
+	if (rotation->ngroup == GROUP_ROWS || rotation->group_bytes >= GROUP_BYTES)
+		rotate_group(rotation);
+	MemoryContextSwitchTo(old_context);
 }
 
 /*
@@ -520,26 +626,34 @@ rotate_skipped(Rotation *rotation)
 	foreach(cell, rotation->skipped)
 	{
 		PendingRow *pending = lfirst(cell);
-		Datum		values[2] = {
-			PointerGetDatum(pending->extension_id), Int32GetDatum(pending->id)
-		};
+		StatementArgs args;
 		MemoryContext old_context;
 
+		StatementArgsInit(&args);
+		StatementSet(&args, WRITE_PARAM_EXTENSION_ID,
+					 PointerGetDatum(pending->extension_id));
+		StatementSet(&args, WRITE_PARAM_IDS, Int64GetDatum(pending->id));
 		begin_batch();
 		old_context = MemoryContextSwitchTo(rotation->batch_context);
-		if (StatementRun(rotation->fcinfo, &lock_one_statement, 0, values, NULL,
+		if (StatementRun(&rotation->connection, &lock_one_statement, &args,
 						 false) == 0)
 			rotation->current++;	/* gone, or no longer encrypted */
 		else
 		{
 			SPITupleTable *table = SPI_tuptable;
 			EncryptedRow row;
+			KeyringItem item;
 
-			read_row(&row, table->vals[0], table->tupdesc);
-			pending->token = DatumGetByteaPP(row.token);
-			pending->sealed = reencrypt(rotation, &row, pending->token);
-			if (pending->sealed != NULL)
+			read_row(&row, &lock_one_statement, 0);
+			item.token = DatumGetByteaPP(row.token);
+			require_keys();
+			KeyringReseal(&item, 1);
+			if (item.result == NULL)
+				count_unchanged(rotation, &row, item.ordinal);
+			else
 			{
+				pending->token = item.token;
+				pending->sealed = item.result;
 				if (!write_one_row(rotation, pending))
 					elog(ERROR, "locked row of %s was not written",
 						 DescribeEntry(row.address, row.nulls));
@@ -576,44 +690,51 @@ report_progress(const Rotation *rotation)
 static void
 rotate_all(Rotation *rotation)
 {
-	Datum		values[4] = {rotation->extension_id};
-	char		nulls[4] = {rotation->extension_id != (Datum) 0 ? ' ' : 'n',
-	' ', ' ', ' '};
-	bool		isnull;
-	int64		last_id = (int64) PG_INT32_MIN - 1;
+	StatementArgs args;
+	Datum		total[NUM_TOTAL_COLUMNS];
+	bool		nulls[NUM_TOTAL_COLUMNS];
 	uint64		nrows;
 
+	StatementArgsInit(&args);
+	if (rotation->extension_id != (Datum) 0)
+		StatementSet(&args, WALK_PARAM_EXTENSION_ID, rotation->extension_id);
 	begin_batch();
-	StatementRun(rotation->fcinfo, &total_statement, 0, values, nulls, false);
-	rotation->total = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-												  SPI_tuptable->tupdesc, 1, &isnull));
-	values[2] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
-							  &isnull);
-	if (isnull)
+	StatementRun(&rotation->connection, &total_statement, &args, false);
+	StatementRow(&total_statement, 0, total, nulls);
+	rotation->total = DatumGetInt64(total[TOTAL_COUNT]);
+	if (nulls[TOTAL_LAST_ID])
 		return;
-	values[2] = Int64GetDatum(DatumGetInt32(values[2]));
-	values[3] = Int64GetDatum(rotation->batch_size);
+	StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(PG_INT64_MIN));
+	StatementSet(&args, WALK_PARAM_LAST_ID, total[TOTAL_LAST_ID]);
+	StatementSet(&args, WALK_PARAM_LIMIT, Int64GetDatum(rotation->batch_size));
 
 	do
 	{
 		SPITupleTable *table;
 
 		begin_batch();
-		values[1] = Int64GetDatum(last_id);
-		nrows = StatementRun(rotation->fcinfo, &walk_statement, 0, values,
-							 nulls, false);
+		nrows = StatementRun(&rotation->connection, &walk_statement, &args,
+							 false);
 		table = SPI_tuptable;
 		for (uint64 i = 0; i < nrows; i++)
 		{
+			EncryptedRow row;
+
 			CHECK_FOR_INTERRUPTS();
-			last_id = DatumGetInt32(SPI_getbinval(table->vals[i],
-												  table->tupdesc,
-												  NUM_ADDRESS_ARGS + 1, &isnull));
+			/* writing rows in between has left another table there */
+			SPI_tuptable = table;
+			SPI_processed = nrows;
+			read_row(&row, &walk_statement, i);
+			StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(row.id));
 			rotation->scanned++;
-			rotate_row(rotation, table->vals[i], table->tupdesc);
+			rotate_row(rotation, &row);
 			if (rotation->pending_bytes > MAX_PENDING_BYTES)
+			{
+				rotate_group(rotation);
 				write_pending(rotation);
+			}
 		}
+		rotate_group(rotation);
 		write_pending(rotation);
 		SPI_freetuptable(table);
 		end_batch(rotation);
@@ -633,37 +754,34 @@ rotate_all(Rotation *rotation)
 Datum
 ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 {
-	Rotation	rotation = {.fcinfo = fcinfo};
+	Rotation	rotation = {0};
 	text	   *extension_id;
 	TupleDesc	tupdesc;
 	Datum		values[4];
 	bool		nulls[4] = {false};
 	HeapTuple	tuple;
 
-	extension_id = TextArgument(fcinfo, 0, "extension_id", 255,
-								!PG_ARGISNULL(0));
-	if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null",
-						PG_ARGISNULL(1) ? "batch_size" : "dry_run")));
-	if (PG_GETARG_INT32(1) < 1)
+	CheckArguments(fcinfo, rotate_arguments, NUM_ROTATE_ARGS);
+	extension_id = extension_argument(fcinfo, rotate_arguments,
+									  ROTATE_ARG_EXTENSION_ID);
+	RequireArgument(fcinfo, rotate_arguments, ROTATE_ARG_BATCH_SIZE);
+	RequireArgument(fcinfo, rotate_arguments, ROTATE_ARG_DRY_RUN);
+	if (PG_GETARG_INT32(ROTATE_ARG_BATCH_SIZE) < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("batch_size must be at least 1")));
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
-	(void) require_keys();
+	require_keys();
 	rotation.commits = fcinfo->context != NULL &&
 		IsA(fcinfo->context, CallContext) &&
 		!castNode(CallContext, fcinfo->context)->atomic;
-	rotation.dry_run = PG_GETARG_BOOL(2);
-	rotation.batch_size = PG_GETARG_INT32(1);
+	rotation.dry_run = PG_GETARG_BOOL(ROTATE_ARG_DRY_RUN);
+	rotation.batch_size = PG_GETARG_INT32(ROTATE_ARG_BATCH_SIZE);
 	rotation.started = GetCurrentTimestamp();
 
-	if (SPI_connect_ext(rotation.commits ? SPI_OPT_NONATOMIC : 0) != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect_ext failed");
+	StatementConnect(&rotation.connection, fcinfo, rotation.commits);
 	rotation.context = AllocSetContextCreate(CurrentMemoryContext,
 											 "key rotation",
 											 ALLOCSET_DEFAULT_SIZES);
@@ -704,18 +822,17 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 
 /* Opens a cursor over the encrypted rows, for readers. */
 static Portal
-open_walk(FunctionCallInfo fcinfo, text *extension_id)
+open_walk(Connection *connection, text *extension_id)
 {
-	Datum		values[4] = {
-		PointerGetDatum(extension_id),
-		Int64GetDatum((int64) PG_INT32_MIN - 1),
-		Int64GetDatum(PG_INT32_MAX),
-		(Datum) 0
-	};
-	char		nulls[4] = {extension_id != NULL ? ' ' : 'n', ' ', ' ', 'n'};
+	StatementArgs args;
 
-	return SPI_cursor_open(NULL, StatementPlan(fcinfo, &walk_statement, 0),
-						   values, nulls, true);
+	StatementArgsInit(&args);
+	if (extension_id != NULL)
+		StatementSet(&args, WALK_PARAM_EXTENSION_ID,
+					 PointerGetDatum(extension_id));
+	StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(PG_INT64_MIN));
+	StatementSet(&args, WALK_PARAM_LAST_ID, Int64GetDatum(PG_INT64_MAX));
+	return StatementOpen(connection, &walk_statement, &args);
 }
 
 /* What is known of the entries that a key made. */
@@ -739,6 +856,17 @@ count_use(KeyUse *use, bool has_timestamp, uint64 seconds)
 	use->newest = Max(use->newest, timestamp);
 }
 
+/* Raises an error if what was found out with some keys is mixed with others. */
+static void
+require_same_keys(uint64 generation)
+{
+	if (KeyringGeneration() != generation)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("encryption keys have changed while entries were read"),
+				 errhint("Try again.")));
+}
+
 /* The columns of ext_storage_configured_keys(). */
 enum
 {
@@ -751,19 +879,18 @@ enum
 
 /* Fills in the columns of a key, in memory of their own. */
 static void
-describe_key(Datum *values, const Keyring *keyring, int index)
+describe_key(Datum *values, int ordinal)
 {
 	char		fingerprint[KEYRING_FINGERPRINT_LEN];
 
-	KeyringFingerprint(&keyring->keys[index].key, fingerprint);
-	values[KEY_ORDINAL] = Int32GetDatum(index + 1);
+	KeyringFingerprint(ordinal, fingerprint);
+	values[KEY_ORDINAL] = Int32GetDatum(ordinal + 1);
 	values[KEY_FINGERPRINT] =
 		PointerGetDatum(cstring_to_text_with_len(fingerprint,
 												 KEYRING_FINGERPRINT_LEN));
-	values[KEY_ROLE] = CStringGetTextDatum(index == 0 && keyring->encrypts ?
+	values[KEY_ROLE] = CStringGetTextDatum(ordinal == 0 && KeyringEncrypts() ?
 										   "encrypts" : "decrypts");
-	values[KEY_SOURCE] =
-		CStringGetTextDatum(SecretOriginText(&keyring->keys[index].origin));
+	values[KEY_SOURCE] = CStringGetTextDatum(KeyringSource(ordinal));
 }
 
 /*
@@ -774,15 +901,15 @@ Datum
 ext_storage_configured_keys(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	const Keyring *keyring = KeyringGet();
+	int			nkeys = KeyringCount();
 
 	InitMaterializedSRF(fcinfo, 0);
-	for (int i = 0; i < keyring->nkeys; i++)
+	for (int i = 0; i < nkeys; i++)
 	{
 		Datum		values[NUM_KEY_COLUMNS];
 		bool		nulls[NUM_KEY_COLUMNS] = {false};
 
-		describe_key(values, keyring, i);
+		describe_key(values, i);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
@@ -810,43 +937,47 @@ Datum
 ext_storage_key_status(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	const Keyring *keyring = KeyringGet();
-	int			nkeys = keyring->nkeys;
-	bool		encrypts = keyring->encrypts;
+	int			nkeys = KeyringCount();
+	uint64		generation = KeyringGeneration();
+	bool		encrypts = KeyringEncrypts();
 	KeyUse		unused = {0, DT_NOEND, DT_NOBEGIN};
 	Datum		(*keys)[NUM_KEY_COLUMNS];
 	KeyUse	   *uses;
+	Connection	connection;
 	Portal		portal;
 
 	InitMaterializedSRF(fcinfo, 0);
-	StatementConnect();
+	StatementConnect(&connection, fcinfo, false);
 
 	keys = palloc((nkeys + 1) * sizeof(*keys));
 	uses = palloc((nkeys + 1) * sizeof(KeyUse));
 	for (int i = 0; i < nkeys; i++)
-		describe_key(keys[i], keyring, i);
+		describe_key(keys[i], i);
 	for (int i = 0; i <= nkeys; i++)
 		uses[i] = unused;
 
-	portal = open_walk(fcinfo, NULL);
+	portal = open_walk(&connection, NULL);
 	do
 	{
-		SPI_cursor_fetch(portal, true, FETCH_COUNT);
-		for (uint64 i = 0; i < SPI_processed; i++)
+		uint64		nrows = StatementNext(&walk_statement, portal, FETCH_COUNT);
+
+		for (uint64 i = 0; i < nrows; i++)
 		{
 			EncryptedRow row;
 			uint64		timestamp;
 			int			found;
 
 			CHECK_FOR_INTERRUPTS();
-			read_row(&row, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
-			found = KeyringFind(keyring, row.token, &timestamp);
+			read_row(&row, &walk_statement, i);
+			found = KeyringFind(row.token, &timestamp);
+			require_same_keys(generation);
 			count_use(&uses[found >= 0 ? found : nkeys],
 					  found != KEYRING_NO_TOKEN, timestamp);
 		}
 		SPI_freetuptable(SPI_tuptable);
 	} while (SPI_processed > 0);
 
+	require_same_keys(generation);
 	for (int i = 0; i <= nkeys; i++)
 	{
 		bool		known = i < nkeys;
@@ -885,19 +1016,20 @@ Datum
 ext_storage_verify(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	text	   *extension_id = TextArgument(fcinfo, 0, "extension_id", 255,
-											!PG_ARGISNULL(0));
-	const Keyring *keyring = KeyringGet();
+	text	   *extension_id = extension_argument(fcinfo, verify_arguments, 0);
+	Connection	connection;
+	uint64		generation = KeyringGeneration();
 	Portal		portal;
 
 	InitMaterializedSRF(fcinfo, 0);
-	StatementConnect();
+	StatementConnect(&connection, fcinfo, false);
 
-	portal = open_walk(fcinfo, extension_id);
+	portal = open_walk(&connection, extension_id);
 	do
 	{
-		SPI_cursor_fetch(portal, true, FETCH_COUNT);
-		for (uint64 i = 0; i < SPI_processed; i++)
+		uint64		nrows = StatementNext(&walk_statement, portal, FETCH_COUNT);
+
+		for (uint64 i = 0; i < nrows; i++)
 		{
 			EncryptedRow row;
 			uint64		timestamp;
@@ -906,22 +1038,23 @@ ext_storage_verify(PG_FUNCTION_ARGS)
 			bool		nulls[7] = {false};
 
 			CHECK_FOR_INTERRUPTS();
-			read_row(&row, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
-			found = KeyringFind(keyring, row.token, &timestamp);
+			read_row(&row, &walk_statement, i);
+			found = KeyringFind(row.token, &timestamp);
+			require_same_keys(generation);
 			if (found >= 0)
 				continue;
 			values[0] = row.uuid;
-			values[1] = row.address[ARG_EXTENSION_ID];
-			values[2] = row.address[ARG_USER_FK];
-			values[3] = row.address[ARG_RESOURCE_TYPE];
-			values[4] = row.address[ARG_RESOURCE_UUID];
-			values[5] = row.address[ARG_KEY];
+			values[1] = row.address[PARAM_EXTENSION_ID];
+			values[2] = row.address[PARAM_USER_FK];
+			values[3] = row.address[PARAM_RESOURCE_TYPE];
+			values[4] = row.address[PARAM_RESOURCE_UUID];
+			values[5] = row.address[PARAM_KEY];
 			values[6] = CStringGetTextDatum(found == KEYRING_NO_TOKEN ?
 											"not a Fernet token" :
 											"damaged, or its key is not configured");
-			nulls[2] = row.nulls[ARG_USER_FK] == 'n';
-			nulls[3] = row.nulls[ARG_RESOURCE_TYPE] == 'n';
-			nulls[4] = row.nulls[ARG_RESOURCE_UUID] == 'n';
+			nulls[2] = row.nulls[PARAM_USER_FK] == 'n';
+			nulls[3] = row.nulls[PARAM_RESOURCE_TYPE] == 'n';
+			nulls[4] = row.nulls[PARAM_RESOURCE_UUID] == 'n';
 			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values,
 								 nulls);
 		}

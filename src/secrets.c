@@ -342,8 +342,8 @@ check_secret(char **newval, void **extra, GucSource source,
 	bool		left_behind;
 
 	/*
-	 * A parallel worker is sent the text that hides the leader's secret, which
-	 * for one of a configuration file is the empty one.
+	 * A parallel worker is sent the text that hides the leader's secret,
+	 * which for one of a configuration file is the empty one.
 	 */
 	left_behind = InitializingParallelWorker && *newval != NULL &&
 		strcmp(*newval, source == PGC_S_FILE ? "" : HIDDEN_TEXT) == 0;
@@ -608,9 +608,9 @@ load_setting(const SecretSource *source, KeyArray *array)
 }
 
 /*
- * Raises an error unless the key file is a plain file that belongs to the
- * server's user or to root, that nobody else can write, and that, beside the
- * owner, only the server's group can read.
+ * Raises an error unless the key file is a plain file of a fitting size that
+ * belongs to the server's user or to root, that nobody else can write, and
+ * that, beside the owner, only the server's group can read.
  *
  * PostgreSQL lets a group read a TLS key of root's alone.  Here the group may
  * be the server's own as well, the one that it runs with, where the file is
@@ -644,19 +644,17 @@ check_key_file(const struct stat *st)
 						encryption_keys_file),
 				 errdetail("File must have permissions u=rw (0600) or less, or u=rw,g=r (0640) or less if it is owned by root or its group is that of the database server."),
 				 errhint("Correct them with chmod, or for a Kubernetes volume with \"defaultMode: 0400\" and \"fsGroup\", then reload the configuration.")));
+	if (st->st_size > KEYLIST_MAX_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("encryption key file \"%s\" is larger than %d bytes",
+						encryption_keys_file, KEYLIST_MAX_BYTES)));
 }
 
-/*
- * Reads the key file into a buffer with room for KEYLIST_MAX_BYTES and one
- * byte more.  Returns how long it is.
- */
-static size_t
-read_key_file(char *contents)
+/* Opens the key file, which is checked, and gives its status back. */
+static int
+open_key_file(struct stat *st)
 {
-	struct stat before;
-	struct stat after;
-	size_t		len = 0;
-	ssize_t		nread;
 	int			fd;
 
 	if (!is_absolute_path(encryption_keys_file))
@@ -667,17 +665,30 @@ read_key_file(char *contents)
 				 errhint("Correct extension_storage.encryption_keys_file, then reload the configuration.")));
 	fd = OpenTransientFile(encryption_keys_file,
 						   O_RDONLY | O_NONBLOCK | PG_BINARY);
-	if (fd < 0 || fstat(fd, &before) < 0)
+	if (fd < 0 || fstat(fd, st) < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not open encryption key file \"%s\": %m",
 						encryption_keys_file),
 				 errhint("Correct extension_storage.encryption_keys_file or the file, then reload the configuration.")));
-	check_key_file(&before);
+	check_key_file(st);
+	return fd;
+}
+
+/*
+ * Reads the open key file, which has the given status, into a buffer with room
+ * for its size and one byte more, which shows that it grew.
+ */
+static void
+read_key_file(int fd, const struct stat *st, char *contents)
+{
+	struct stat after;
+	off_t		len = 0;
+	ssize_t		nread;
 
 	do
 	{
-		nread = read(fd, contents + len, KEYLIST_MAX_BYTES + 1 - len);
+		nread = read(fd, contents + len, st->st_size + 1 - len);
 		if (nread > 0)
 			len += nread;
 	} while (nread > 0 || (nread < 0 && errno == EINTR));
@@ -686,22 +697,14 @@ read_key_file(char *contents)
 				(errcode_for_file_access(),
 				 errmsg("could not read encryption key file \"%s\": %m",
 						encryption_keys_file)));
-	CloseTransientFile(fd);
-
-	if (len > KEYLIST_MAX_BYTES)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("encryption key file \"%s\" is larger than %d bytes",
-						encryption_keys_file, KEYLIST_MAX_BYTES)));
-	if ((off_t) len != before.st_size || before.st_size != after.st_size ||
-		before.st_mtim.tv_sec != after.st_mtim.tv_sec ||
-		before.st_mtim.tv_nsec != after.st_mtim.tv_nsec)
+	if (len != st->st_size || after.st_size != st->st_size ||
+		after.st_mtim.tv_sec != st->st_mtim.tv_sec ||
+		after.st_mtim.tv_nsec != st->st_mtim.tv_nsec)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("encryption key file \"%s\" was changed while it was read",
 						encryption_keys_file),
 				 errhint("Write a new file and rename it to this name, then reload the configuration.")));
-	return len;
 }
 
 /* Warns, once a process, of a line that looks like the rest of another one. */
@@ -762,23 +765,26 @@ add_lines(KeyArray *array, char *contents, size_t len,
 static void
 load_key_file(const SecretSource *source, KeyArray *array)
 {
+	struct stat st;
 	char	   *contents;
+	int			fd;
 
 	if (encryption_keys_file[0] == '\0')
 		return;
-	contents = palloc(KEYLIST_MAX_BYTES + 1);
+	fd = open_key_file(&st);
+	contents = palloc(st.st_size + 1);
 	PG_TRY();
 	{
-		size_t		len = read_key_file(contents);
-
-		add_lines(array, contents, len, source);
+		read_key_file(fd, &st, contents);
+		add_lines(array, contents, st.st_size, source);
 	}
 	PG_FINALLY();
 	{
-		explicit_bzero(contents, KEYLIST_MAX_BYTES + 1);
+		explicit_bzero(contents, st.st_size + 1);
 	}
 	PG_END_TRY();
 	pfree(contents);
+	CloseTransientFile(fd);
 }
 
 /*

@@ -8,7 +8,7 @@
 #ifndef SECRETS_H
 #define SECRETS_H
 
-#include "fernet.h"
+#include "cipher.h"
 
 /* Where a key comes from. */
 typedef struct SecretOrigin

@@ -1,25 +1,32 @@
 /*-------------------------------------------------------------------------
  *
  * statement.c
- *	  SQL statements over the table, with kept plans.
+ *	  SQL statements over the extension's tables, with kept plans.
  *
  * A statement is prepared when a session first needs it and kept.  Its text
  * names the schema that the extension is in, which is that of the function
  * that was called.
+ *
+ * The owner of the tables is not trusted: the types of their columns may be
+ * others by now, or views may stand in their place.  So the columns of the
+ * table are checked before a statement runs, which gives the error that helps,
+ * and those of what a statement returns before anything is read from it, which
+ * holds whatever runs in between.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
-#include "executor/tstoreReceiver.h"
-#include "lib/stringinfo.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/params.h"
-#include "tcop/dest.h"
 #include "statement.h"
+#include "tcop/dest.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -27,8 +34,10 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/tuplestore.h"
 
 /*
  * The schema that plans are made for.  Its generation goes up whenever the
@@ -40,46 +49,90 @@ static NameData schema_name;
 static uint64 schema_generation = 0;
 static bool schema_may_have_changed = true;
 
+/* The table, InvalidOid where it has not been checked as it is now. */
+static Oid	checked_table = InvalidOid;
+
+/*
+ * The columns of the table.  An integer one may have been made a bigint, and a
+ * varchar a text: both can be read without loss.
+ */
+static const StatementColumn table_columns[] = {
+	{"id", INT4OID, NOT_NULL},
+	{"uuid", UUIDOID, NOT_NULL},
+	{"extension_id", VARCHAROID, NOT_NULL},
+	{"user_fk", INT4OID, NOT_NULL},
+	{"resource_type", VARCHAROID, NOT_NULL},
+	{"resource_uuid", VARCHAROID, NOT_NULL},
+	{"key", VARCHAROID, NOT_NULL},
+	{"category", VARCHAROID, NOT_NULL},
+	{"description", TEXTOID, NOT_NULL},
+	{"value", BYTEAOID, NOT_NULL},
+	{"value_type", VARCHAROID, NOT_NULL},
+	{"is_encrypted", BOOLOID, NOT_NULL},
+	{"created_on", TIMESTAMPOID, NOT_NULL},
+	{"changed_on", TIMESTAMPOID, NOT_NULL},
+	{"created_by_fk", INT4OID, NOT_NULL},
+	{"changed_by_fk", INT4OID, NOT_NULL},
+	{"version", INT8OID, NOT_NULL},
+	{"value_size", INT4OID, NOT_NULL}
+};
+
 static void
 schema_changed(Datum arg pg_attribute_unused(),
 			   int cacheid pg_attribute_unused(),
 			   uint32 hashvalue pg_attribute_unused())
 {
 	schema_may_have_changed = true;
+	checked_table = InvalidOid;
+}
+
+static void
+table_changed(Datum arg pg_attribute_unused(), Oid relid)
+{
+	if (relid == checked_table || !OidIsValid(relid))
+		checked_table = InvalidOid;
 }
 
 /*
  * StatementInit
- *		Watches for schemas that are renamed.
+ *		Watches for schemas that are renamed and tables that are altered.
  */
 void
 StatementInit(void)
 {
 	CacheRegisterSyscacheCallback(NAMESPACEOID, schema_changed, (Datum) 0);
+	CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
 }
 
 /*
- * StatementConnect
- *		Connects to SPI, which all below need; SPI_finish ends it.
+ * StatementArgsInit
+ *		Sets all parameters to null, for the plan of shape 0.
  */
 void
-StatementConnect(void)
+StatementArgsInit(StatementArgs *args)
 {
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
+	memset(args->values, 0, sizeof(args->values));
+	memset(args->nulls, 'n', sizeof(args->nulls));
+	args->shape = 0;
 }
 
-/* Finds the schema of the extension, by the function that was called. */
-static void
-find_schema(FunctionCallInfo fcinfo)
+/*
+ * StatementSet
+ *		Sets a parameter that is not null.
+ */
+void
+StatementSet(StatementArgs *args, int param, Datum value)
 {
-	Oid			oid;
+	args->values[param] = value;
+	args->nulls[param] = ' ';
+}
+
+/* Makes a schema that of the plans. */
+static void
+use_schema(Oid oid)
+{
 	char	   *name;
 
-	if (fcinfo->flinfo->fn_oid == schema_function && !schema_may_have_changed)
-		return;
-	oid = get_func_namespace(fcinfo->flinfo->fn_oid);
-	schema_function = fcinfo->flinfo->fn_oid;
 	if (oid == schema_oid && !schema_may_have_changed)
 		return;
 	name = get_namespace_name(oid);
@@ -90,46 +143,184 @@ find_schema(FunctionCallInfo fcinfo)
 		schema_oid = oid;
 		namestrcpy(&schema_name, name);
 		schema_generation++;
+		checked_table = InvalidOid;
 	}
 	schema_may_have_changed = false;
 	pfree(name);
 }
 
-/* Appends the text that stands for one placeholder in a statement. */
-static void
-append_placeholder(StringInfo sql, const char *name, size_t len, int shape)
+/* Finds the schema of the extension, by the function that was called. */
+static Oid
+find_schema(FunctionCallInfo fcinfo)
 {
-	if (strncmp(name, "schema", len) == 0)
-		appendStringInfoString(sql, quote_identifier(NameStr(schema_name)));
-	else if (strncmp(name, "scope", len) == 0)
-	{
-		appendStringInfoString(sql, "e.extension_id" SQL_EQ "$1");
-		appendStringInfoString(sql, (shape & SHAPE_USER) ?
-							   " AND e.user_fk" SQL_EQ "$3" :
-							   " AND e.user_fk IS NULL");
-		if (shape & SHAPE_RESOURCE)
-			appendStringInfoString(sql, " AND e.resource_type" SQL_EQ "$4"
-								   " AND e.resource_uuid" SQL_EQ "$5");
-		else
-			appendStringInfoString(sql, " AND e.resource_uuid IS NULL");
+	Oid			function = fcinfo->flinfo->fn_oid;
 
-		/* the index by category has no type, which is null with the uuid */
-		if ((shape & (SHAPE_RESOURCE | SHAPE_CATEGORY)) == 0)
-			appendStringInfoString(sql, " AND e.resource_type IS NULL");
-		if (shape & SHAPE_CATEGORY)
-			appendStringInfoString(sql, " AND e.category" SQL_EQ "$6");
-		if (shape & SHAPE_PREFIX)
-			appendStringInfoString(sql, " AND e.key" SQL_GE "$7"
-								   " AND e.key" SQL_LE "$8");
+	if (function != schema_function || schema_may_have_changed)
+	{
+		use_schema(get_func_namespace(function));
+		schema_function = function;
 	}
-	else if (strncmp(name, "order", len) == 0)
-		appendStringInfoString(sql, (shape & SHAPE_CATEGORY) ?
-							   "e.extension_id, e.user_fk, e.resource_uuid,"
-							   " e.category, e.key" :
-							   "e.extension_id, e.user_fk, e.resource_type,"
-							   " e.resource_uuid, e.key");
+	return schema_oid;
+}
+
+/* Can a column of one type be read as one of another without loss? */
+static bool
+is_wide_enough(Oid found, Oid type)
+{
+	return found == type ||
+		(type == INT4OID && found == INT8OID) ||
+		(type == VARCHAROID && found == TEXTOID);
+}
+
+/*
+ * StatementCheckTable
+ *		Raises an error unless a relation has the columns of the table
+ *		extension_storage.
+ */
+void
+StatementCheckTable(Relation table)
+{
+	TupleDesc	tupdesc = RelationGetDescr(table);
+
+	for (size_t i = 0; i < lengthof(table_columns); i++)
+	{
+		const StatementColumn *column = &table_columns[i];
+		int			attno = SPI_fnumber(tupdesc, column->name);
+		Oid			found;
+
+		if (attno <= 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("table \"%s\" has no column \"%s\"",
+							RelationGetRelationName(table), column->name),
+					 errhint("The columns of this table must be as the extension made them.")));
+		found = TupleDescAttr(tupdesc, attno - 1)->atttypid;
+		if (!is_wide_enough(found, column->type))
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("column \"%s\" of table \"%s\" has type %s instead of %s",
+							column->name, RelationGetRelationName(table),
+							format_type_be(found),
+							format_type_be(column->type)),
+					 errhint("The columns of this table must be as the extension made them.")));
+	}
+}
+
+/*
+ * StatementTable
+ *		Returns the OID of the table extension_storage.
+ */
+Oid
+StatementTable(const Connection *connection)
+{
+	Oid			table = get_relname_relid("extension_storage",
+										  connection->schema);
+
+	if (!OidIsValid(table))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table \"extension_storage\" does not exist in schema \"%s\"",
+						get_namespace_name(connection->schema))));
+	return table;
+}
+
+/* Checks the table, unless nothing has happened to it since. */
+static void
+check_table(const Connection *connection)
+{
+	Relation	table;
+
+	if (OidIsValid(checked_table))
+		return;
+	table = table_open(StatementTable(connection), AccessShareLock);
+	StatementCheckTable(table);
+	checked_table = RelationGetRelid(table);
+	table_close(table, AccessShareLock);
+}
+
+/*
+ * StatementConnect
+ *		Connects to SPI, which all below need, and checks the table; SPI_finish
+ *		ends it.
+ *
+ * With nonatomic, SPI_commit is allowed.
+ */
+void
+StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
+				 bool nonatomic)
+{
+	connection->function = fcinfo->flinfo->fn_oid;
+	connection->schema = find_schema(fcinfo);
+	connection->context = CurrentMemoryContext;
+	connection->quota_prepared = false;
+	if (SPI_connect_ext(nonatomic ? SPI_OPT_NONATOMIC : 0) != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect_ext failed");
+	check_table(connection);
+}
+
+/* Appends the declared columns. */
+static void
+append_columns(StringInfo sql, const Statement *statement)
+{
+	for (int i = 0; i < statement->ncolumns; i++)
+		appendStringInfo(sql, "%sCAST(e.%s AS %s)", i > 0 ? ", " : "",
+						 quote_identifier(statement->columns[i].name),
+						 format_type_extended(statement->columns[i].type, -1,
+											  FORMAT_TYPE_FORCE_QUALIFY));
+}
+
+/* Appends the number of a parameter. */
+static void
+append_param(StringInfo sql, const Statement *statement, const char *name)
+{
+	for (int i = 0; i < statement->nparams; i++)
+		if (strcmp(statement->params[i].name, name) == 0)
+		{
+			appendStringInfo(sql, "$%d", i + 1);
+			return;
+		}
+	elog(ERROR, "unknown parameter \"$%s\" in statement", name);
+}
+
+/* Appends text in which $name stands for the number of a parameter. */
+static void
+append_text(StringInfo sql, const Statement *statement, const char *text)
+{
+	while (*text != '\0')
+	{
+		size_t		len = strcspn(text, "$");
+
+		appendBinaryStringInfo(sql, text, len);
+		text += len;
+		if (*text == '$')
+		{
+			len = strspn(++text, "abcdefghijklmnopqrstuvwxyz_");
+			append_param(sql, statement, pnstrdup(text, len));
+			text += len;
+		}
+	}
+}
+
+/* Appends what a placeholder stands for. */
+static void
+append_placeholder(StringInfo sql, const Statement *statement,
+				   const char *name, int shape)
+{
+	StringInfoData fragment;
+
+	if (strcmp(name, "schema") == 0)
+		appendStringInfoString(sql, quote_identifier(NameStr(schema_name)));
+	else if (strcmp(name, "columns") == 0)
+		append_columns(sql, statement);
 	else
-		elog(ERROR, "unknown placeholder in statement");
+	{
+		initStringInfo(&fragment);
+		if (statement->expand == NULL ||
+			!statement->expand(&fragment, name, shape))
+			elog(ERROR, "unknown placeholder \"@%s@\" in statement", name);
+		append_text(sql, statement, fragment.data);
+		pfree(fragment.data);
+	}
 }
 
 /* Prepares a statement for good. */
@@ -137,6 +328,7 @@ static SPIPlanPtr
 prepare(const Statement *statement, int shape)
 {
 	StringInfoData sql;
+	Oid			argtypes[STATEMENT_MAX_PARAMS];
 	const char *text = statement->sql;
 	const char *at;
 	SPIPlanPtr	plan;
@@ -146,21 +338,24 @@ prepare(const Statement *statement, int shape)
 	{
 		const char *end = strchr(at + 1, '@');
 
-		appendBinaryStringInfo(&sql, text, at - text);
-		append_placeholder(&sql, at + 1, end - at - 1, shape);
+		if (end == NULL)
+			elog(ERROR, "unclosed placeholder \"%s\" in statement", at);
+		append_text(&sql, statement, pnstrdup(text, at - text));
+		append_placeholder(&sql, statement, pnstrdup(at + 1, end - at - 1),
+						   shape);
 		text = end + 1;
 	}
-	appendStringInfoString(&sql, text);
+	append_text(&sql, statement, text);
 
-	plan = SPI_prepare_cursor(sql.data, statement->nargs,
-							  unconstify(Oid *, statement->argtypes),
+	for (int i = 0; i < statement->nparams; i++)
+		argtypes[i] = statement->params[i].type;
+	plan = SPI_prepare_cursor(sql.data, statement->nparams, argtypes,
 							  CURSOR_OPT_GENERIC_PLAN);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare_cursor failed: %s",
 			 SPI_result_code_string(SPI_result));
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
-	pfree(sql.data);
 	return plan;
 }
 
@@ -190,17 +385,15 @@ plan_by_index(SPIPlanPtr plan)
 	AtEOXact_GUC(true, nestlevel);
 }
 
-/*
- * StatementPlan
- *		Returns the plan of a statement for a shape, made or made anew if need
- *		be.  SPI must be connected.
- */
-SPIPlanPtr
-StatementPlan(FunctionCallInfo fcinfo, Statement *statement, int shape)
+/* Returns the plan of a statement for a shape, made (anew) if need be. */
+static SPIPlanPtr
+get_plan(const Connection *connection, Statement *statement, int shape)
 {
 	SPIPlanPtr	plan;
 
-	find_schema(fcinfo);
+	Assert(shape >= 0 && shape < STATEMENT_MAX_SHAPES);
+	Assert(connection->quota_prepared || !statement->counted);
+	use_schema(connection->schema);
 
 	/*
 	 * A plan for a former schema is not freed: it may be running, further up,
@@ -225,42 +418,103 @@ StatementPlan(FunctionCallInfo fcinfo, Statement *statement, int shape)
 }
 
 /*
+ * Raises an error unless what a statement returns are the columns that it
+ * declares.
+ */
+static void
+check_result(const Statement *statement, TupleDesc tupdesc)
+{
+	if (tupdesc->natts != statement->ncolumns)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("statement of the extension returned %d columns instead of %d",
+						tupdesc->natts, statement->ncolumns)));
+	for (int i = 0; i < tupdesc->natts; i++)
+	{
+		Oid			found = TupleDescAttr(tupdesc, i)->atttypid;
+		const StatementColumn *column = &statement->columns[i];
+
+		/* a varchar is read as a text is */
+		if (found != column->type &&
+			!(found == VARCHAROID && column->type == TEXTOID))
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("column \"%s\" has type %s instead of %s",
+							column->name, format_type_be(found),
+							format_type_be(column->type)),
+					 errhint("The columns of the extension's tables must be as it made them.")));
+	}
+}
+
+/* Raises an error if a column that is read as it is turns out to be null. */
+static inline void
+check_null(const Statement *statement, int column, bool isnull)
+{
+	if (isnull && !statement->columns[column].nullable)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("column \"%s\" is null", statement->columns[column].name),
+				 errhint("The columns of the extension's tables must be as it made them.")));
+}
+
+/*
  * StatementRun
- *		Runs a statement and returns the number of its rows, which are in
- *		SPI_tuptable.  SPI must be connected.
+ *		Runs a statement and returns the number of its rows, which StatementRow
+ *		gives.
  *
- * values and nulls are as SPI_execute_plan takes them.  A read-only statement
- * sees what the calling statement sees; another one sees all that is committed
- * by now.
+ * A read-only statement sees what the calling statement sees; another one sees
+ * all that is committed by now.
  */
 uint64
-StatementRun(FunctionCallInfo fcinfo, Statement *statement, int shape,
-			 const Datum *values, const char *nulls, bool read_only)
+StatementRun(Connection *connection, Statement *statement,
+			 const StatementArgs *args, bool read_only)
 {
-	int			result = SPI_execute_plan(StatementPlan(fcinfo, statement, shape),
-										  unconstify(Datum *, values), nulls,
-										  read_only, 0);
+	int			result = SPI_execute_plan(get_plan(connection, statement,
+												   args->shape),
+										  unconstify(StatementArgs *, args)->values,
+										  args->nulls, read_only, 0);
 
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(result));
+	if (statement->ncolumns > 0)
+		check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
 }
 
-/* Where StatementFetch gets a row from the executor. */
+/*
+ * StatementRow
+ *		Reads row n, from 0, of what the last statement has returned.  Values
+ *		that are no pointers are copied, others are good until SPI_finish or
+ *		SPI_freetuptable.
+ */
+void
+StatementRow(const Statement *statement, uint64 n, Datum *row, bool *nulls)
+{
+	Assert(n < SPI_processed);
+	Assert(SPI_tuptable->tupdesc->natts == statement->ncolumns);
+	heap_deform_tuple(SPI_tuptable->vals[n], SPI_tuptable->tupdesc, row,
+					  nulls);
+	for (int i = 0; i < statement->ncolumns; i++)
+		check_null(statement, i, nulls[i]);
+}
+
+/* Where StatementFetch and StatementReturn get rows from the executor. */
 typedef struct RowReceiver
 {
 	DestReceiver pub;
-	MemoryContext context;
+	const Statement *statement;
+	MemoryContext context;		/* for a copy of one row */
 	Datum	   *row;
 	bool	   *nulls;
+	Tuplestorestate *store;		/* for all rows */
 } RowReceiver;
 
 static void
-start_receiver(DestReceiver *self pg_attribute_unused(),
-			   int operation pg_attribute_unused(),
-			   TupleDesc typeinfo pg_attribute_unused())
+start_receiver(DestReceiver *self, int operation pg_attribute_unused(),
+			   TupleDesc tupdesc)
 {
+	check_result(((RowReceiver *) self)->statement, tupdesc);
 }
 
 /* Copies the columns of a row. */
@@ -274,6 +528,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	slot_getallattrs(slot);
 	for (int i = 0; i < tupdesc->natts; i++)
 	{
+		check_null(receiver->statement, i, slot->tts_isnull[i]);
 		receiver->nulls[i] = slot->tts_isnull[i];
 		if (!slot->tts_isnull[i])
 			receiver->row[i] = datumCopy(slot->tts_values[i],
@@ -284,36 +539,48 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	return true;
 }
 
+/* Keeps a row for the caller of the function. */
+static bool
+store_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	tuplestore_puttupleslot(((RowReceiver *) self)->store, slot);
+	return true;
+}
+
 static void
 end_receiver(DestReceiver *self pg_attribute_unused())
 {
 }
 
-/* Runs a statement as StatementRun does, but sends its rows to dest. */
+/* Runs a statement as StatementRun does, but sends its rows to a receiver. */
 static void
-run_into(FunctionCallInfo fcinfo, Statement *statement, int shape,
-		 const Datum *values, const char *nulls, bool read_only,
-		 DestReceiver *dest)
+run_into(Connection *connection, Statement *statement,
+		 const StatementArgs *args, bool read_only, RowReceiver *receiver)
 {
-	ParamListInfo params = makeParamList(statement->nargs);
+	ParamListInfo params = makeParamList(statement->nparams);
 	SPIExecuteOptions options = {
 		.params = params,
 		.read_only = read_only,
-		.dest = dest
+		.dest = &receiver->pub
 	};
 	int			result;
 
-	for (int i = 0; i < statement->nargs; i++)
+	receiver->pub.rStartup = start_receiver;
+	receiver->pub.rShutdown = end_receiver;
+	receiver->pub.rDestroy = end_receiver;
+	receiver->pub.mydest = DestNone;
+	receiver->statement = statement;
+	for (int i = 0; i < statement->nparams; i++)
 	{
 		ParamExternData *param = &params->params[i];
 
-		param->value = values[i];
-		param->isnull = nulls != NULL && nulls[i] == 'n';
+		param->value = args->values[i];
+		param->isnull = args->nulls[i] == 'n';
 		param->pflags = PARAM_FLAG_CONST;
-		param->ptype = statement->argtypes[i];
+		param->ptype = statement->params[i].type;
 	}
-	result = SPI_execute_plan_extended(StatementPlan(fcinfo, statement, shape),
-									   &options);
+	result = SPI_execute_plan_extended(get_plan(connection, statement,
+												args->shape), &options);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan_extended failed: %s",
 			 SPI_result_code_string(result));
@@ -322,70 +589,94 @@ run_into(FunctionCallInfo fcinfo, Statement *statement, int shape,
 /*
  * StatementFetch
  *		Runs a statement that returns one row at most; false if it returns
- *		none.  SPI must be connected.
+ *		none.
  *
- * row and row_nulls have room for its columns, whose values are copied into
- * context.  For the rest it is as StatementRun, but for the SPI tuple table,
- * which would cost a memory context and a copy.
+ * row and nulls have room for its columns, whose values are copied into the
+ * memory context that the function was called in.  For the rest it is as
+ * StatementRun, but for the SPI tuple table, which would cost a memory context
+ * and a copy.
  */
 bool
-StatementFetch(FunctionCallInfo fcinfo, Statement *statement, int shape,
-			   const Datum *values, const char *nulls, bool read_only,
-			   MemoryContext context, Datum *row, bool *row_nulls)
+StatementFetch(Connection *connection, Statement *statement,
+			   const StatementArgs *args, bool read_only, Datum *row,
+			   bool *nulls)
 {
 	RowReceiver receiver = {
-		.pub = {
-			.receiveSlot = receive_row,
-			.rStartup = start_receiver,
-			.rShutdown = end_receiver,
-			.rDestroy = end_receiver,
-			.mydest = DestNone
-		},
-		.context = context,
+		.pub = {.receiveSlot = receive_row},
+		.context = connection->context,
 		.row = row,
-		.nulls = row_nulls
+		.nulls = nulls
 	};
 
-	run_into(fcinfo, statement, shape, values, nulls, read_only, &receiver.pub);
+	run_into(connection, statement, args, read_only, &receiver);
 	return SPI_processed > 0;
 }
 
 /*
  * StatementReturn
  *		Runs a statement that only reads, and returns its rows as those of the
- *		calling function.  SPI must be connected.
+ *		calling function, which has made the tuplestore of rsinfo.
  */
 void
-StatementReturn(FunctionCallInfo fcinfo, Statement *statement, int shape,
-				const Datum *values, const char *nulls)
+StatementReturn(Connection *connection, Statement *statement,
+				const StatementArgs *args, ReturnSetInfo *rsinfo)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	DestReceiver *dest = CreateDestReceiver(DestTuplestore);
+	RowReceiver receiver = {
+		.pub = {.receiveSlot = store_row},
+		.store = rsinfo->setResult
+	};
 
-	SetTuplestoreDestReceiverParams(dest, rsinfo->setResult,
-									rsinfo->econtext->ecxt_per_query_memory,
-									false, NULL, NULL);
-	run_into(fcinfo, statement, shape, values, nulls, true, dest);
-	dest->rDestroy(dest);
+	run_into(connection, statement, args, true, &receiver);
 }
 
 /*
- * StatementTable
- *		Returns the OID of the table extension_storage.
+ * StatementStartDecrypted
+ *		Starts the rows of a function that decrypts, as InitMaterializedSRF does
+ *		for others: in a tuplestore that stays in memory.
+ *
+ * One that is limited to work_mem would write a large plaintext to a temporary
+ * file.
  */
-Oid
-StatementTable(FunctionCallInfo fcinfo)
+void
+StatementStartDecrypted(FunctionCallInfo fcinfo)
 {
-	Oid			table;
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext old_context;
 
-	find_schema(fcinfo);
-	table = get_relname_relid("extension_storage", schema_oid);
-	if (!OidIsValid(table))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table \"extension_storage\" does not exist in schema \"%s\"",
-						NameStr(schema_name))));
-	return table;
+	InitMaterializedSRF(fcinfo, 0);
+	tuplestore_end(rsinfo->setResult);
+	old_context = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
+	rsinfo->setResult =
+		tuplestore_begin_heap((rsinfo->allowedModes & SFRM_Materialize_Random) != 0,
+							  false, MAX_KILOBYTES);
+	MemoryContextSwitchTo(old_context);
+}
+
+/*
+ * StatementOpen
+ *		Opens a cursor over the rows of a statement that only reads;
+ *		StatementNext gives them.
+ */
+Portal
+StatementOpen(Connection *connection, Statement *statement,
+			  const StatementArgs *args)
+{
+	return SPI_cursor_open(NULL, get_plan(connection, statement, args->shape),
+						   unconstify(StatementArgs *, args)->values, args->nulls,
+						   true);
+}
+
+/*
+ * StatementNext
+ *		Fetches at most count rows of a cursor, which StatementRow gives, and
+ *		returns how many they are.
+ */
+uint64
+StatementNext(const Statement *statement, Portal portal, long count)
+{
+	SPI_cursor_fetch(portal, true, count);
+	check_result(statement, SPI_tuptable->tupdesc);
+	return SPI_processed;
 }
 
 /*
@@ -393,9 +684,9 @@ StatementTable(FunctionCallInfo fcinfo)
  *		Returns the role that owns the table.
  */
 Oid
-StatementTableOwner(FunctionCallInfo fcinfo)
+StatementTableOwner(const Connection *connection)
 {
-	Oid			table = StatementTable(fcinfo);
+	Oid			table = StatementTable(connection);
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
 	Oid			owner;
 
@@ -408,55 +699,60 @@ StatementTableOwner(FunctionCallInfo fcinfo)
 
 /* Raises an error if the table's owner may not look anything up in the schema. */
 static void
-check_schema_usage(Oid owner)
+check_schema_usage(Oid schema, Oid owner)
 {
-	const char *schema = quote_identifier(NameStr(schema_name));
 	AclResult	result;
+	char	   *name;
 
 #if PG_VERSION_NUM >= 160000
-	result = object_aclcheck(NamespaceRelationId, schema_oid, owner, ACL_USAGE);
+	result = object_aclcheck(NamespaceRelationId, schema, owner, ACL_USAGE);
 #else
-	result = pg_namespace_aclcheck(schema_oid, owner, ACL_USAGE);
+	result = pg_namespace_aclcheck(schema, owner, ACL_USAGE);
 #endif
-	if (result != ACLCHECK_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\" owns table \"extension_storage\", but has no right to use schema \"%s\"",
-						GetUserNameFromId(owner, false), NameStr(schema_name)),
-				 errhint("Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s",
-						 schema,
-						 quote_identifier(GetUserNameFromId(owner, false)))));
+	if (result == ACLCHECK_OK)
+		return;
+	name = get_namespace_name(schema);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for schema %s", name),
+			 errdetail("Role \"%s\" owns table \"extension_storage\" and must have USAGE on the schema.",
+					   GetUserNameFromId(owner, false)),
+			 errhint("Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s",
+					 quote_identifier(name),
+					 quote_identifier(GetUserNameFromId(owner, false)))));
 }
 
 /*
  * StatementRunAsOwner
- *		Runs a statement with the rights of the table's owner, as a foreign key
- *		would, and returns the number of its rows.  SPI must be connected.
+ *		Runs a statement as StatementRun does, but with the rights of the
+ *		table's owner, as a foreign key would.
  *
  * It sees all that is committed, whatever the isolation level.  Source:
  * ri_PerformCheck() in src/backend/utils/adt/ri_triggers.c.
  */
 uint64
-StatementRunAsOwner(FunctionCallInfo fcinfo, Statement *statement,
-					const Datum *values, const char *nulls)
+StatementRunAsOwner(Connection *connection, Statement *statement,
+					const StatementArgs *args)
 {
 	Oid			saved_user;
 	int			saved_context;
 	int			result;
-	Oid			owner = StatementTableOwner(fcinfo);
+	Oid			owner = StatementTableOwner(connection);
 
-	check_schema_usage(owner);
+	check_schema_usage(connection->schema, owner);
 	GetUserIdAndSecContext(&saved_user, &saved_context);
 	SetUserIdAndSecContext(owner,
 						   saved_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_NOFORCE_RLS);
-	result = SPI_execute_snapshot(StatementPlan(fcinfo, statement, 0),
-								  unconstify(Datum *, values), nulls,
-								  GetLatestSnapshot(), InvalidSnapshot,
-								  false, true, 0);
+	result = SPI_execute_snapshot(get_plan(connection, statement, args->shape),
+								  unconstify(StatementArgs *, args)->values,
+								  args->nulls, GetLatestSnapshot(),
+								  InvalidSnapshot, false, true, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_snapshot failed: %s",
 			 SPI_result_code_string(result));
 	SetUserIdAndSecContext(saved_user, saved_context);
+	if (statement->ncolumns > 0)
+		check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
 }

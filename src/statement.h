@@ -1,7 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * statement.h
- *	  SQL statements over the table, with kept plans.
+ *	  SQL statements over the extension's tables, with kept plans.
+ *
+ * A statement declares the names and types of its parameters and of the
+ * columns that it returns.  Whatever has become of the tables meanwhile, no
+ * value of another type, and no null where none was declared, gets past this
+ * module.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,34 +15,78 @@
 
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "lib/stringinfo.h"
+
+#define STATEMENT_MAX_PARAMS 16
+#define STATEMENT_MAX_COLUMNS 16
+#define STATEMENT_MAX_SHAPES 16
+
+typedef struct StatementParam
+{
+	const char *name;			/* $name in the text */
+	Oid			type;
+} StatementParam;
+
+#define NOT_NULL false
+#define NULLABLE true
+
+typedef struct StatementColumn
+{
+	const char *name;
+	Oid			type;
+	bool		nullable;
+} StatementColumn;
 
 /*
- * What a statement's WHERE clause asks for, beside the extension: bits that
- * select one of its plans.
+ * Appends the text that a placeholder of the caller's own stands for in a
+ * plan of a shape; false if it knows none of that name.
  */
-#define SHAPE_USER 1			/* user_fk = $3, else IS NULL */
-#define SHAPE_RESOURCE 2		/* resource = $4, $5, else IS NULL */
-#define SHAPE_CATEGORY 4		/* category = $6 */
-#define SHAPE_PREFIX 8			/* $7 <= key <= $8 */
-#define NUM_SHAPES 16
+typedef bool (*StatementExpand) (StringInfo sql, const char *placeholder,
+								 int shape);
 
 typedef struct Statement
 {
 	/*
-	 * The text, in which @schema@ is the extension's schema, @scope@ the
-	 * condition on the scope and @order@ the columns of the index that serves
-	 * a list of it.
+	 * The text, in which $name is a parameter, @schema@ the extension's
+	 * schema, and @columns@ the declared columns, read from e and cast to
+	 * their types.  Any other @placeholder@ is for expand.
 	 */
 	const char *sql;
-	int			nargs;
-	const Oid  *argtypes;
+	int			nparams;
+	const StatementParam *params;
+	int			ncolumns;		/* 0 if it returns no rows */
+	const StatementColumn *columns;
+	StatementExpand expand;
 	bool		by_index;		/* never anything but an index scan */
+	bool		counted;		/* changes bytes that a quota counts */
 	struct
 	{
 		SPIPlanPtr	plan;
 		uint64		generation; /* of the schema's name, 0 = not prepared */
-	}			kept[NUM_SHAPES];
+	}			kept[STATEMENT_MAX_SHAPES];
 } Statement;
+
+#define STATEMENT_PARAMS(array) \
+	.nparams = lengthof(array), .params = (array)
+#define STATEMENT_COLUMNS(array) \
+	.ncolumns = lengthof(array), .columns = (array)
+
+/* What a statement is run with. */
+typedef struct StatementArgs
+{
+	Datum		values[STATEMENT_MAX_PARAMS];
+	char		nulls[STATEMENT_MAX_PARAMS];	/* as SPI takes them */
+	int			shape;			/* which of its plans */
+} StatementArgs;
+
+/* A connection to SPI for a call of one of the extension's functions. */
+typedef struct Connection
+{
+	Oid			function;		/* that was called */
+	Oid			schema;			/* of the extension */
+	MemoryContext context;		/* the caller's; StatementFetch copies there */
+	bool		quota_prepared; /* by QuotaPrepare */
+} Connection;
 
 /* Operators by their full names: nothing depends on search_path. */
 #define SQL_EQ " OPERATOR(pg_catalog.=) "
@@ -48,22 +97,28 @@ typedef struct Statement
 #define SQL_TABLE "@schema@.extension_storage AS e"
 
 extern void StatementInit(void);
-extern void StatementConnect(void);
-extern SPIPlanPtr StatementPlan(FunctionCallInfo fcinfo, Statement *statement,
-								int shape);
-extern uint64 StatementRun(FunctionCallInfo fcinfo, Statement *statement,
-						   int shape, const Datum *values,
-						   const char *nulls, bool read_only);
-extern bool StatementFetch(FunctionCallInfo fcinfo, Statement *statement,
-						   int shape, const Datum *values, const char *nulls,
-						   bool read_only, MemoryContext context,
-						   Datum *row, bool *row_nulls);
-extern void StatementReturn(FunctionCallInfo fcinfo, Statement *statement,
-							int shape, const Datum *values, const char *nulls);
-extern uint64 StatementRunAsOwner(FunctionCallInfo fcinfo,
-								  Statement *statement, const Datum *values,
-								  const char *nulls);
-extern Oid	StatementTable(FunctionCallInfo fcinfo);
-extern Oid	StatementTableOwner(FunctionCallInfo fcinfo);
+extern void StatementArgsInit(StatementArgs *args);
+extern void StatementSet(StatementArgs *args, int param, Datum value);
+extern void StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
+							 bool nonatomic);
+extern uint64 StatementRun(Connection *connection, Statement *statement,
+						   const StatementArgs *args, bool read_only);
+extern uint64 StatementRunAsOwner(Connection *connection, Statement *statement,
+								  const StatementArgs *args);
+extern void StatementRow(const Statement *statement, uint64 n, Datum *row,
+						 bool *nulls);
+extern bool StatementFetch(Connection *connection, Statement *statement,
+						   const StatementArgs *args, bool read_only,
+						   Datum *row, bool *nulls);
+extern void StatementReturn(Connection *connection, Statement *statement,
+							const StatementArgs *args, ReturnSetInfo *rsinfo);
+extern void StatementStartDecrypted(FunctionCallInfo fcinfo);
+extern Portal StatementOpen(Connection *connection, Statement *statement,
+							const StatementArgs *args);
+extern uint64 StatementNext(const Statement *statement, Portal portal,
+							long count);
+extern Oid	StatementTable(const Connection *connection);
+extern Oid	StatementTableOwner(const Connection *connection);
+extern void StatementCheckTable(Relation table);
 
 #endif							/* STATEMENT_H */

@@ -3,161 +3,359 @@
  * storage.c
  *	  Set, get, delete, list and count entries.
  *
- * Arguments are checked here, and values are encrypted before a row exists.
- * Every statement goes through SPI with the caller's rights.
+ * Values are encrypted before a row exists.  Every statement goes through SPI
+ * with the caller's rights.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include <ctype.h>
 #include <uuid/uuid.h>
 
 #include "access/detoast.h"
 #include "access/htup_details.h"
-#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "entry.h"
+#include "errors.h"
 #include "funcapi.h"
 #include "keyring.h"
-#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
+#include "mime.h"
 #include "miscadmin.h"
 #include "quota.h"
 #include "statement.h"
 #include "storage.h"
+#include "storage/lock.h"
 #include "token.h"
 #include "utils/builtins.h"
-#include "utils/datum.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 
 #define MAX_VALUE_SIZE 16777215
-#define MAX_KEY_CHARS 255
 
-/* From this many bytes on, what a copy of a value costs counts. */
-#define LARGE_VALUE_SIZE (1024 * 1024)
+/* How often set looks for an entry that is there and is not, before it ends. */
+#define MAX_TRIES 10
 
-/* The parameters of a statement; the first ones are the address. */
-#define MAX_STATEMENT_ARGS 16
-
-typedef struct Arguments
+/* The arguments of set and set_json. */
+typedef enum SetArgument
 {
-	Datum		values[MAX_STATEMENT_ARGS];
-	char		nulls[MAX_STATEMENT_ARGS];
-	int			shape;			/* which plan they are for */
-} Arguments;
+	SET_ARG_EXTENSION_ID,
+	SET_ARG_KEY,
+	SET_ARG_VALUE,
+	SET_ARG_VALUE_TYPE,
+	SET_ARG_USER_FK,
+	SET_ARG_RESOURCE_TYPE,
+	SET_ARG_RESOURCE_UUID,
+	SET_ARG_CATEGORY,
+	SET_ARG_DESCRIPTION,
+	SET_ARG_IS_ENCRYPTED,
+	SET_ARG_ACTOR_FK,
+	SET_ARG_IF_VERSION,
+	NUM_SET_ARGS
+} SetArgument;
+
+static const ArgumentInfo set_arguments[] = {
+	[SET_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
+	[SET_ARG_KEY] = {"key", MAX_KEY_CHARS, true},
+	[SET_ARG_VALUE] = {"value", 0, true},
+	[SET_ARG_VALUE_TYPE] = {"value_type", MAX_VALUE_TYPE_CHARS, true},
+	[SET_ARG_USER_FK] = {"user_fk", 0, false},
+	[SET_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
+	[SET_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
+	[SET_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
+	[SET_ARG_DESCRIPTION] = {"description", MAX_DESCRIPTION_CHARS, false},
+	[SET_ARG_IS_ENCRYPTED] = {"is_encrypted", 0, false},
+	[SET_ARG_ACTOR_FK] = {"actor_fk", 0, false},
+	[SET_ARG_IF_VERSION] = {"if_version", 0, false}
+};
+static const AddressArguments set_address = {
+	{
+		[PARAM_EXTENSION_ID] = SET_ARG_EXTENSION_ID,
+		[PARAM_KEY] = SET_ARG_KEY,
+		[PARAM_USER_FK] = SET_ARG_USER_FK,
+		[PARAM_RESOURCE_TYPE] = SET_ARG_RESOURCE_TYPE,
+		[PARAM_RESOURCE_UUID] = SET_ARG_RESOURCE_UUID
+	}
+};
+
+/* The arguments of get, get_json and get_entry, and of delete. */
+typedef enum KeyArgument
+{
+	KEY_ARG_EXTENSION_ID,
+	KEY_ARG_KEY,
+	KEY_ARG_USER_FK,
+	KEY_ARG_RESOURCE_TYPE,
+	KEY_ARG_RESOURCE_UUID,
+	NUM_GET_ARGS,
+	DELETE_ARG_IF_VERSION = NUM_GET_ARGS,
+	NUM_DELETE_ARGS
+} KeyArgument;
+
+static const ArgumentInfo key_arguments[] = {
+	[KEY_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
+	[KEY_ARG_KEY] = {"key", MAX_KEY_CHARS, true},
+	[KEY_ARG_USER_FK] = {"user_fk", 0, false},
+	[KEY_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
+	[KEY_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
+	[DELETE_ARG_IF_VERSION] = {"if_version", 0, false}
+};
+static const AddressArguments key_address = {
+	{
+		[PARAM_EXTENSION_ID] = KEY_ARG_EXTENSION_ID,
+		[PARAM_KEY] = KEY_ARG_KEY,
+		[PARAM_USER_FK] = KEY_ARG_USER_FK,
+		[PARAM_RESOURCE_TYPE] = KEY_ARG_RESOURCE_TYPE,
+		[PARAM_RESOURCE_UUID] = KEY_ARG_RESOURCE_UUID
+	}
+};
+
+/* The arguments of list. */
+typedef enum ListArgument
+{
+	LIST_ARG_EXTENSION_ID,
+	LIST_ARG_USER_FK,
+	LIST_ARG_RESOURCE_TYPE,
+	LIST_ARG_RESOURCE_UUID,
+	LIST_ARG_CATEGORY,
+	LIST_ARG_PAGE,
+	LIST_ARG_PAGE_SIZE,
+	LIST_ARG_KEY_PREFIX,
+	LIST_ARG_AFTER_KEY,
+	NUM_LIST_ARGS
+} ListArgument;
+
+static const ArgumentInfo list_arguments[] = {
+	[LIST_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
+	[LIST_ARG_USER_FK] = {"user_fk", 0, false},
+	[LIST_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
+	[LIST_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
+	[LIST_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
+	[LIST_ARG_PAGE] = {"page", 0, false},
+	[LIST_ARG_PAGE_SIZE] = {"page_size", 0, false},
+	[LIST_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false},
+	[LIST_ARG_AFTER_KEY] = {"after_key", MAX_KEY_CHARS, false}
+};
+
+/* The arguments of count. */
+typedef enum CountArgument
+{
+	COUNT_ARG_EXTENSION_ID,
+	COUNT_ARG_USER_FK,
+	COUNT_ARG_RESOURCE_TYPE,
+	COUNT_ARG_RESOURCE_UUID,
+	COUNT_ARG_CATEGORY,
+	COUNT_ARG_KEY_PREFIX,
+	NUM_COUNT_ARGS
+} CountArgument;
+
+static const ArgumentInfo count_arguments[] = {
+	[COUNT_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
+	[COUNT_ARG_USER_FK] = {"user_fk", 0, false},
+	[COUNT_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
+	[COUNT_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
+	[COUNT_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
+	[COUNT_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false}
+};
+
+/* Where list and count have the scope. */
+static const AddressArguments scope_address = {
+	{
+		[PARAM_EXTENSION_ID] = LIST_ARG_EXTENSION_ID,
+		[PARAM_KEY] = -1,
+		[PARAM_USER_FK] = LIST_ARG_USER_FK,
+		[PARAM_RESOURCE_TYPE] = LIST_ARG_RESOURCE_TYPE,
+		[PARAM_RESOURCE_UUID] = LIST_ARG_RESOURCE_UUID
+	}
+};
+
+StaticAssertDecl(COUNT_ARG_RESOURCE_UUID == (int) LIST_ARG_RESOURCE_UUID &&
+				 COUNT_ARG_USER_FK == (int) LIST_ARG_USER_FK,
+				 "list and count have the scope at the same place");
 
 /* What set adds to the address. */
 enum
 {
-	SET_UUID = NUM_ADDRESS_ARGS,
-	SET_CATEGORY,
-	SET_DESCRIPTION,
-	SET_VALUE,
-	SET_VALUE_TYPE,
-	SET_IS_ENCRYPTED,
-	SET_NOW,
-	SET_ACTOR_FK,
-	SET_VALUE_SIZE,
-	SET_EXPECTED_ENCRYPTED,
-	SET_EXPECTED_VERSION,
-	NUM_SET_ARGS
+	SET_PARAM_UUID = NUM_ADDRESS_PARAMS,
+	SET_PARAM_CATEGORY,
+	SET_PARAM_DESCRIPTION,
+	SET_PARAM_VALUE,
+	SET_PARAM_VALUE_TYPE,
+	SET_PARAM_IS_ENCRYPTED,
+	SET_PARAM_NOW,
+	SET_PARAM_ACTOR_FK,
+	SET_PARAM_VALUE_SIZE,
+	SET_PARAM_EXPECTED_ENCRYPTED,
+	SET_PARAM_EXPECTED_VERSION,
+	NUM_SET_PARAMS
+};
+
+static const StatementParam set_params[] = {
+	ADDRESS_PARAMS,
+	[SET_PARAM_UUID] = {"uuid", UUIDOID},
+	[SET_PARAM_CATEGORY] = {"category", TEXTOID},
+	[SET_PARAM_DESCRIPTION] = {"description", TEXTOID},
+	[SET_PARAM_VALUE] = {"value", BYTEAOID},
+	[SET_PARAM_VALUE_TYPE] = {"value_type", TEXTOID},
+	[SET_PARAM_IS_ENCRYPTED] = {"is_encrypted", BOOLOID},
+	[SET_PARAM_NOW] = {"now", TIMESTAMPOID},
+	[SET_PARAM_ACTOR_FK] = {"actor_fk", INT4OID},
+	[SET_PARAM_VALUE_SIZE] = {"value_size", INT4OID},
+	[SET_PARAM_EXPECTED_ENCRYPTED] = {"expected_encrypted", BOOLOID},
+	[SET_PARAM_EXPECTED_VERSION] = {"expected_version", INT8OID}
+};
+
+StaticAssertDecl(NUM_SET_PARAMS <= STATEMENT_MAX_PARAMS,
+				 "set has too many parameters");
+
+enum
+{
+	DELETE_PARAM_EXPECTED_VERSION = NUM_ADDRESS_PARAMS
+};
+
+static const StatementParam get_params[] = {ADDRESS_PARAMS};
+static const StatementParam delete_params[] = {
+	ADDRESS_PARAMS,
+	[DELETE_PARAM_EXPECTED_VERSION] = {"expected_version", INT8OID}
 };
 
 /* What list and count add to the extension and scope. */
 enum
 {
-	LIST_CATEGORY = NUM_ADDRESS_ARGS,
-	LIST_PREFIX_FIRST,
-	LIST_PREFIX_LAST,
-	NUM_COUNT_ARGS,
-	LIST_LIMIT = NUM_COUNT_ARGS,
-	LIST_OFFSET,
-	NUM_LIST_ARGS
+	LIST_PARAM_CATEGORY = NUM_ADDRESS_PARAMS,
+	LIST_PARAM_PREFIX_FIRST,
+	LIST_PARAM_PREFIX_LAST,
+	LIST_PARAM_LIMIT,
+	LIST_PARAM_OFFSET
 };
 
-#define ADDRESS_TYPES TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID
-
-static const Oid entry_argtypes[] = {ADDRESS_TYPES, INT8OID};
-static const Oid set_argtypes[] = {
-	ADDRESS_TYPES, UUIDOID, TEXTOID, TEXTOID, BYTEAOID, TEXTOID, BOOLOID,
-	TIMESTAMPOID, INT4OID, INT4OID, BOOLOID, INT8OID
-};
-static const Oid list_argtypes[] = {
-	ADDRESS_TYPES, TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID
+static const StatementParam list_params[] = {
+	ADDRESS_PARAMS,
+	[LIST_PARAM_CATEGORY] = {"category", TEXTOID},
+	[LIST_PARAM_PREFIX_FIRST] = {"prefix_first", TEXTOID},
+	[LIST_PARAM_PREFIX_LAST] = {"prefix_last", TEXTOID},
+	[LIST_PARAM_LIMIT] = {"limit", INT8OID},
+	[LIST_PARAM_OFFSET] = {"offset", INT8OID}
 };
 
-#define ENTRY_COLUMNS \
-	"e.key, e.uuid, e.value_type, e.category, e.description," \
-	" e.is_encrypted, e.user_fk, e.value_size, e.version, e.created_on," \
-	" e.changed_on"
-#define NUM_ENTRY_COLUMNS 11
-#define ENTRY_IS_ENCRYPTED 5
-#define THE_ENTRY " WHERE @scope@ AND e.key" SQL_EQ "$2"
+/* Further bits of a shape. */
+#define SHAPE_CATEGORY 4		/* category = $category */
+#define SHAPE_PREFIX 8			/* $prefix_first <= key <= $prefix_last */
 
-/* $15 and $16 say what the row that is to be replaced must look like. */
+StaticAssertDecl((SHAPE_USER | SHAPE_RESOURCE | SHAPE_CATEGORY | SHAPE_PREFIX) <
+				 STATEMENT_MAX_SHAPES, "there are too many shapes");
+
+/* An entry and its value. */
+enum
+{
+	ENTRY_VALUE = NUM_ENTRY_COLUMNS,
+	NUM_VALUE_ENTRY_COLUMNS
+};
+
+static const StatementColumn entry_columns[] = {ENTRY_COLUMNS};
+static const StatementColumn value_entry_columns[] = {
+	ENTRY_COLUMNS,
+	[ENTRY_VALUE] = {"value", BYTEAOID, NOT_NULL}
+};
+
+enum
+{
+	VALUE_VALUE,
+	VALUE_IS_ENCRYPTED,
+	NUM_VALUE_COLUMNS
+};
+
+static const StatementColumn value_columns[] = {
+	[VALUE_VALUE] = {"value", BYTEAOID, NOT_NULL},
+	[VALUE_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NOT_NULL}
+};
+
+enum
+{
+	STATE_UUID,
+	STATE_VERSION,
+	STATE_IS_ENCRYPTED,
+	NUM_STATE_COLUMNS
+};
+
+static const StatementColumn state_columns[] = {
+	[STATE_UUID] = {"uuid", UUIDOID, NOT_NULL},
+	[STATE_VERSION] = {"version", INT8OID, NOT_NULL},
+	[STATE_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NOT_NULL}
+};
+
+static const StatementColumn count_columns[] = {{"count", INT8OID, NOT_NULL}};
+
+static bool expand_scope(StringInfo sql, const char *placeholder, int shape);
+
+#define THE_ENTRY " WHERE @scope@ AND e.key" SQL_EQ "$key"
+
+/* What the row that is to be replaced must look like. */
 #define AS_EXPECTED \
-	"($15 IS NULL OR e.is_encrypted" SQL_EQ "$15)" \
-	" AND ($16 IS NULL OR e.version" SQL_EQ "$16)"
+	"($expected_encrypted IS NULL OR e.is_encrypted" SQL_EQ \
+	"$expected_encrypted)" \
+	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)"
 
 static Statement get_statement = {
-	.sql = "SELECT e.value, e.is_encrypted FROM " SQL_TABLE THE_ENTRY,
-	.nargs = NUM_ADDRESS_ARGS, .argtypes = entry_argtypes, .by_index = true
+	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
+	STATEMENT_PARAMS(get_params), STATEMENT_COLUMNS(value_columns),
+	.expand = expand_scope, .by_index = true
 };
 static Statement get_entry_statement = {
-	.sql = "SELECT " ENTRY_COLUMNS ", e.value FROM " SQL_TABLE THE_ENTRY,
-	.nargs = NUM_ADDRESS_ARGS, .argtypes = entry_argtypes, .by_index = true
+	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
+	STATEMENT_PARAMS(get_params), STATEMENT_COLUMNS(value_entry_columns),
+	.expand = expand_scope, .by_index = true
 };
 static Statement get_state_statement = {
-	.sql = "SELECT e.version, e.is_encrypted FROM " SQL_TABLE THE_ENTRY,
-	.nargs = NUM_ADDRESS_ARGS, .argtypes = entry_argtypes, .by_index = true
+	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
+	STATEMENT_PARAMS(get_params), STATEMENT_COLUMNS(state_columns),
+	.expand = expand_scope, .by_index = true
 };
-static Statement upsert_statement = {
+static Statement insert_statement = {
 	.sql = "INSERT INTO " SQL_TABLE
 	" (extension_id, key, user_fk, resource_type, resource_uuid, uuid,"
 	" category, description, value, value_type, is_encrypted,"
 	" created_on, changed_on, created_by_fk, changed_by_fk, value_size)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
-	" $12, $12, $13, $13, $14)"
+	" VALUES ($extension_id, $key, $user_fk, $resource_type, $resource_uuid,"
+	" $uuid, $category, $description, $value, $value_type, $is_encrypted,"
+	" $now, $now, $actor_fk, $actor_fk, $value_size)"
 	" ON CONFLICT (extension_id, user_fk, resource_type, resource_uuid, key)"
-	" DO UPDATE SET category = excluded.category,"
-	" description = excluded.description, value = excluded.value,"
-	" value_type = excluded.value_type,"
-	" is_encrypted = excluded.is_encrypted,"
-	" changed_on = excluded.changed_on,"
-	" changed_by_fk = excluded.changed_by_fk,"
-	" value_size = excluded.value_size, version = e.version" SQL_PLUS "1"
-	" WHERE " AS_EXPECTED
-	" RETURNING " ENTRY_COLUMNS,
-	.nargs = NUM_SET_ARGS, .argtypes = set_argtypes
+	" DO NOTHING RETURNING @columns@",
+	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
+	.counted = true
 };
 static Statement update_statement = {
 	.sql = "UPDATE " SQL_TABLE
-	" SET category = $7, description = $8, value = $9, value_type = $10,"
-	" is_encrypted = $11, changed_on = $12, changed_by_fk = $13,"
-	" value_size = $14, version = e.version" SQL_PLUS "1"
+	" SET category = $category, description = $description, value = $value,"
+	" value_type = $value_type, is_encrypted = $is_encrypted,"
+	" changed_on = $now, changed_by_fk = $actor_fk,"
+	" value_size = $value_size, version = e.version" SQL_PLUS "1"
 	THE_ENTRY " AND " AS_EXPECTED
-	" RETURNING " ENTRY_COLUMNS,
-	.nargs = NUM_SET_ARGS, .argtypes = set_argtypes, .by_index = true
+	" RETURNING @columns@",
+	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
+	.expand = expand_scope, .by_index = true, .counted = true
 };
 static Statement delete_statement = {
 	.sql = "DELETE FROM " SQL_TABLE THE_ENTRY
-	" AND ($6 IS NULL OR e.version" SQL_EQ "$6)",
-	.nargs = NUM_ADDRESS_ARGS + 1, .argtypes = entry_argtypes,
-	.by_index = true
+	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)",
+	STATEMENT_PARAMS(delete_params),
+	.expand = expand_scope, .by_index = true, .counted = true
 };
 static Statement list_statement = {
-	.sql = "SELECT " ENTRY_COLUMNS " FROM " SQL_TABLE
-	" WHERE @scope@ AND e.key" SQL_GT "$2"
-	" ORDER BY @order@ LIMIT $9 OFFSET $10",
-	.nargs = NUM_LIST_ARGS, .argtypes = list_argtypes, .by_index = true
+	.sql = "SELECT @columns@ FROM " SQL_TABLE
+	" WHERE @scope@ AND e.key" SQL_GT "$key"
+	" ORDER BY @order@ LIMIT $limit OFFSET $offset",
+	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(entry_columns),
+	.expand = expand_scope, .by_index = true
 };
 static Statement count_statement = {
 	.sql = "SELECT pg_catalog.count(*) FROM " SQL_TABLE " WHERE @scope@",
-	.nargs = NUM_COUNT_ARGS, .argtypes = list_argtypes, .by_index = true
+	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(count_columns),
+	.expand = expand_scope, .by_index = true
 };
 
 static int	max_value_size = MAX_VALUE_SIZE;
@@ -188,247 +386,80 @@ StorageInit(void)
 							NULL, NULL, NULL);
 }
 
-/* Sets a parameter that is not null. */
-static inline void
-set_value(Arguments *args, int n, Datum value)
+/* Appends the condition on the scope, or the order in it by index. */
+static bool
+expand_scope(StringInfo sql, const char *placeholder, int shape)
 {
-	args->values[n] = value;
-	args->nulls[n] = ' ';
-}
-
-/* Sets a parameter to null. */
-static inline void
-set_null(Arguments *args, int n)
-{
-	args->values[n] = (Datum) 0;
-	args->nulls[n] = 'n';
-}
-
-/*
- * TextArgument
- *		Returns a text argument of the call, or NULL if it is null.
- *
- * It must fit a column of max_chars characters (0 = any length).  A required
- * one must be neither null nor empty.
- */
-text *
-TextArgument(FunctionCallInfo fcinfo, int argno, const char *name,
-			 int max_chars, bool required)
-{
-	text	   *arg;
-	int			len;
-
-	if (PG_ARGISNULL(argno))
+	if (strcmp(placeholder, "order") == 0)
 	{
-		if (required)
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("%s must not be null", name)));
-		return NULL;
+		appendStringInfoString(sql, (shape & SHAPE_CATEGORY) ?
+							   "e.extension_id, e.user_fk, e.resource_uuid,"
+							   " e.category, e.key" :
+							   "e.extension_id, e.user_fk, e.resource_type,"
+							   " e.resource_uuid, e.key");
+		return true;
 	}
-	arg = PG_GETARG_TEXT_PP(argno);
-	len = VARSIZE_ANY_EXHDR(arg);
-	if (required && len == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be empty", name)));
-	if (max_chars > 0 && len > max_chars)
-	{
-		int			chars = pg_mbstrlen_with_len(VARDATA_ANY(arg), len);
+	if (strcmp(placeholder, "scope") != 0)
+		return false;
 
-		if (chars > max_chars)
-			ereport(ERROR,
-					(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
-					 errmsg("%s is too long", name),
-					 errdetail("It has %d characters, %d are allowed.",
-							   chars, max_chars)));
-	}
-	return arg;
-}
-
-/* Takes a text argument of the call as a parameter of a statement. */
-static void
-text_argument(Arguments *args, int n, FunctionCallInfo fcinfo, int argno,
-			  const char *name, int max_chars, bool required)
-{
-	text	   *arg = TextArgument(fcinfo, argno, name, max_chars, required);
-
-	if (arg == NULL)
-		set_null(args, n);
+	appendStringInfoString(sql, "e.extension_id" SQL_EQ "$extension_id");
+	appendStringInfoString(sql, (shape & SHAPE_USER) ?
+						   " AND e.user_fk" SQL_EQ "$user_fk" :
+						   " AND e.user_fk IS NULL");
+	if (shape & SHAPE_RESOURCE)
+		appendStringInfoString(sql,
+							   " AND e.resource_type" SQL_EQ "$resource_type"
+							   " AND e.resource_uuid" SQL_EQ "$resource_uuid");
 	else
-		set_value(args, n, PointerGetDatum(arg));
-}
+		appendStringInfoString(sql, " AND e.resource_uuid IS NULL");
 
-/*
- * CanonicalUuid
- *		Writes a UUID in canonical form; false if the text is none.
- *
- * Any spelling will do that PostgreSQL's type takes (upper case, braces,
- * hyphens after any group of four digits or none), or that of a URN.  Source:
- * RFC 4122, section 3, and uuid_in().  canonical has room for UUID_TEXT_LEN
- * characters and the terminator.
- */
-bool
-CanonicalUuid(const char *text, int len, char *canonical)
-{
-	char		spelled[UUID_TEXT_LEN + 1];
-	const char *end = text + len;
-	int			ndigits = 0;
-	int			at = 0;
-	uuid_t		uuid;
-
-	if (len >= 9 && pg_strncasecmp(text, "urn:uuid:", 9) == 0)
-		text += 9;
-	else if (len >= 2 && text[0] == '{' && end[-1] == '}')
-	{
-		text++;
-		end--;
-	}
-	for (; text < end; text++)
-	{
-		/* a hyphen may stand after every fourth digit, but not at the end */
-		if (*text == '-' && ndigits > 0 && ndigits < 32 && ndigits % 4 == 0 &&
-			text[-1] != '-')
-			continue;
-		if (!isxdigit((unsigned char) *text) || ndigits == 32)
-			return false;
-		if (ndigits == 8 || ndigits == 12 || ndigits == 16 || ndigits == 20)
-			spelled[at++] = '-';
-		spelled[at++] = *text;
-		ndigits++;
-	}
-	if (ndigits != 32)
-		return false;
-	spelled[at] = '\0';
-	if (uuid_parse(spelled, uuid) != 0)
-		return false;
-	uuid_unparse_lower(uuid, canonical);
+	/* the index by category has no type, which is null with the uuid */
+	if ((shape & (SHAPE_RESOURCE | SHAPE_CATEGORY)) == 0)
+		appendStringInfoString(sql, " AND e.resource_type IS NULL");
+	if (shape & SHAPE_CATEGORY)
+		appendStringInfoString(sql, " AND e.category" SQL_EQ "$category");
+	if (shape & SHAPE_PREFIX)
+		appendStringInfoString(sql, " AND e.key" SQL_GE "$prefix_first"
+							   " AND e.key" SQL_LE "$prefix_last");
 	return true;
-}
-
-/*
- * ResourceUuidArgument
- *		Returns resource_uuid as it is stored: a UUID in canonical form, any
- *		other identifier as it is.
- */
-text *
-ResourceUuidArgument(FunctionCallInfo fcinfo, int argno)
-{
-	if (!PG_ARGISNULL(argno))
-	{
-		text	   *arg = PG_GETARG_TEXT_PP(argno);
-		char		canonical[UUID_TEXT_LEN + 1];
-
-		if (CanonicalUuid(VARDATA_ANY(arg), VARSIZE_ANY_EXHDR(arg), canonical))
-			return cstring_to_text_with_len(canonical, UUID_TEXT_LEN);
-	}
-	return TextArgument(fcinfo, argno, "resource_uuid", UUID_TEXT_LEN, true);
-}
-
-/* Takes the three arguments that make the scope. */
-static void
-scope_arguments(Arguments *args, FunctionCallInfo fcinfo, int first)
-{
-	args->shape = 0;
-	if (PG_ARGISNULL(first))
-		set_null(args, ARG_USER_FK);
-	else
-	{
-		set_value(args, ARG_USER_FK, PG_GETARG_DATUM(first));
-		args->shape |= SHAPE_USER;
-	}
-
-	if (PG_ARGISNULL(first + 1) != PG_ARGISNULL(first + 2))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("resource_type and resource_uuid must be given together")));
-	if (PG_ARGISNULL(first + 1))
-	{
-		set_null(args, ARG_RESOURCE_TYPE);
-		set_null(args, ARG_RESOURCE_UUID);
-	}
-	else
-	{
-		text_argument(args, ARG_RESOURCE_TYPE, fcinfo, first + 1,
-					  "resource_type", 64, true);
-		set_value(args, ARG_RESOURCE_UUID,
-				  PointerGetDatum(ResourceUuidArgument(fcinfo, first + 2)));
-		args->shape |= SHAPE_RESOURCE;
-	}
-}
-
-/* Takes the arguments that address an entry; the scope starts at first. */
-static void
-address_arguments(Arguments *args, FunctionCallInfo fcinfo, int first)
-{
-	text_argument(args, ARG_EXTENSION_ID, fcinfo, 0, "extension_id", 255, true);
-	text_argument(args, ARG_KEY, fcinfo, 1, "key", MAX_KEY_CHARS, true);
-	scope_arguments(args, fcinfo, first);
 }
 
 /* Takes if_version; null stands for any version. */
 static void
-version_argument(Arguments *args, int n, FunctionCallInfo fcinfo, int argno)
+version_param(StatementArgs *args, int param, FunctionCallInfo fcinfo,
+			  int argno)
 {
 	if (PG_ARGISNULL(argno))
-	{
-		set_null(args, n);
 		return;
-	}
 	if (PG_GETARG_INT64(argno) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("if_version must not be negative")));
-	set_value(args, n, PG_GETARG_DATUM(argno));
+	StatementSet(args, param, PG_GETARG_DATUM(argno));
 }
 
-/*
- * DescribeEntry
- *		Says in palloc'd memory which entry a message is about.
- *
- * address and nulls are in the order of the ARG_ constants.
- */
-char *
-DescribeEntry(const Datum *address, const char *nulls)
+/* Raises an error unless there is a key; needed says what one is needed for. */
+static void
+require_key(const StatementArgs *args, bool there_is, const char *needed)
 {
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	appendStringInfo(&buf, "key \"%s\" of extension \"%s\"",
-					 TextDatumGetCString(address[ARG_KEY]),
-					 TextDatumGetCString(address[ARG_EXTENSION_ID]));
-	if (nulls[ARG_RESOURCE_TYPE] != 'n')
-		appendStringInfo(&buf, " (%s \"%s\"",
-						 TextDatumGetCString(address[ARG_RESOURCE_TYPE]),
-						 TextDatumGetCString(address[ARG_RESOURCE_UUID]));
-	else
-		appendStringInfoString(&buf, nulls[ARG_USER_FK] == 'n' ?
-							   " (global" : " (");
-	if (nulls[ARG_USER_FK] != 'n')
-		appendStringInfo(&buf, "%suser %d",
-						 nulls[ARG_RESOURCE_TYPE] != 'n' ? ", " : "",
-						 DatumGetInt32(address[ARG_USER_FK]));
-	appendStringInfoChar(&buf, ')');
-	return buf.data;
-}
-
-/*
- * Decrypts a stored value, in memory of our own, in place.
- */
-static bytea *
-open_value(const Arguments *args, Datum value)
-{
-	const Keyring *keyring = KeyringGet();
-	bytea	   *opened;
-
-	if (keyring->nkeys == 0)
+	if (!there_is)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NO_KEY),
 				 errmsg("no encryption key is configured"),
-				 errdetail("The value of %s is encrypted.",
-						   DescribeEntry(args->values, args->nulls)),
+				 errdetail("The value of %s %s encrypted.",
+						   DescribeEntry(args->values, args->nulls), needed),
 				 errhint("Set extension_storage.encryption_keys_file.")));
-	opened = KeyringOpen(keyring, DatumGetByteaP(value), true, NULL, NULL);
+}
+
+/* Decrypts a stored value, in memory of our own, in place. */
+static bytea *
+open_value(const StatementArgs *args, Datum value)
+{
+	bytea	   *token = DatumGetByteaP(value);
+	bytea	   *opened;
+
+	require_key(args, KeyringCount() > 0, "is");
+	opened = KeyringOpen(token);
 	if (opened == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_UNREADABLE),
@@ -439,22 +470,22 @@ open_value(const Arguments *args, Datum value)
 	return opened;
 }
 
-/*
- * Encrypts a value into the current memory context.
- */
+/* Encrypts a value, perhaps toasted, into the current memory context. */
 static bytea *
-seal_value(const Arguments *args, const char *data, size_t len)
+seal_value(const StatementArgs *args, Datum value)
 {
-	const Keyring *keyring = KeyringGet();
+	bytea	   *plain = DatumGetByteaPP(value);
+	bytea	   *sealed;
 
-	if (!keyring->encrypts)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NO_KEY),
-				 errmsg("no encryption key is configured"),
-				 errdetail("The value of %s is to be encrypted.",
-						   DescribeEntry(args->values, args->nulls)),
-				 errhint("Set extension_storage.encryption_keys_file.")));
-	return KeyringSeal(keyring, data, len, FernetNow());
+	require_key(args, KeyringEncrypts(), "is to be");
+	sealed = KeyringSeal(VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain),
+						 FernetNow());
+	if ((Pointer) plain != DatumGetPointer(value))
+	{
+		explicit_bzero(VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain));
+		pfree(plain);
+	}
+	return sealed;
 }
 
 /*
@@ -463,118 +494,93 @@ seal_value(const Arguments *args, const char *data, size_t len)
  * in a plain SELECT.
  */
 static struct varlena *
-fetch_value(FunctionCallInfo fcinfo, const Arguments *args)
+fetch_value(FunctionCallInfo fcinfo, const StatementArgs *args)
 {
-	Datum		row[2];
-	bool		nulls[2];
-	MemoryContext context = CurrentMemoryContext;
+	Connection	connection;
+	Datum		row[NUM_VALUE_COLUMNS];
+	bool		nulls[NUM_VALUE_COLUMNS];
 	bool		found;
 
-	StatementConnect();
-	found = StatementFetch(fcinfo, &get_statement, args->shape, args->values,
-						   args->nulls, true, context, row, nulls);
+	StatementConnect(&connection, fcinfo, false);
+	found = StatementFetch(&connection, &get_statement, args, true, row, nulls);
 	SPI_finish();
 	if (!found)
 		return NULL;
-	return DatumGetBool(row[1]) ? open_value(args, row[0]) :
-		(struct varlena *) DatumGetPointer(row[0]);
-}
-
-/* Is c a token character of HTTP?  Source: RFC 9110, section 5.6.2. */
-static inline bool
-is_token_char(char c)
-{
-	return c > ' ' && c < '\x7f' && strchr("\"(),/:;<=>?@[\\]{}", c) == NULL;
-}
-
-/* Skips a token; false if there is none. */
-static bool
-skip_token(const char **at)
-{
-	const char *start = *at;
-
-	while (is_token_char(**at))
-		(*at)++;
-	return *at > start;
-}
-
-/* Skips blanks. */
-static void
-skip_blanks(const char **at)
-{
-	while (**at == ' ' || **at == '\t')
-		(*at)++;
-}
-
-/*
- * Checks that text is a MIME type, with or without parameters.  Source: RFC
- * 9110, section 8.3.1 (media-type).
- */
-static bool
-is_mime_type(const char *text)
-{
-	if (!skip_token(&text) || *text++ != '/' || !skip_token(&text))
-		return false;
-	while (*text != '\0')
-	{
-		skip_blanks(&text);
-		if (*text++ != ';')
-			return false;
-		skip_blanks(&text);
-		if (!skip_token(&text) || *text++ != '=')
-			return false;
-		if (*text != '"')
-		{
-			if (!skip_token(&text))
-				return false;
-			continue;
-		}
-		for (text++; *text != '"'; text++)
-		{
-			if (*text == '\\')
-				text++;
-			if ((unsigned char) *text < ' ' || *text == '\x7f')
-				return false;
-		}
-		text++;
-	}
-	return true;
+	return DatumGetBool(row[VALUE_IS_ENCRYPTED]) ?
+		open_value(args, row[VALUE_VALUE]) :
+		(struct varlena *) DatumGetPointer(row[VALUE_VALUE]);
 }
 
 /* Takes value_type. */
 static void
-value_type_argument(Arguments *args, FunctionCallInfo fcinfo, int argno)
+value_type_param(StatementArgs *args, FunctionCallInfo fcinfo)
 {
-	text	   *arg;
+	text	   *type;
 
-	text_argument(args, SET_VALUE_TYPE, fcinfo, argno, "value_type", 255, true);
-	arg = DatumGetTextPP(args->values[SET_VALUE_TYPE]);
-	if (!is_mime_type(text_to_cstring(arg)))
+	TextParam(args, SET_PARAM_VALUE_TYPE, fcinfo, set_arguments,
+			  SET_ARG_VALUE_TYPE);
+	type = DatumGetTextPP(args->values[SET_PARAM_VALUE_TYPE]);
+	if (!MimeTypeIsValid(VARDATA_ANY(type), VARSIZE_ANY_EXHDR(type)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("value_type is not a MIME type"),
-				 errdetail("A MIME type is written type/subtype, with or without parameters, for example text/plain; charset=utf-8.")));
+				 errdetail("A MIME type is ASCII text of the form type/subtype, with or without parameters, for example text/plain; charset=utf-8.")));
 }
 
-/*
- * Reports that if_version does not match what is there.
- */
+/* What there is of an entry. */
+typedef struct EntryState
+{
+	bool		exists;
+	pg_uuid_t	uuid;
+	int64		version;
+	bool		is_encrypted;
+} EntryState;
+
+/* Looks up what there is of an entry by now. */
+static EntryState
+get_state(Connection *connection, const StatementArgs *args)
+{
+	EntryState	state = {0};
+	Datum		row[NUM_STATE_COLUMNS];
+	bool		nulls[NUM_STATE_COLUMNS];
+
+	state.exists = StatementFetch(connection, &get_state_statement, args,
+								  false, row, nulls);
+	if (state.exists)
+	{
+		state.uuid = *DatumGetUUIDP(row[STATE_UUID]);
+		state.version = DatumGetInt64(row[STATE_VERSION]);
+		state.is_encrypted = DatumGetBool(row[STATE_IS_ENCRYPTED]);
+	}
+	return state;
+}
+
+/* Is it the same version of the same entry? */
+static bool
+same_state(const EntryState *a, const EntryState *b)
+{
+	return a->exists && b->exists && a->version == b->version &&
+		a->is_encrypted == b->is_encrypted &&
+		memcmp(&a->uuid, &b->uuid, sizeof(pg_uuid_t)) == 0;
+}
+
+/* Reports that if_version does not match what is there. */
 static void
-report_version_mismatch(const Arguments *args, int64 expected, bool exists,
-						int64 found)
+report_version_mismatch(const StatementArgs *args, int64 expected,
+						const EntryState *state)
 {
 	char	   *entry = DescribeEntry(args->values, args->nulls);
 
-	if (exists && expected == 0)
+	if (state->exists && expected == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_VERSION),
 				 errmsg("%s exists already, with version " INT64_FORMAT,
-						entry, found)));
-	else if (exists)
+						entry, state->version)));
+	else if (state->exists)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_VERSION),
 				 errmsg("%s has version " INT64_FORMAT ", not " INT64_FORMAT,
-						entry, found, expected),
+						entry, state->version, expected),
 				 errhint("Read the entry again and repeat the change on what it is now.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_ES_VERSION),
@@ -582,21 +588,16 @@ report_version_mismatch(const Arguments *args, int64 expected, bool exists,
 					entry, expected)));
 }
 
-/* Looks up the version and encryption of an entry; false if there is none. */
-static bool
-get_state(FunctionCallInfo fcinfo, const Arguments *args, int64 *version,
-		  bool *is_encrypted)
+/* Reports that a statement changes nothing, although there is nothing wrong. */
+static void
+report_not_written(const StatementArgs *args)
 {
-	Datum		row[2];
-	bool		nulls[2];
-
-	if (!StatementFetch(fcinfo, &get_state_statement, args->shape,
-						args->values, args->nulls, false, CurrentMemoryContext,
-						row, nulls))
-		return false;
-	*version = DatumGetInt64(row[0]);
-	*is_encrypted = DatumGetBool(row[1]);
-	return true;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s could not be written",
+					DescribeEntry(args->values, args->nulls)),
+			 errdetail("The statement that writes it changed no row."),
+			 errhint("A trigger or a row-level security policy of table \"extension_storage\" prevents it.")));
 }
 
 /* Makes the result of a call that returns one entry. */
@@ -604,10 +605,79 @@ static Datum
 make_entry(FunctionCallInfo fcinfo, Datum *row, bool *nulls)
 {
 	TupleDesc	tupdesc = lookup_rowtype_tupdesc(get_func_rettype(fcinfo->flinfo->fn_oid), -1);
-	HeapTuple	tuple = heap_form_tuple(tupdesc, row, nulls);
+	HeapTuple	tuple;
 
+	if (tupdesc->natts != NUM_ENTRY_COLUMNS)
+		elog(ERROR, "type ext_storage_entry has %d columns instead of %d",
+			 tupdesc->natts, NUM_ENTRY_COLUMNS);
+	tuple = heap_form_tuple(tupdesc, row, nulls);
 	ReleaseTupleDesc(tupdesc);
 	return HeapTupleGetDatum(tuple);
+}
+
+/*
+ * Locks the address of an entry that is to be made, until unlock_new_entry.
+ *
+ * A set that does not mention encryption must not insert a plaintext while
+ * another session makes the same entry encrypted.  By the end of the statement
+ * the row is in the unique index, where the other one finds it.
+ */
+static LOCKTAG
+lock_new_entry(const StatementArgs *args)
+{
+	LOCKTAG		tag;
+	uint64		hash = 0;
+
+	for (int i = 0; i < NUM_ADDRESS_PARAMS; i++)
+	{
+		uint64		part;
+
+		if (args->nulls[i] == 'n')
+			part = 0;
+		else if (i == PARAM_USER_FK)
+			part = DatumGetUInt64(hash_uint32_extended(DatumGetInt32(args->values[i]), 1));
+		else
+		{
+			text	   *value = DatumGetTextPP(args->values[i]);
+
+			part = DatumGetUInt64(hash_any_extended((unsigned char *) VARDATA_ANY(value),
+													VARSIZE_ANY_EXHDR(value), 1));
+		}
+		hash = hash_combine64(hash, part);
+	}
+	/* classes 1 and 2 are those of pg_advisory_lock() */
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (hash >> 32),
+						 (uint32) hash, 3);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	return tag;
+}
+
+/*
+ * Inserts an entry; false if there turns out to be one, which state then says.
+ * The value is plain or sealed, as is_encrypted of args says.
+ */
+static bool
+insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
+			 Datum *row, bool *nulls)
+{
+	LOCKTAG		tag = lock_new_entry(args);
+	bool		inserted = false;
+
+	/* an insert that finds a row draws an id all the same: look first */
+	*state = get_state(connection, args);
+	if (!state->exists)
+	{
+		int			shape = args->shape;
+
+		args->shape = 0;
+		inserted = StatementFetch(connection, &insert_statement, args, false,
+								  row, nulls);
+		args->shape = shape;
+		if (!inserted)
+			*state = get_state(connection, args);
+	}
+	LockRelease(&tag, ExclusiveLock, false);
+	return inserted;
 }
 
 /*
@@ -616,21 +686,24 @@ make_entry(FunctionCallInfo fcinfo, Datum *row, bool *nulls)
  * value is the plaintext as it is to be stored, perhaps still toasted, of size
  * bytes.
  *
- * Where is_encrypted is null, the value must be encrypted if the entry is, and
- * only the statement that replaces the row can tell.  So the first try takes
- * it for not encrypted and replaces no other row; where that finds one, which
- * is locked by then, the value is encrypted and the next try replaces it.
+ * An entry that is there is updated, and only where there is none a row is
+ * inserted: an INSERT ... ON CONFLICT would use up an id for each overwrite.
+ *
+ * Where is_encrypted is null, the value must be encrypted if the entry is.  So
+ * the first try replaces only an entry that is not encrypted; where there is
+ * another one, the next try encrypts the value and replaces that.
  */
 static Datum
-store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
+store_value(FunctionCallInfo fcinfo, StatementArgs *args, Datum value,
+			Size size)
 {
-	MemoryContext caller_context = CurrentMemoryContext;
-	bool		keep_encryption = PG_ARGISNULL(9);
-	bool		is_encrypted = !keep_encryption && PG_GETARG_BOOL(9);
+	Connection	connection;
+	bool		keep_encryption = PG_ARGISNULL(SET_ARG_IS_ENCRYPTED);
+	bool		is_encrypted = !keep_encryption &&
+	PG_GETARG_BOOL(SET_ARG_IS_ENCRYPTED);
 	bytea	   *sealed = NULL;
 	int64		expected;
-	Statement  *statement;
-	int			shape;
+	EntryState	last = {0};
 	pg_uuid_t  *uuid = palloc(sizeof(pg_uuid_t));
 	Datum		row[NUM_ENTRY_COLUMNS];
 	bool		nulls[NUM_ENTRY_COLUMNS];
@@ -643,93 +716,103 @@ store_value(FunctionCallInfo fcinfo, Arguments *args, Datum value, Size size)
 				 errdetail("It has %zu bytes, extension_storage.max_value_size allows %d.",
 						   size, max_value_size)));
 
-	value_type_argument(args, fcinfo, 3);
-	text_argument(args, SET_CATEGORY, fcinfo, 7, "category", 64, false);
-	text_argument(args, SET_DESCRIPTION, fcinfo, 8, "description", 0, false);
-	if (PG_ARGISNULL(10))
-		set_null(args, SET_ACTOR_FK);
-	else
-		set_value(args, SET_ACTOR_FK, PG_GETARG_DATUM(10));
-	version_argument(args, SET_EXPECTED_VERSION, fcinfo, 11);
-	expected = DatumGetInt64(args->values[SET_EXPECTED_VERSION]);
+	value_type_param(args, fcinfo);
+	TextParam(args, SET_PARAM_CATEGORY, fcinfo, set_arguments,
+			  SET_ARG_CATEGORY);
+	TextParam(args, SET_PARAM_DESCRIPTION, fcinfo, set_arguments,
+			  SET_ARG_DESCRIPTION);
+	if (!PG_ARGISNULL(SET_ARG_ACTOR_FK))
+		StatementSet(args, SET_PARAM_ACTOR_FK,
+					 PG_GETARG_DATUM(SET_ARG_ACTOR_FK));
+	version_param(args, SET_PARAM_EXPECTED_VERSION, fcinfo,
+				  SET_ARG_IF_VERSION);
+	expected = args->nulls[SET_PARAM_EXPECTED_VERSION] == 'n' ? -1 :
+		DatumGetInt64(args->values[SET_PARAM_EXPECTED_VERSION]);
 
 	uuid_generate_random(uuid->data);
-	set_value(args, SET_UUID, UUIDPGetDatum(uuid));
-	set_value(args, SET_NOW, TimestampGetDatum(GetCurrentTimestamp()));
-	set_value(args, SET_VALUE_SIZE, Int32GetDatum((int32) size));
+	StatementSet(args, SET_PARAM_UUID, UUIDPGetDatum(uuid));
+	StatementSet(args, SET_PARAM_NOW, TimestampGetDatum(GetCurrentTimestamp()));
+	StatementSet(args, SET_PARAM_VALUE_SIZE, Int32GetDatum((int32) size));
 
-	/*
-	 * A version above 0 can only be replaced, anything else may be new.  An
-	 * upsert that replaces copies the value twice, so a large one is first
-	 * tried as an update, which copies it once.
-	 */
-	if (expected > 0 ||
-		(size >= LARGE_VALUE_SIZE && args->nulls[SET_EXPECTED_VERSION] == 'n'))
+	StatementConnect(&connection, fcinfo, false);
+	QuotaPrepare(&connection, args->values[PARAM_EXTENSION_ID]);
+	for (int ntries = 0;; ntries++)
 	{
-		statement = &update_statement;
-		shape = args->shape;
-	}
-	else
-	{
-		statement = &upsert_statement;
-		shape = 0;
-	}
-
-	StatementConnect();
-	QuotaPrepare(fcinfo, args->values[ARG_EXTENSION_ID]);
-	for (;;)
-	{
-		int64		version = 0;
-		bool		found_encrypted = false;
-		bool		exists;
+		EntryState	state;
 
 		CHECK_FOR_INTERRUPTS();
 		if (is_encrypted && sealed == NULL)
-		{
-			bytea	   *plain = DatumGetByteaPP(value);
-
-			sealed = seal_value(args, VARDATA_ANY(plain),
-								VARSIZE_ANY_EXHDR(plain));
-			if ((Pointer) plain != DatumGetPointer(value))
-				pfree(plain);
-		}
-		set_value(args, SET_VALUE,
-				  is_encrypted ? PointerGetDatum(sealed) : value);
-		set_value(args, SET_IS_ENCRYPTED, BoolGetDatum(is_encrypted));
+			sealed = seal_value(args, value);
+		StatementSet(args, SET_PARAM_VALUE,
+					 is_encrypted ? PointerGetDatum(sealed) : value);
+		StatementSet(args, SET_PARAM_IS_ENCRYPTED, BoolGetDatum(is_encrypted));
 		if (keep_encryption)
-			set_value(args, SET_EXPECTED_ENCRYPTED, BoolGetDatum(is_encrypted));
-		else
-			set_null(args, SET_EXPECTED_ENCRYPTED);
-		if (StatementFetch(fcinfo, statement, shape, args->values, args->nulls,
-						   false, caller_context, row, nulls))
+			StatementSet(args, SET_PARAM_EXPECTED_ENCRYPTED,
+						 BoolGetDatum(is_encrypted));
+
+		if (expected != 0 &&
+			StatementFetch(&connection, &update_statement, args, false, row,
+						   nulls))
 			break;
+		if (expected <= 0 &&
+			insert_entry(&connection, args, &state, row, nulls))
+			break;
+		if (expected > 0)
+			state = get_state(&connection, args);
 
-		/* not as expected, or gone meanwhile: look, and try again */
-		exists = get_state(fcinfo, args, &version, &found_encrypted);
-		if (args->nulls[SET_EXPECTED_VERSION] != 'n' &&
-			(!exists || version != expected))
-			report_version_mismatch(args, expected, exists, version);
-		if (keep_encryption)
-			is_encrypted = found_encrypted;
-		if (!exists)
-		{
-			statement = &upsert_statement;
-			shape = 0;
-		}
+		/* not as expected, or changed meanwhile: look, and try again */
+		if (expected == 0 ? state.exists :
+			expected > 0 && (!state.exists || state.version != expected))
+			report_version_mismatch(args, expected, &state);
+		if (keep_encryption && state.exists)
+			is_encrypted = state.is_encrypted;
+		if (ntries == MAX_TRIES || same_state(&state, &last))
+			report_not_written(args);
+		last = state;
 	}
 
 	SPI_finish();
 	return make_entry(fcinfo, row, nulls);
 }
 
-/* Raises an error if the value argument is null. */
+/* Starts a call of set or set_json. */
 static void
-require_value(FunctionCallInfo fcinfo)
+set_params_of(StatementArgs *args, FunctionCallInfo fcinfo)
 {
-	if (PG_ARGISNULL(2))
+	CheckArguments(fcinfo, set_arguments, NUM_SET_ARGS);
+	StatementArgsInit(args);
+	AddressParams(args, fcinfo, set_arguments, &set_address);
+	RequireArgument(fcinfo, set_arguments, SET_ARG_VALUE);
+}
+
+/*
+ * Converts text from the database encoding to UTF-8 or back, with an error that
+ * does not quote bytes of it.
+ */
+static char *
+convert_json(char *text, size_t len, bool to_server)
+{
+	MemoryContext context = CurrentMemoryContext;
+	char	   *volatile converted = NULL;
+
+	PG_TRY();
+	{
+		converted = to_server ?
+			pg_any_to_server(text, (int) len, PG_UTF8) :
+			pg_server_to_any(text, (int) len, PG_UTF8);
+	}
+	PG_CATCH();
+	{
+		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
 		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("value must not be null")));
+				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
+				 errmsg("value cannot be converted between UTF-8 and the database encoding")));
+	}
+	PG_END_TRY();
+	return converted;
 }
 
 /*
@@ -744,14 +827,18 @@ require_value(FunctionCallInfo fcinfo)
 Datum
 ext_storage_set(PG_FUNCTION_ARGS)
 {
-	Arguments	args;
+	ErrorContextCallback hidden;
+	StatementArgs args;
 	Datum		value;
+	Datum		result;
 
-	address_arguments(&args, fcinfo, 4);
-	require_value(fcinfo);
-	value = PG_GETARG_DATUM(2);
-	return store_value(fcinfo, &args, value,
-					   toast_raw_datum_size(value) - VARHDRSZ);
+	HideStatementBegin(&hidden);
+	set_params_of(&args, fcinfo);
+	value = PG_GETARG_DATUM(SET_ARG_VALUE);
+	result = store_value(fcinfo, &args, value,
+						 toast_raw_datum_size(value) - VARHDRSZ);
+	HideStatementEnd(&hidden);
+	PG_RETURN_DATUM(result);
 }
 
 /*
@@ -761,20 +848,33 @@ ext_storage_set(PG_FUNCTION_ARGS)
 Datum
 ext_storage_set_json(PG_FUNCTION_ARGS)
 {
-	Arguments	args;
+	ErrorContextCallback hidden;
+	StatementArgs args;
 	Jsonb	   *json;
 	char	   *text;
 	size_t		len;
-	bytea	   *value;
+	Datum		result;
 
-	address_arguments(&args, fcinfo, 4);
-	require_value(fcinfo);
-	json = PG_GETARG_JSONB_P(2);
+	HideStatementBegin(&hidden);
+	set_params_of(&args, fcinfo);
+	json = PG_GETARG_JSONB_P(SET_ARG_VALUE);
 	text = JsonbToCString(NULL, &json->root, VARSIZE(json));
-	text = pg_server_to_any(text, strlen(text), PG_UTF8);
+	text = convert_json(text, strlen(text), false);
 	len = strlen(text);
-	value = (bytea *) cstring_to_text_with_len(text, len);
-	return store_value(fcinfo, &args, PointerGetDatum(value), len);
+	result = store_value(fcinfo, &args,
+						 PointerGetDatum(cstring_to_text_with_len(text, len)),
+						 len);
+	HideStatementEnd(&hidden);
+	PG_RETURN_DATUM(result);
+}
+
+/* Starts a call of get, get_json, get_entry or delete. */
+static void
+key_params_of(StatementArgs *args, FunctionCallInfo fcinfo, int narguments)
+{
+	CheckArguments(fcinfo, key_arguments, narguments);
+	StatementArgsInit(args);
+	AddressParams(args, fcinfo, key_arguments, &key_address);
 }
 
 /*
@@ -785,10 +885,10 @@ ext_storage_set_json(PG_FUNCTION_ARGS)
 Datum
 ext_storage_get(PG_FUNCTION_ARGS)
 {
-	Arguments	args;
+	StatementArgs args;
 	struct varlena *value;
 
-	address_arguments(&args, fcinfo, 2);
+	key_params_of(&args, fcinfo, NUM_GET_ARGS);
 	value = fetch_value(fcinfo, &args);
 	if (value == NULL)
 		PG_RETURN_NULL();
@@ -804,12 +904,12 @@ Datum
 ext_storage_get_json(PG_FUNCTION_ARGS)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Arguments	args;
+	StatementArgs args;
 	struct varlena *value;
 	char	   *json;
 	volatile Datum result = (Datum) 0;
 
-	address_arguments(&args, fcinfo, 2);
+	key_params_of(&args, fcinfo, NUM_GET_ARGS);
 	value = fetch_value(fcinfo, &args);
 	if (value == NULL)
 		PG_RETURN_NULL();
@@ -822,7 +922,7 @@ ext_storage_get_json(PG_FUNCTION_ARGS)
 		if (strlen(json) != VARSIZE_ANY_EXHDR(value))
 			ereport(ERROR, (errcode(ERRCODE_INVALID_JSON_TEXT),
 							errmsg("NUL byte")));
-		json = pg_any_to_server(json, VARSIZE_ANY_EXHDR(value), PG_UTF8);
+		json = convert_json(json, VARSIZE_ANY_EXHDR(value), true);
 		result = DirectFunctionCall1(jsonb_in, CStringGetDatum(json));
 	}
 	PG_CATCH();
@@ -850,23 +950,23 @@ Datum
 ext_storage_get_entry(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Arguments	args;
-	Datum		row[NUM_ENTRY_COLUMNS + 1];
-	bool		nulls[NUM_ENTRY_COLUMNS + 1];
-	MemoryContext context = CurrentMemoryContext;
+	Connection	connection;
+	StatementArgs args;
+	Datum		row[NUM_VALUE_ENTRY_COLUMNS];
+	bool		nulls[NUM_VALUE_ENTRY_COLUMNS];
 	bool		found;
 
-	address_arguments(&args, fcinfo, 2);
-	InitMaterializedSRF(fcinfo, 0);
-	StatementConnect();
-	found = StatementFetch(fcinfo, &get_entry_statement, args.shape,
-						   args.values, args.nulls, true, context, row, nulls);
+	key_params_of(&args, fcinfo, NUM_GET_ARGS);
+	StatementStartDecrypted(fcinfo);
+	StatementConnect(&connection, fcinfo, false);
+	found = StatementFetch(&connection, &get_entry_statement, &args, true, row,
+						   nulls);
 	SPI_finish();
 	if (found)
 	{
 		if (DatumGetBool(row[ENTRY_IS_ENCRYPTED]))
-			row[NUM_ENTRY_COLUMNS] =
-				PointerGetDatum(open_value(&args, row[NUM_ENTRY_COLUMNS]));
+			row[ENTRY_VALUE] =
+				PointerGetDatum(open_value(&args, row[ENTRY_VALUE]));
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
 	}
 	return (Datum) 0;
@@ -881,27 +981,42 @@ ext_storage_get_entry(PG_FUNCTION_ARGS)
 Datum
 ext_storage_delete(PG_FUNCTION_ARGS)
 {
-	Arguments	args;
-	uint64		ndeleted;
+	Connection	connection;
+	StatementArgs args;
+	EntryState	last = {0};
+	bool		deleted;
 
-	address_arguments(&args, fcinfo, 2);
-	version_argument(&args, NUM_ADDRESS_ARGS, fcinfo, 5);
+	key_params_of(&args, fcinfo, NUM_DELETE_ARGS);
+	version_param(&args, DELETE_PARAM_EXPECTED_VERSION, fcinfo,
+				  DELETE_ARG_IF_VERSION);
 
-	StatementConnect();
-	QuotaPrepare(fcinfo, args.values[ARG_EXTENSION_ID]);
-	ndeleted = StatementRun(fcinfo, &delete_statement, args.shape, args.values,
-							args.nulls, false);
-	if (ndeleted == 0 && !PG_ARGISNULL(5))
+	StatementConnect(&connection, fcinfo, false);
+	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
+	for (;;)
 	{
-		int64		version = 0;
-		bool		is_encrypted;
-		bool		exists = get_state(fcinfo, &args, &version, &is_encrypted);
+		EntryState	state;
+		bool		as_expected;
 
-		if (exists || PG_GETARG_INT64(5) != 0)
-			report_version_mismatch(&args, PG_GETARG_INT64(5), exists, version);
+		CHECK_FOR_INTERRUPTS();
+		deleted = StatementRun(&connection, &delete_statement, &args,
+							   false) > 0;
+		if (deleted)
+			break;
+		state = get_state(&connection, &args);
+		as_expected = PG_ARGISNULL(DELETE_ARG_IF_VERSION) ||
+			PG_GETARG_INT64(DELETE_ARG_IF_VERSION) == state.version;
+		if (!as_expected)
+			report_version_mismatch(&args,
+									PG_GETARG_INT64(DELETE_ARG_IF_VERSION),
+									&state);
+		if (!state.exists)
+			break;
+		if (same_state(&state, &last))
+			report_not_written(&args);
+		last = state;
 	}
 	SPI_finish();
-	PG_RETURN_BOOL(ndeleted > 0);
+	PG_RETURN_BOOL(deleted);
 }
 
 /*
@@ -912,19 +1027,17 @@ ext_storage_delete(PG_FUNCTION_ARGS)
  * start with it.
  */
 static void
-filter_arguments(Arguments *args, FunctionCallInfo fcinfo, int category,
-				 int key_prefix)
+filter_params(StatementArgs *args, FunctionCallInfo fcinfo,
+			  const ArgumentInfo *arguments, int category, int key_prefix)
 {
-	text_argument(args, LIST_CATEGORY, fcinfo, category, "category", 64, false);
+	TextParam(args, LIST_PARAM_CATEGORY, fcinfo, arguments, category);
 	if (!PG_ARGISNULL(category))
 		args->shape |= SHAPE_CATEGORY;
 
-	text_argument(args, LIST_PREFIX_FIRST, fcinfo, key_prefix, "key_prefix",
-				  MAX_KEY_CHARS, false);
-	set_null(args, LIST_PREFIX_LAST);
+	TextParam(args, LIST_PARAM_PREFIX_FIRST, fcinfo, arguments, key_prefix);
 	if (!PG_ARGISNULL(key_prefix))
 	{
-		text	   *prefix = DatumGetTextPP(args->values[LIST_PREFIX_FIRST]);
+		text	   *prefix = DatumGetTextPP(args->values[LIST_PARAM_PREFIX_FIRST]);
 		int			len = VARSIZE_ANY_EXHDR(prefix);
 		int			fill = MAX_KEY_CHARS * MAX_MULTIBYTE_CHAR_LEN;
 		text	   *last = palloc(VARHDRSZ + len + fill);
@@ -932,7 +1045,7 @@ filter_arguments(Arguments *args, FunctionCallInfo fcinfo, int category,
 		SET_VARSIZE(last, VARHDRSZ + len + fill);
 		memcpy(VARDATA(last), VARDATA_ANY(prefix), len);
 		memset(VARDATA(last) + len, 0xFF, fill);
-		set_value(args, LIST_PREFIX_LAST, PointerGetDatum(last));
+		StatementSet(args, LIST_PARAM_PREFIX_LAST, PointerGetDatum(last));
 		args->shape |= SHAPE_PREFIX;
 	}
 }
@@ -948,19 +1061,18 @@ filter_arguments(Arguments *args, FunctionCallInfo fcinfo, int category,
 Datum
 ext_storage_list(PG_FUNCTION_ARGS)
 {
-	Arguments	args;
+	Connection	connection;
+	StatementArgs args;
 	int64		page;
 	int64		page_size;
 
-	text_argument(&args, ARG_EXTENSION_ID, fcinfo, 0, "extension_id", 255, true);
-	scope_arguments(&args, fcinfo, 1);
-	if (PG_ARGISNULL(5) || PG_ARGISNULL(6))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null",
-						PG_ARGISNULL(5) ? "page" : "page_size")));
-	page = PG_GETARG_INT32(5);
-	page_size = PG_GETARG_INT32(6);
+	CheckArguments(fcinfo, list_arguments, NUM_LIST_ARGS);
+	StatementArgsInit(&args);
+	AddressParams(&args, fcinfo, list_arguments, &scope_address);
+	RequireArgument(fcinfo, list_arguments, LIST_ARG_PAGE);
+	RequireArgument(fcinfo, list_arguments, LIST_ARG_PAGE_SIZE);
+	page = PG_GETARG_INT32(LIST_ARG_PAGE);
+	page_size = PG_GETARG_INT32(LIST_ARG_PAGE_SIZE);
 	if (page < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -969,17 +1081,18 @@ ext_storage_list(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("page_size must be at least 1")));
-	filter_arguments(&args, fcinfo, 4, 7);
-	text_argument(&args, ARG_KEY, fcinfo, 8, "after_key", MAX_KEY_CHARS, false);
-	if (PG_ARGISNULL(8))
-		set_value(&args, ARG_KEY, PointerGetDatum(cstring_to_text("")));
-	set_value(&args, LIST_LIMIT, Int64GetDatum(page_size));
-	set_value(&args, LIST_OFFSET, Int64GetDatum(page * page_size));
+	filter_params(&args, fcinfo, list_arguments, LIST_ARG_CATEGORY,
+				  LIST_ARG_KEY_PREFIX);
+	TextParam(&args, PARAM_KEY, fcinfo, list_arguments, LIST_ARG_AFTER_KEY);
+	if (PG_ARGISNULL(LIST_ARG_AFTER_KEY))
+		StatementSet(&args, PARAM_KEY, PointerGetDatum(cstring_to_text("")));
+	StatementSet(&args, LIST_PARAM_LIMIT, Int64GetDatum(page_size));
+	StatementSet(&args, LIST_PARAM_OFFSET, Int64GetDatum(page * page_size));
 
 	InitMaterializedSRF(fcinfo, 0);
-	StatementConnect();
-	StatementReturn(fcinfo, &list_statement, args.shape, args.values,
-					args.nulls);
+	StatementConnect(&connection, fcinfo, false);
+	StatementReturn(&connection, &list_statement, &args,
+					(ReturnSetInfo *) fcinfo->resultinfo);
 	SPI_finish();
 	return (Datum) 0;
 }
@@ -994,18 +1107,20 @@ ext_storage_list(PG_FUNCTION_ARGS)
 Datum
 ext_storage_count(PG_FUNCTION_ARGS)
 {
-	Arguments	args;
-	Datum		row[1];
-	bool		nulls[1];
+	Connection	connection;
+	StatementArgs args;
+	Datum		row[lengthof(count_columns)];
+	bool		nulls[lengthof(count_columns)];
 
-	text_argument(&args, ARG_EXTENSION_ID, fcinfo, 0, "extension_id", 255, true);
-	scope_arguments(&args, fcinfo, 1);
-	filter_arguments(&args, fcinfo, 4, 5);
-	set_null(&args, ARG_KEY);
+	CheckArguments(fcinfo, count_arguments, NUM_COUNT_ARGS);
+	StatementArgsInit(&args);
+	AddressParams(&args, fcinfo, count_arguments, &scope_address);
+	filter_params(&args, fcinfo, count_arguments, COUNT_ARG_CATEGORY,
+				  COUNT_ARG_KEY_PREFIX);
 
-	StatementConnect();
-	(void) StatementFetch(fcinfo, &count_statement, args.shape, args.values,
-						  args.nulls, true, CurrentMemoryContext, row, nulls);
+	StatementConnect(&connection, fcinfo, false);
+	if (!StatementFetch(&connection, &count_statement, &args, true, row, nulls))
+		elog(ERROR, "count returned no row");
 	SPI_finish();
-	return row[0];
+	PG_RETURN_DATUM(row[0]);
 }

@@ -47,10 +47,24 @@ copy_sources() {
         test bench tools superset-addon | as_user tar -x -C src
 }
 
-# A build of another kind: a suffix of its folder, compiler options, and what
-# to run make and the tests under.
+# Makes a virtual environment of the pins in tools/NAME-requirements.txt, kept
+# until they change.
+make_venv() {
+    local pins=$state/src/tools/$1-requirements.txt
+    venv=$state/venv-$1
+    as_user cmp -s "$venv/pins" "$pins" && return
+    as_user rm -rf "$venv"
+    as_user /usr/bin/python3 -m venv "$venv"
+    as_user "$venv/bin/pip" install -q --disable-pip-version-check -r "$pins"
+    as_user cp "$pins" "$venv/pins"
+}
+
+# A build of another kind: a suffix of its folder, compiler options, settings
+# of its servers, what to run make and the tests under, and the folder of the
+# server's programs.
 variant=
 variant_cflags=
+server_settings=
 instrument=(env)
 programs=
 
@@ -95,6 +109,7 @@ cmd_build() {
         fi
         echo "dynamic_library_path = '$install$pkglibdir:\$libdir'"
         echo "fsync = off"
+        echo "$server_settings"
     } | as_user tee "$conf" >/dev/null
 }
 

@@ -21,15 +21,9 @@ format_c() {
             /^\t*\.[a-z_]+ = /s/,\.([a-z_]+ = )/, .\1/g'
 }
 
-# Runs ruff, as pinned, on the copied sources.
+# Runs ruff on the copied sources.
 ruff() {
-    local pins=tools/lint-requirements.txt venv=$state/lint
-    if ! as_user cmp -s "$venv/pins" "$state/src/$pins"; then
-        as_user rm -rf "$venv"
-        as_user /usr/bin/python3 -m venv "$venv"
-        as_user "$venv/bin/pip" install -q -r "$state/src/$pins"
-        as_user cp "$state/src/$pins" "$venv/pins"
-    fi
+    make_venv lint
     as_user sh -c 'cd src && exec "$@"' sh "$venv/bin/ruff" "$@" --no-cache \
         "${python_folders[@]}"
 }

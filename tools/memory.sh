@@ -27,10 +27,10 @@ SCRIPT
     programs=$build/bin
     export PGCTLTIMEOUT=600 PG_TEST_TIMEOUT_DEFAULT=1800
     [[ $# -gt 0 ]] || set -- regress isolation
-    cmd_test "$@" || status=1
+    run_tests "$@"
     as_user sh -c 'cat "$0"/valgrind/*' "$build" |
         awk -v sources="$state/src/src/" -f tools/valgrind.awk || status=1
-    return $status
+    [[ $failed == 0 && $status == 0 ]]
 }
 
 ## sanitize [RUNNER[:NAME,...]...]
@@ -57,7 +57,8 @@ cmd_sanitize() {
     instrument=(env LD_PRELOAD="$(gcc -print-file-name=libasan.so) $reports.so"
         ASAN_OPTIONS="$options" UBSAN_OPTIONS="print_stacktrace=1")
     [[ $# -gt 0 ]] || set -- unit regress isolation tap
-    cmd_test "$@" || status=1
+    build_with_assertions
+    run_tests "$@"
     # ASan writes files of its own, UBSan to where the server's messages go
     grep -raE 'runtime error: ' "$build" --include='*.log' \
         --include='regress_log_*' >"$reports/undefined" || rm "$reports/undefined"
@@ -66,5 +67,5 @@ cmd_sanitize() {
         status=1
     fi
     echo "$(compgen -G "$reports/*" | wc -l) files of reports by the sanitizers"
-    return $status
+    [[ $failed == 0 && $status == 0 ]]
 }

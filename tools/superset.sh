@@ -1,7 +1,7 @@
 # A real Superset, with the add-on.
 
 # Makes a virtual environment with Superset, kept until the pins change.
-make_venv() {
+make_superset_venv() {
     local pins=$state/src/superset-addon/tests/requirements.txt minor
     venv=$state/venv-$( (/usr/bin/python3 --version && as_user cat "$pins") |
         sha256sum | cut -c 1-12)
@@ -10,7 +10,7 @@ make_venv() {
     [[ $minor -ge 10 && $minor -le 12 ]] ||
         die "Superset 6.1 needs Python 3.10 to 3.12 as /usr/bin/python3"
     echo "dev: installing Superset"
-    as_user sh -c 'rm -rf venv-*'
+    as_user sh -c 'rm -rf venv-[0-9a-f]*'
     as_user /usr/bin/python3 -m venv "$venv"
     as_user "$venv/bin/pip" install -q "$(as_user grep ^uv== "$pins")"
     as_user "$venv/bin/uv" pip install -q -p "$venv/bin/python" --no-deps \
@@ -21,7 +21,7 @@ make_venv() {
 # Starts a server for a Superset that has the add-on.
 start_superset_server() {
     need_superset
-    make_venv
+    make_superset_venv
     as_user "$venv/bin/uv" pip install -q -p "$venv/bin/python" --no-deps \
         --no-build-isolation --reinstall src/superset-addon
     start_server

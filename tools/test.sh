@@ -17,12 +17,16 @@ run_isolation() {
     false
 }
 
-run_tap() {
-    # A key file of somebody else's, which only root can make
+# A key file of somebody else's for the tests, which only root can make
+make_foreign_key_file() {
     if [[ $EUID == 0 ]]; then
         export FOREIGN_KEY_FILE=$build/foreign_keys
         install -o nobody -m 644 /dev/null "$FOREIGN_KEY_FILE"
     fi
+}
+
+run_tap() {
+    make_foreign_key_file
     run_make installcheck REGRESS= ISOLATION= PROVE_FLAGS='-j 2 --timer' \
         ${1:+PROVE_TESTS="$(printf 'test/t/%s.pl ' "$@")"} && return
     as_user sh -c 'grep -lE "not ok|Looks like" "$0"/regress_log_* |
@@ -30,17 +34,16 @@ run_tap() {
     false
 }
 
-## test [RUNNER[:NAME,...]...]
-##                 all tests, or those of lint, unit, regress, isolation, tap,
-##                 fuzz, bench, superset
-cmd_test() {
-    local runner names status began counts passed=0 failed=0 summary=
-    [[ $# -gt 0 ]] || set -- lint unit regress isolation tap fuzz bench superset
+all_runners=(lint unit regress isolation tap fuzz bench superset show)
+
+# Runs the named runners on what is built, and leaves in $failed how many tests
+# failed.
+run_tests() {
+    local runner names status began counts passed=0 summary=
     for runner in "$@"; do
         declare -F "run_${runner%%:*}" >/dev/null || die "no runner $runner"
     done
-    need_test
-    build_with_assertions
+    failed=0
     log=$(mktemp)
     trap 'rm -f "$log"' EXIT
     for runner in "$@"; do
@@ -63,6 +66,16 @@ cmd_test() {
         summary+="$(grep -E '^(Files=|[# ]*(All )?[0-9]+ .*(passed|failed))' \
             "$log" | tail -n 1 || echo "no closing line")"$'\n'
     done
-    printf '===\n%s%d passed, %d failed\n' "$summary" $passed $failed
+    printf '===\n%s%d passed, %d failed\n' "$summary" "$passed" "$failed"
+}
+
+## test [RUNNER[:NAME,...]...]
+##                 all tests, or those of lint, unit, regress, isolation, tap,
+##                 fuzz, bench, superset, show
+cmd_test() {
+    [[ $# -gt 0 ]] || set -- "${all_runners[@]}"
+    need_test
+    build_with_assertions
+    run_tests "$@"
     [[ $failed == 0 ]]
 }

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from conftest import PASSWORD
+
+# Nothing here takes that long; only where something never comes, a test must end.
+END = 900
+
+
+def wait(driver: Chrome, condition: Callable[[Chrome], Any]) -> Any:
+    """Wait for what a page comes to, however slow the machine is."""
+    return WebDriverWait(driver, END).until(condition)
 
 
 def start_browser(profile: Path) -> Chrome:
@@ -32,17 +42,16 @@ def start_browser(profile: Path) -> Chrome:
     ):
         options.add_argument(f"--{flag}")
     driver = Chrome(options=options, service=ChromeService("/usr/bin/chromedriver"))
-    driver.set_page_load_timeout(90)
-    driver.set_script_timeout(60)
+    driver.set_page_load_timeout(END)
+    driver.set_script_timeout(END)
     return driver
 
 
 def log_in(driver: Chrome, url: str, user: str) -> None:
     """Log in by the form of the Superset at a URL."""
     driver.get(f"{url}/login/")
-    wait = WebDriverWait(driver, 60)
-    wait.until(lambda d: d.find_elements(By.ID, "username"))
+    wait(driver, lambda d: d.find_elements(By.ID, "username"))
     driver.find_element(By.ID, "username").send_keys(user)
     driver.find_element(By.ID, "password").send_keys(PASSWORD)
     driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
-    wait.until(lambda d: "/login" not in d.current_url)
+    wait(driver, lambda d: "/login" not in d.current_url)

@@ -14,12 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 import requests
+
+from bundles import build_my_ext, make_bundle
 
 SECRET_KEY = "a secret key of the tests that is long enough"
 PASSWORD = "correct horse"
@@ -46,6 +49,24 @@ def sql(statement: str, *arguments: Any, database: str = "superset") -> list[Any
         connection.close()
 
 
+@contextmanager
+def setting(name: str, value: str) -> Iterator[None]:
+    """Run with a setting of the database server for new sessions of Superset."""
+
+    def alter(change: str, *arguments: str) -> None:
+        sql(f"ALTER ROLE superset {change}", *arguments)
+        sql(
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+            " WHERE usename = 'superset'"
+        )
+
+    alter(f"SET {name} = %s", value)
+    try:
+        yield
+    finally:
+        alter(f"RESET {name}")
+
+
 class Superset:
     """An installation of Superset: a configuration, its commands, its server."""
 
@@ -53,7 +74,10 @@ class Superset:
         self.folder = folder
         self.database = database
         self.log = folder / "server.log"
-        self.config: dict[str, Any] = {}
+        self.config: dict[str, Any] = {
+            "FEATURE_FLAGS": {"ENABLE_EXTENSIONS": True},
+            "EXTENSIONS_PATH": os.environ["EXTENSIONS_PATH"],
+        }
         self.lines: list[str] = []  # of superset_config.py, at its end
         self.variables: dict[str, str] = {}  # of the environment
         self.url = ""
@@ -99,7 +123,8 @@ class Superset:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}{self.config.get('APPLICATION_ROOT', '')}"
+        root = self.variables.get("SUPERSET_APP_ROOT", "")
+        self.url = f"http://127.0.0.1:{port}{root}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -189,7 +214,17 @@ class Client:
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Superset:
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the extensions of every Superset of the tests."""
+    folder = tmp_path_factory.mktemp("extensions")
+    build_my_ext(folder, tmp_path_factory.mktemp("author") / "my-ext")
+    make_bundle(folder, "acme", "other")
+    os.environ["EXTENSIONS_PATH"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed(extensions: Path, tmp_path_factory: pytest.TempPathFactory) -> Superset:
     """A Superset that is set up as the README tells, but does not run."""
     sql("CREATE ROLE superset LOGIN", database="postgres")
     sql("CREATE DATABASE superset OWNER superset", database="postgres")

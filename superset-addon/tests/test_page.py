@@ -12,9 +12,8 @@ import psycopg2
 import pytest
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
-from browser import log_in, start_browser
+from browser import log_in, start_browser, wait
 from conftest import SECRET_KEY, Client, Superset, sql
 
 PAGE = "/extension-storage/"
@@ -439,9 +438,7 @@ def browser(
 def show(browser: Chrome, superset: Superset) -> None:
     """Open the page and wait for Superset's menu."""
     browser.get(superset.url + PAGE)
-    WebDriverWait(browser, 60).until(
-        lambda d: d.find_elements(By.CSS_SELECTOR, "#app .ant-menu")
-    )
+    wait(browser, lambda d: d.find_elements(By.CSS_SELECTOR, "#app .ant-menu"))
 
 
 @pytest.fixture
@@ -552,31 +549,29 @@ def test_by_keyboard_and_menu(
             break
     assert [text for text in reached if text in links] == links
     ActionChains(browser).send_keys(Keys.ENTER).perform()
-    WebDriverWait(browser, 60).until(lambda d: "keys=all" in d.current_url)
+    wait(browser, lambda d: "keys=all" in d.current_url)
     assert browser.find_elements(By.CSS_SELECTOR, "[aria-labelledby=es-keys] tbody tr")
 
     show(browser, shown)
     browser.find_element(By.LINK_TEXT, "Dashboards").click()
-    WebDriverWait(browser, 60).until(lambda d: "/dashboard/list" in d.current_url)
-    WebDriverWait(browser, 60).until(
-        lambda d: not d.find_elements(By.CSS_SELECTOR, "main.es-page")
-    )
+    wait(browser, lambda d: "/dashboard/list" in d.current_url)
+    wait(browser, lambda d: not d.find_elements(By.CSS_SELECTOR, "main.es-page"))
 
 
 def test_reached_from_the_menu(browser: Chrome, shown: Superset, results: Path) -> None:
     browser.get(f"{shown.url}/dashboard/list/")
-    wait = WebDriverWait(browser, 60)
-    settings = wait.until(
-        lambda d: d.find_elements(By.XPATH, "//*[text()='Settings']")
+    settings = wait(
+        browser, lambda d: d.find_elements(By.XPATH, "//*[text()='Settings']")
     )[0]
     ActionChains(browser).move_to_element(settings).perform()
-    item = wait.until(
+    item = wait(
+        browser,
         lambda d: [
             e
             for e in d.find_elements(By.LINK_TEXT, "Extension Storage")
             if e.is_displayed()
-        ]
+        ],
     )[0]
     assert browser.save_screenshot(str(results / "page-menu.png"))
     item.click()
-    wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "main.es-page"))
+    wait(browser, lambda d: d.find_elements(By.CSS_SELECTOR, "main.es-page"))

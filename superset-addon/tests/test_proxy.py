@@ -48,9 +48,11 @@ def client(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Client]:
     proxy = PROXIES[request.param](
-        tmp_path_factory.mktemp("proxy") / "proxy", below_a_path.url
+        tmp_path_factory.mktemp("proxy") / "proxy", below_a_path.url.removesuffix(ROOT)
     )
-    yield Client(Proxied(f"http://127.0.0.1:{proxy.port}{ROOT}"), "admin")
+    client = Client(Proxied(f"http://127.0.0.1:{proxy.port}{ROOT}"), "admin")
+    client.session.headers["Accept-Encoding"] = "gzip"
+    yield client
     proxy.stop()
 
 

@@ -2,7 +2,8 @@
  *
  * fuzz_fernet.c
  *	  Feeds the codec: tokens and keys of any form, tokens that are signed
- *	  whatever they contain, and messages on their way there and back.
+ *	  whatever they contain, and messages on their way there and back, alone
+ *	  and together.
  *
  * Every buffer is as large as the codec may use and no larger, so that the
  * address sanitizer sees a byte too many.
@@ -11,18 +12,17 @@
  */
 #include "postgres_fe.h"
 
-#include "fernet.h"
+#include "../unit/ciphers.h"
 
 #define HEADER_LEN 25			/* version, timestamp, IV */
-#define MAC_LEN 32
 
 extern int	LLVMFuzzerInitialize(int *argc, char ***argv);
 extern int	LLVMFuzzerTestOneInput(const uint8 *data, size_t size);
 
 static const FernetKey key = {"0123456789abcdef", "ghijklmnopqrstuv"};
 static const FernetKey other_key = {"0123456789abcdeF", "ghijklmnopqrstuv"};
-static FernetContext context;
-static FernetContext other_context;
+static TestCipher cipher;
+static TestCipher other_cipher;
 
 static void
 require(bool condition, const char *what)
@@ -50,43 +50,34 @@ copy(const void *data, size_t size)
  * memory, or NULL.
  */
 static uint8 *
-open_token(const char *text, size_t len, const FernetContext *with,
+open_token(const char *text, size_t len, TestCipher *with,
 		   FernetStatus *status, size_t *message_len)
 {
 	char	   *bytes = copy(text, len);
-	uint8	   *message = NULL;
-	size_t		opened_len;
+	FernetStatus opened;
 	FernetToken token;
 
 	*status = FernetDecode(bytes, len, (uint8 *) bytes, &token);
-	if (*status == FERNET_OK)
-		*status = FernetVerify(&token, with, message_len);
 	if (*status == FERNET_OK)
 	{
 		size_t		max_len = FernetMaxMessageLen(&token);
 		FernetStatus age = FernetCheckAge(&token, 1700000000, 3600);
 
-		require(*message_len <= max_len && *message_len + 15 >= max_len,
-				"the message has a length that was announced");
 		require(FernetStatusText(age)[0] != '\0', "an age has a text");
-		message = malloc(max_len + 1);
-		require(message != NULL, "there is memory");
-		require(FernetOpen(&token, with, message, &opened_len) == FERNET_OK &&
-				opened_len == *message_len, "what is verified can be opened");
-		/* in place, as the server does it */
-		require(FernetOpen(&token, with, (uint8 *) bytes,
-						   &opened_len) == FERNET_OK &&
-				opened_len == *message_len &&
-				memcmp(message, bytes, *message_len) == 0,
-				"decryption in place gives the same");
+		*status = FernetVerify(&token, &with->methods, message_len);
+		require(*status != FERNET_OK ||
+				(*message_len <= max_len && *message_len + 15 >= max_len),
+				"the message has a length that was announced");
+		opened = FernetOpen(&token, &with->methods);
+		require(opened == *status &&
+				(opened != FERNET_OK || token.message_len == *message_len),
+				"what is verified, and nothing else, can be opened");
 	}
-	else if (*status != FERNET_BAD_BASE64 && *status != FERNET_BAD_FORMAT)
-		require(FernetOpen(&token, with, (uint8 *) bytes,
-						   &opened_len) == *status,
-				"what is not verified cannot be opened");
 	require(FernetStatusText(*status)[0] != '\0', "a status has a text");
+	if (*status == FERNET_OK)
+		return (uint8 *) bytes;
 	free(bytes);
-	return message;
+	return NULL;
 }
 
 /* Any text. */
@@ -98,7 +89,7 @@ test_text(const uint8 *data, size_t size)
 	FernetKey	read;
 	char		text[FERNET_KEY_TEXT_LEN];
 
-	free(open_token((const char *) data, size, &context, &status, &len));
+	free(open_token((const char *) data, size, &cipher, &status, &len));
 	if (FernetKeyFromText((const char *) data, size, &read) == FERNET_OK)
 	{
 		FernetKeyToText(&read, text);
@@ -113,7 +104,7 @@ test_signed(const uint8 *data, size_t size)
 {
 	static const char digits[] =
 	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-	size_t		nbytes = size + 1 + MAC_LEN;
+	size_t		nbytes = size + 1 + FERNET_MAC_LEN;
 	size_t		len = (nbytes + 2) / 3 * 4;
 	uint8	   *bytes = malloc(nbytes + 2);
 	char	   *text = malloc(len);
@@ -124,8 +115,9 @@ test_signed(const uint8 *data, size_t size)
 	bytes[0] = 0x80;
 	if (size > 0)
 		memcpy(bytes + 1, data, size);
-	require(HMAC(EVP_sha256(), key.signing, sizeof(key.signing), bytes, size + 1,
-				 bytes + size + 1, NULL) != NULL, "HMAC works");
+	require(cipher.methods.hmac_init(&cipher) &&
+			cipher.methods.hmac_update(&cipher, bytes, size + 1) &&
+			cipher.methods.hmac_final(&cipher, bytes + size + 1), "HMAC works");
 	bytes[nbytes] = bytes[nbytes + 1] = 0;
 	for (size_t i = 0; i < nbytes; i += 3)
 	{
@@ -137,7 +129,7 @@ test_signed(const uint8 *data, size_t size)
 	for (size_t i = nbytes; i % 3 != 0; i++)
 		text[len - 1 - (i - nbytes)] = '=';
 
-	free(open_token(text, len, &context, &status, &message_len));
+	free(open_token(text, len, &cipher, &status, &message_len));
 	if (size + 1 < HEADER_LEN + 16 || (size + 1 - HEADER_LEN) % 16 != 0)
 		require(status == FERNET_BAD_FORMAT, "a token is whole blocks");
 	else
@@ -181,30 +173,103 @@ test_message(const uint8 *data, size_t size)
 	token_len = FernetTokenLen(len);
 	token = malloc(token_len);
 	require(token != NULL, "there is memory");
-	require(FernetSeal(&context, timestamp, iv, message, len, token) == FERNET_OK,
+	require(FernetSeal(&cipher.methods, timestamp, iv, message, len, token) == FERNET_OK,
 			"every message can be sealed");
 
-	got = open_token(token, token_len, &context, &status, &got_len);
+	got = open_token(token, token_len, &cipher, &status, &got_len);
 	require(got != NULL && got_len == len && memcmp(got, message, len) == 0,
 			"what was sealed opens");
 	free(got);
-	got = open_token(token, token_len, &other_context, &status, &got_len);
+	got = open_token(token, token_len, &other_cipher, &status, &got_len);
 	require(got == NULL && status == FERNET_BAD_MAC, "but not with another key");
 
 	token[timestamp % token_len] ^= 1 << (iv[0] % 8);
-	got = open_token(token, token_len, &context, &status, &got_len);
+	got = open_token(token, token_len, &cipher, &status, &got_len);
 	require(got == NULL && status != FERNET_OK, "and not with a bit changed");
 	free(token);
 	free(message);
+}
+
+/*
+ * Messages of any lengths, sealed and opened together, as rotation does it, and
+ * one of the calls of the cipher perhaps failing.
+ */
+static void
+test_many(const uint8 *data, size_t size)
+{
+	FernetMessage messages[16];
+	FernetToken decoded[16];
+	FernetToken *tokens[16];
+	uint8	   *bytes[16];
+	int			nmessages;
+	FernetStatus status;
+
+	if (size < 2)
+		return;
+	nmessages = data[0] % 17;
+	cipher.fails_after = data[1] < 64 ? data[1] : -1;
+	data += 2;
+	size -= 2;
+	for (int i = 0; i < nmessages; i++)
+	{
+		size_t		len = size > 0 ? Min(data[0], size - 1) : 0;
+
+		if (len == 255)
+			len = size - 1;
+		messages[i].len = len;
+		messages[i].bytes = copy(data + (size > 0), len);
+		messages[i].timestamp = i;
+		memset(messages[i].seed, i, FERNET_IV_LEN);
+		messages[i].token = malloc(FernetTokenLen(len));
+		require(messages[i].token != NULL, "there is memory");
+		data += len + (size > 0);
+		size -= len + (size > 0);
+	}
+
+	status = FernetSealMany(&cipher.methods, messages, nmessages);
+	require(status == FERNET_OK ||
+			(status == FERNET_CIPHER_FAILED && cipher.fails_after == 0),
+			"many can be sealed");
+	for (int i = 0; i < nmessages && status == FERNET_OK; i++)
+	{
+		size_t		len = FernetTokenLen(messages[i].len);
+
+		bytes[i] = malloc(FernetDecodedLen(len));
+		require(bytes[i] != NULL, "there is memory");
+		require(FernetDecode(messages[i].token, len, bytes[i], &decoded[i]) ==
+				FERNET_OK, "what was sealed is a token");
+		tokens[i] = &decoded[i];
+	}
+	if (status == FERNET_OK)
+	{
+		status = FernetDecryptMany(tokens, nmessages, &cipher.methods);
+		require(status == FERNET_OK ||
+				(status == FERNET_CIPHER_FAILED && cipher.fails_after == 0),
+				"many can be opened");
+		for (int i = 0; i < nmessages; i++)
+		{
+			require(status != FERNET_OK ||
+					(decoded[i].status == FERNET_OK &&
+					 decoded[i].message_len == messages[i].len &&
+					 memcmp(bytes[i], messages[i].bytes, messages[i].len) == 0),
+					"what was sealed opens");
+			free(bytes[i]);
+		}
+	}
+	cipher.fails_after = -1;
+	for (int i = 0; i < nmessages; i++)
+	{
+		free((void *) messages[i].bytes);
+		free(messages[i].token);
+	}
 }
 
 int
 LLVMFuzzerInitialize(int *argc pg_attribute_unused(),
 					 char ***argv pg_attribute_unused())
 {
-	require(FernetPrepare(&context, &key) == FERNET_OK &&
-			FernetPrepare(&other_context, &other_key) == FERNET_OK,
-			"keys can be prepared");
+	TestCipherInit(&cipher, &key);
+	TestCipherInit(&other_cipher, &other_key);
 	return 0;
 }
 
@@ -216,7 +281,7 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 	if (size == 0)
 		return 0;
 	rest = copy(data + 1, size - 1);
-	switch (data[0] % 3)
+	switch (data[0] % 4)
 	{
 		case 0:
 			test_text(rest, size - 1);
@@ -226,6 +291,9 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 			break;
 		case 2:
 			test_message(rest, size - 1);
+			break;
+		case 3:
+			test_many(rest, size - 1);
 			break;
 	}
 	free(rest);

@@ -100,13 +100,14 @@ is($result, 4096, 'a get returns a value');
 cmp_ok($toast_blocks, '>', 0, 'and is seen to read TOAST');
 
 # Whatever is in a batch, each row is found by itself.
+$node->safe_psql(
+	'postgres', q{LOAD 'extension_storage';
+	SET extension_storage.encryption_keys = 'old';
+	SELECT ext_storage_set('acme.app', 'e' || i, 'x', is_encrypted => true)
+	FROM generate_series(1, 100) i});
 ($result, $plan, $buffers) = read_by(
-	q{SET extension_storage.encryption_keys = 'old';
+	q{LOAD 'extension_storage';
 	SET client_min_messages = warning;
-	DO $$ BEGIN
-		PERFORM ext_storage_set('acme.app', 'e' || i, 'x', is_encrypted => true)
-		FROM generate_series(1, 100) i;
-	END $$;
 	SET extension_storage.encryption_keys = 'new,old';
 	CALL ext_storage_rotate_keys()}, 'UPDATE');
 is($result, '100|100|0|0', 'a rotation among entries that are not encrypted');

@@ -31,6 +31,7 @@ def install(app: Flask) -> None:
     app.config.setdefault("EXTENSION_STORAGE_KEYS_BY", COPY)
     app.config.setdefault("EXTENSION_STORAGE_SEND_KEYS", True)
     app.config.setdefault("EXTENSION_STORAGE_DIRECT_URI", None)
+    app.config.setdefault("EXTENSION_STORAGE_ANY_NAME", False)
 
     keys = app.extensions[EXTENSION] = Keys(app.config)
     keys.attach(db.engine)

@@ -20,8 +20,8 @@ NEEDED_VERSION = "1.2"
 
 # Exit codes; 2 is Click's, for options that cannot be used.
 COULD_NOT_RUN = 1
-UNREADABLE = 3
-INTERRUPTED = 4
+INTERRUPTED = 3
+UNREADABLE = 4
 
 # Classes of SQLSTATEs of what passes: connection, conflict, resources, locks,
 # and the end of the server or the statement by a person.
@@ -56,7 +56,9 @@ def in_a_line(error: ExtensionStorageError | DBAPIError) -> str:
     """Give the words of an error, and what to do about it."""
     if isinstance(error, DBAPIError):
         error = from_database(error)
-    said = [error.message, error.detail, error.hint]
+    # Where the connection is gone, all that the server said may be in one text.
+    message = re.split(r"\s(?:DETAIL|HINT|CONTEXT):\s", error.message)[0]
+    said = [message.removeprefix("FATAL:"), error.detail, error.hint]
     return " ".join(
         " ".join(sentence.split()).rstrip(".") + "." for sentence in said if sentence
     )
@@ -89,7 +91,7 @@ def of_an_operator(command: Callable[..., None]) -> Callable[..., None]:
 def init() -> None:
     """Set up the store of extensions in the metadata database, or check it.
 
-    Exits with 1 where it could not, 3 where no key reads an entry.
+    Exits with 1 where it could not, 4 where no key reads an entry.
     """
     from superset.utils.decorators import transaction
 
@@ -329,7 +331,7 @@ def rotate(extension_id: str | None, batch_size: int, dry_run: bool) -> None:
     """Re-encrypt the entries of extensions with the first key.
 
     Can be stopped and run again. Exits with 1 where it could not run, 3 where
-    no key reads an entry, 4 where it was interrupted.
+    it was interrupted, 4 where no key reads an entry.
     """
     from flask import current_app
 

@@ -1,0 +1,83 @@
+-- A policy's function changes the keys while a statement of ours reads rows:
+-- the answer is right, or an error.
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set setup :abs_srcdir '/test/setup.sql'
+\i :setup
+
+CREATE ROLE regress_changing_keys;
+SELECT ext_storage_grant('regress_changing_keys', 'admin');
+
+SET extension_storage.secret_key = 'old-secret';
+SELECT count(ext_storage_set('acme.app', 'key' || i, convert_to(repeat('x', i), 'UTF8'), is_encrypted => true))
+FROM generate_series(1, 300) i;
+
+-- The function sets other keys once it is called for the n-th time.
+CREATE TABLE change (call integer, keys text);
+GRANT SELECT ON change TO regress_changing_keys;
+CREATE SEQUENCE calls;
+GRANT ALL ON SEQUENCE calls TO regress_changing_keys;
+CREATE FUNCTION change_keys() RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    this_call integer := nextval('calls');
+    to_keys text := (SELECT keys FROM change WHERE call = this_call);
+BEGIN
+    IF to_keys IS NOT NULL THEN
+        EXECUTE format('SET extension_storage.encryption_keys = %L', to_keys);
+    END IF;
+    RETURN true;
+END $$;
+ALTER TABLE extension_storage ENABLE ROW LEVEL SECURITY;
+CREATE POLICY changing ON extension_storage USING (change_keys());
+CREATE PROCEDURE change_at(calls integer, keys text) LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM setval('calls', 1, false);
+    DELETE FROM change;
+    INSERT INTO change VALUES (calls, keys);
+END $$;
+
+-- What a statement does while the keys change in its middle: their number
+-- grows, they become others, they become fewer.
+CREATE FUNCTION answers(statement text, from_keys text, OUT to_keys text, OUT answer text)
+RETURNS SETOF record LANGUAGE plpgsql AS $$
+BEGIN
+    FOREACH to_keys IN ARRAY ARRAY['new-secret,old-secret', 'a,b,c,d,e,f,old-secret', 'third-secret'] LOOP
+        RESET ROLE;
+        CALL change_at(150, to_keys);
+        SET ROLE regress_changing_keys;
+        EXECUTE format('SET extension_storage.encryption_keys = %L', from_keys);
+        answer := pg_temp.error_of(statement);
+        RETURN NEXT;
+    END LOOP;
+    RESET ROLE;
+END $$;
+
+SET client_min_messages = error;
+SELECT * FROM answers('SELECT * FROM ext_storage_key_status()', 'new-secret,old-secret');
+SELECT * FROM answers('SELECT * FROM ext_storage_verify()', 'new-secret,old-secret');
+SELECT * FROM answers('CALL ext_storage_rotate_keys(batch_size => 70)', 'new-secret,old-secret');
+
+-- Whatever they were rotated to, all are read, by one key or another.
+RESET ROLE;
+CALL change_at(0, '');
+SET extension_storage.encryption_keys = 'new-secret,third-secret,a,old-secret';
+SELECT sum(entries) FROM ext_storage_key_status() WHERE role <> 'unknown';
+SELECT * FROM ext_storage_verify();
+SELECT count(*) FROM generate_series(1, 300) i
+WHERE ext_storage_get('acme.app', 'key' || i) = convert_to(repeat('x', i), 'UTF8');
+
+-- A get and a set, whose policy takes the key away.
+CALL change_at(1, '');
+SET ROLE regress_changing_keys;
+SET extension_storage.encryption_keys = 'new-secret,third-secret,a,old-secret';
+SELECT pg_temp.error_of($$SELECT ext_storage_get('acme.app', 'key1')$$);
+RESET ROLE;
+
+DROP POLICY changing ON extension_storage;
+ALTER TABLE extension_storage DISABLE ROW LEVEL SECURITY;
+DELETE FROM extension_storage;
+DROP FUNCTION answers, change_keys;
+DROP PROCEDURE change_at;
+DROP TABLE change;
+DROP SEQUENCE calls;
+DROP OWNED BY regress_changing_keys;
+DROP ROLE regress_changing_keys;

@@ -1,0 +1,159 @@
+-- The owner of the table does to it what he likes: the worst is an error.
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set setup :abs_srcdir '/test/setup.sql'
+\i :setup
+SET extension_storage.encryption_keys = 'a secret';
+SET client_min_messages = warning;
+CREATE ROLE regress_holder;
+SELECT FROM ext_storage_set('acme.h', 'k', 'plain', description => 'words');
+SELECT FROM ext_storage_set('acme.h', 's', 'secret', is_encrypted => true);
+
+-- Every function that reads or writes the table, and what all of them say
+-- after a statement that is undone again.
+CREATE TABLE hostile_calls (n serial, call text);
+INSERT INTO hostile_calls (call) VALUES
+    ($$SELECT ext_storage_get('acme.h', 's')$$),
+    ($$SELECT ext_storage_get_json('acme.h', 'k')$$),
+    ($$SELECT * FROM ext_storage_get_entry('acme.h', 's')$$),
+    ($$SELECT ext_storage_set('acme.h', 'k', 'x')$$),
+    ($$SELECT ext_storage_set_json('acme.h', 's', '1')$$),
+    ($$SELECT ext_storage_delete('acme.h', 'k')$$),
+    ($$SELECT ext_storage_delete('acme.h', 'k', if_version => 1)$$),
+    ($$SELECT * FROM ext_storage_list('acme.h')$$),
+    ($$SELECT ext_storage_count('acme.h')$$),
+    ($$CALL ext_storage_rotate_keys()$$),
+    ($$SELECT * FROM ext_storage_key_status()$$),
+    ($$SELECT * FROM ext_storage_verify()$$),
+    ($$SELECT * FROM ext_storage_usage()$$),
+    ($$SELECT ext_storage_purge_extension('acme.h')$$),
+    ($$SELECT ext_storage_purge_user(1)$$),
+    ($$SELECT ext_storage_purge_resource('chart', 'x')$$);
+CREATE FUNCTION pg_temp.said_after(statement text)
+RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+    call text;
+    said text[] := '{}';
+BEGIN
+    BEGIN
+        EXECUTE statement;
+        FOR call IN SELECT h.call FROM hostile_calls h ORDER BY n LOOP
+            said := said || pg_temp.error_of(call);
+        END LOOP;
+        RAISE EXCEPTION 'undo' USING ERRCODE = 'ZZ000';
+    EXCEPTION WHEN SQLSTATE 'ZZ000' THEN
+        NULL;
+    END;
+    RETURN QUERY SELECT DISTINCT s FROM unnest(said) s ORDER BY s;
+END $$;
+CREATE FUNCTION pg_temp.said_of_type(column_name text, type text)
+RETURNS SETOF text LANGUAGE sql AS $$
+    SELECT pg_temp.said_after(format('DELETE FROM extension_storage WHERE key = ''s'';'
+        ' ALTER TABLE extension_storage ALTER %1$I DROP NOT NULL, ALTER %1$I DROP DEFAULT,'
+        ' ALTER %1$I TYPE %2$s USING NULL::%2$s', column_name, type))
+$$;
+
+-- A column of another type is named with both types, before anything is read.
+SELECT a.attname, t.type, said
+FROM pg_attribute a, (VALUES ('money'), ('"char"'), ('text[]')) t (type),
+    LATERAL pg_temp.said_of_type(a.attname, t.type) said
+WHERE a.attrelid = 'extension_storage'::regclass AND a.attnum > 0 AND a.attname <> 'id'
+ORDER BY a.attnum, t.type;
+-- Types that look alike.
+SELECT t.name, t.type, said
+FROM (VALUES ('value', 'text'), ('value', 'bigint'), ('description', 'bigint'), ('version', 'text'),
+        ('version', 'integer'), ('user_fk', 'oid'), ('created_on', 'timestamptz'),
+        ('is_encrypted', 'integer'), ('uuid', 'text'), ('key', 'name'), ('key', 'char(255)')) t (name, type),
+    LATERAL pg_temp.said_of_type(t.name, t.type) said;
+SELECT pg_temp.said_after('ALTER TABLE extension_storage ALTER id TYPE smallint');
+CREATE DOMAIN hostile_text AS text;
+SELECT pg_temp.said_of_type('description', 'hostile_text');
+SELECT pg_temp.said_after('ALTER TABLE extension_storage RENAME value_size TO size');
+
+-- A wider type is read as well as the narrower one, without a wrong number.
+ALTER TABLE extension_storage ALTER user_fk TYPE bigint, ALTER value_size TYPE bigint,
+    ALTER created_by_fk TYPE bigint, ALTER key TYPE text;
+SELECT key, user_fk, value_size, version FROM ext_storage_set('acme.h', 'u', 'four', user_fk => 7);
+SELECT key, user_fk, value_size, created_on > '2026-01-01' AS recent FROM ext_storage_list('acme.h', 7);
+SELECT extension_id, entries, value_bytes FROM ext_storage_usage();
+SELECT convert_from(value, 'UTF8') AS value, user_fk FROM ext_storage_get_entry('acme.h', 'u', 7);
+UPDATE extension_storage SET value_size = 5000000000 WHERE key = 'u';
+SELECT pg_temp.error_of($$SELECT * FROM ext_storage_list('acme.h', 7)$$);
+SELECT ext_storage_purge_user(7);
+ALTER TABLE extension_storage ALTER user_fk TYPE integer, ALTER value_size TYPE integer,
+    ALTER created_by_fk TYPE integer, ALTER key TYPE varchar(255);
+
+-- Nulls where the extension's table has none.
+SELECT c, said
+FROM unnest(ARRAY['value', 'is_encrypted', 'version', 'uuid', 'extension_id', 'key', 'value_type']) c,
+    LATERAL pg_temp.said_after(format('DELETE FROM extension_storage WHERE key = ''k'';'
+        ' ALTER TABLE extension_storage ALTER %1$I DROP NOT NULL; UPDATE extension_storage SET %1$I = NULL', c)) said;
+
+-- A view in the table's place, and nothing in its place.
+SELECT pg_temp.said_after('ALTER TABLE extension_storage RENAME TO moved;'
+    ' CREATE VIEW extension_storage AS SELECT id, uuid, extension_id, user_fk, resource_type, resource_uuid, key,'
+    ' category, description, 4096::bigint AS value, value_type, is_encrypted, created_on, changed_on,'
+    ' created_by_fk, changed_by_fk, version::text AS version, value_size FROM moved');
+SELECT pg_temp.said_after('ALTER TABLE extension_storage RENAME TO moved');
+
+-- A trigger or a policy that keeps a row as it is gives an error: neither a
+-- loop nor a lie.
+CREATE FUNCTION hostile_nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER hostile BEFORE INSERT OR UPDATE OR DELETE ON extension_storage
+    FOR EACH ROW EXECUTE FUNCTION hostile_nothing();
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'k', 'x')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'k', 'x', if_version => 1)$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'k', repeat('x', 2000000)::bytea)$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 's', 'x')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'new', 'x')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'new', 'x', if_version => 0)$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_delete('acme.h', 'k')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_delete('acme.h', 'k', if_version => 1)$$);
+SELECT ext_storage_delete('acme.h', 'new');
+DROP TRIGGER hostile ON extension_storage;
+SELECT ext_storage_grant('regress_holder', 'write');
+ALTER TABLE extension_storage ENABLE ROW LEVEL SECURITY;
+CREATE POLICY hostile_read ON extension_storage FOR SELECT USING (true);
+CREATE POLICY hostile_insert ON extension_storage FOR INSERT WITH CHECK (true);
+SET ROLE regress_holder;
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'k', 'x')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'k', 'x', if_version => 1)$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_delete('acme.h', 'k')$$);
+RESET ROLE;
+DROP POLICY hostile_read ON extension_storage;
+CREATE POLICY hostile_read ON extension_storage FOR SELECT USING (key <> 'k');
+SET ROLE regress_holder;
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'k', 'x')$$);
+RESET ROLE;
+DROP POLICY hostile_read ON extension_storage;
+DROP POLICY hostile_insert ON extension_storage;
+ALTER TABLE extension_storage DISABLE ROW LEVEL SECURITY;
+
+-- All is as it was.
+SELECT key, version, convert_from(ext_storage_get('acme.h', key), 'UTF8') AS value
+FROM ext_storage_list('acme.h');
+
+-- A resource without its uuid can still be named.
+ALTER TABLE extension_storage DROP CONSTRAINT ck_extension_storage_resource;
+INSERT INTO extension_storage (extension_id, key, value, is_encrypted, resource_type)
+    VALUES ('acme.h', 'half', 'no token', true, 'chart');
+SELECT key, problem FROM ext_storage_verify();
+SET client_min_messages = error;
+CALL ext_storage_rotate_keys();
+RESET client_min_messages;
+DELETE FROM extension_storage WHERE key = 'half';
+ALTER TABLE extension_storage ADD CONSTRAINT ck_extension_storage_resource
+    CHECK ((resource_type IS NULL) = (resource_uuid IS NULL));
+
+-- An error does not show the row in its detail.
+ALTER TABLE extension_storage ADD CONSTRAINT hostile CHECK (key <> 'checked'),
+    ADD CONSTRAINT hostile_unique UNIQUE (value);
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'checked', 'a value')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'double', 'plain')$$);
+ALTER TABLE extension_storage DROP CONSTRAINT hostile, DROP CONSTRAINT hostile_unique;
+
+DROP TABLE hostile_calls;
+DROP FUNCTION hostile_nothing;
+DROP DOMAIN hostile_text;
+DELETE FROM extension_storage;
+DROP OWNED BY regress_holder;
+DROP ROLE regress_holder;

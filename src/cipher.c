@@ -1,0 +1,370 @@
+/*-------------------------------------------------------------------------
+ *
+ * cipher.c
+ *	  AES by pgcrypto, HMAC and SHA-256 by the server.
+ *
+ * pgcrypto's C functions are called by address, so it does not matter in which
+ * schema the extension is, nor what else has their names there.  They copy the
+ * key and free the copies as they are; so each call is followed by wiping what
+ * it has freed.  An error of theirs is held back until the codec has wiped what
+ * it had in hand: CipherFail raises it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "cipher.h"
+#include "common/cryptohash.h"
+#include "common/hmac.h"
+#include "fmgr.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+StaticAssertDecl(FERNET_CIPHER_ROOM == VARHDRSZ,
+				 "blocks and the room before them are a bytea");
+
+/* Sixteen bytes, and the same as a bytea */
+typedef struct ByteaBlock
+{
+	int32		header;
+	uint8		bytes[FERNET_BLOCK_LEN];
+} ByteaBlock;
+
+typedef struct Cipher
+{
+	FernetCipher methods;
+	pg_hmac_ctx *hmac;			/* has the signing key */
+	ByteaBlock	key;			/* for AES */
+	MemoryContextCallback wipe;
+} Cipher;
+
+static PGFunction pgcrypto_encrypt = NULL;
+static PGFunction pgcrypto_decrypt = NULL;
+
+/* What a call of pgcrypto allocates, and the error that it raised. */
+static MemoryContext call_context = NULL;
+static ErrorData *held_error = NULL;
+
+/*
+ * The server frees HMAC and hash contexts with the resource owner of their
+ * creation.  This one is never released: whoever has made them frees them.
+ */
+static ResourceOwner owner = NULL;
+
+/* Finds a function of pgcrypto's library, wherever its extension is. */
+static PGFunction
+find_function(const char *name)
+{
+	MemoryContext context = CurrentMemoryContext;
+	PGFunction	function = NULL;
+
+	PG_TRY();
+	{
+		function = (PGFunction) load_external_function("$libdir/pgcrypto",
+													   name, true, NULL);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		error->hint = pstrdup("Encryption needs the library of the extension pgcrypto: install PostgreSQL's contrib modules.");
+		ReThrowError(error);
+	}
+	PG_END_TRY();
+	return function;
+}
+
+/* Makes what all ciphers share, once in the life of a process. */
+static void
+prepare_process(void)
+{
+	if (call_context == NULL)
+		call_context = AllocSetContextCreate(TopMemoryContext,
+											 "extension_storage pgcrypto call",
+											 ALLOCSET_SMALL_SIZES);
+	if (pgcrypto_decrypt == NULL)
+	{
+		pgcrypto_encrypt = find_function("pg_encrypt_iv");
+		pgcrypto_decrypt = find_function("pg_decrypt_iv");
+	}
+}
+
+/* Makes our resource owner the current one; returns the one that was. */
+static ResourceOwner
+use_own_resource_owner(void)
+{
+	ResourceOwner old_owner = CurrentResourceOwner;
+
+	if (owner == NULL)
+		owner = ResourceOwnerCreate(NULL, "extension_storage ciphers");
+	CurrentResourceOwner = owner;
+	return old_owner;
+}
+
+/* Makes an HMAC context, which whoever calls this frees. */
+static pg_hmac_ctx *
+create_hmac(void)
+{
+	ResourceOwner old_owner = use_own_resource_owner();
+	pg_hmac_ctx *hmac = NULL;
+
+	PG_TRY();
+	{
+		hmac = pg_hmac_create(PG_SHA256);
+	}
+	PG_FINALLY();
+	{
+		CurrentResourceOwner = old_owner;
+	}
+	PG_END_TRY();
+	return hmac;
+}
+
+/*
+ * Wipes the chunk that was freed last among those of about this size: the next
+ * one that is allocated gets it.  Source: the free lists of
+ * src/backend/utils/mmgr/aset.c.  test/t/012_keys_wiped.pl searches for what
+ * would be missed.
+ */
+static void
+wipe_freed(MemoryContext context, Size size)
+{
+	void	   *chunk = MemoryContextAlloc(context, size);
+
+	explicit_bzero(chunk, size);
+	pfree(chunk);
+}
+
+/*
+ * Wipes what a call of pgcrypto has freed: the key padded to 32 bytes, by
+ * combo_init() in contrib/pgcrypto/px.c, and an OSSLCipher in TopMemoryContext,
+ * of 120 or 136 bytes, in contrib/pgcrypto/openssl.c.  What it holds below
+ * that, OpenSSL wipes.
+ */
+static void
+wipe_call(void)
+{
+	wipe_freed(call_context, 32);
+	wipe_freed(TopMemoryContext, 128);
+	wipe_freed(TopMemoryContext, 256);
+}
+
+/* Runs blocks through a function of pgcrypto, as FernetCrypt says. */
+static bool
+call_pgcrypto(PGFunction function, Cipher *cipher, const uint8 *iv,
+			  uint8 *blocks, size_t len)
+{
+	/* "aes-cbc/pad:none", as text */
+	static struct
+	{
+		int32		header;
+		char		name[16];
+	}			algorithm = {0, {'a', 'e', 's', '-', 'c', 'b', 'c', '/',
+	'p', 'a', 'd', ':', 'n', 'o', 'n', 'e'}};
+	bytea	   *data = (bytea *) (blocks - VARHDRSZ);
+	ByteaBlock	iv_copy;
+	MemoryContext old_context = MemoryContextSwitchTo(call_context);
+	volatile bool done = false;
+
+	SET_VARSIZE(&algorithm, sizeof(algorithm));
+	SET_VARSIZE(&iv_copy, sizeof(iv_copy));
+	memcpy(iv_copy.bytes, iv, FERNET_IV_LEN);
+	SET_VARSIZE(data, VARHDRSZ + len);
+	PG_TRY();
+	{
+		bytea	   *result;
+
+		result = DatumGetByteaP(DirectFunctionCall4(function,
+													PointerGetDatum(data),
+													PointerGetDatum(&cipher->key),
+													PointerGetDatum(&iv_copy),
+													PointerGetDatum(&algorithm)));
+		/* before anything else of their sizes is freed */
+		wipe_call();
+		done = VARSIZE(result) == VARHDRSZ + len;
+		if (done)
+			memcpy(blocks, VARDATA(result), len);
+		explicit_bzero(VARDATA(result), VARSIZE(result) - VARHDRSZ);
+		pfree(result);
+	}
+	PG_CATCH();
+	{
+		/*
+		 * There is no plaintext to wipe: pgcrypto's last error is before the
+		 * blocks are decrypted.
+		 */
+		MemoryContextSwitchTo(call_context);
+		wipe_call();
+		MemoryContextReset(call_context);
+		held_error = CopyErrorData();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old_context);
+	if (!done)
+		explicit_bzero(blocks, len);
+	return done;
+}
+
+static bool
+encrypt_blocks(void *context, const uint8 *iv, uint8 *blocks, size_t len)
+{
+	return call_pgcrypto(pgcrypto_encrypt, context, iv, blocks, len);
+}
+
+static bool
+decrypt_blocks(void *context, const uint8 *iv, uint8 *blocks, size_t len)
+{
+	return call_pgcrypto(pgcrypto_decrypt, context, iv, blocks, len);
+}
+
+/*
+ * Begins an HMAC with the key that the context has: OpenSSL's HMAC_Init_ex()
+ * keeps it where it is given none, which takes a third of the time.  pgcrypto
+ * is only there if the server uses OpenSSL; CipherCreate makes sure that it
+ * does as it should.
+ */
+static bool
+restart_hmac(void *context)
+{
+	Cipher	   *cipher = context;
+
+	return pg_hmac_init(cipher->hmac, NULL, 0) >= 0;
+}
+
+static bool
+update_hmac(void *context, const uint8 *data, size_t len)
+{
+	Cipher	   *cipher = context;
+
+	return pg_hmac_update(cipher->hmac, data, len) >= 0;
+}
+
+static bool
+finish_hmac(void *context, uint8 *mac)
+{
+	Cipher	   *cipher = context;
+
+	return pg_hmac_final(cipher->hmac, mac, FERNET_MAC_LEN) >= 0;
+}
+
+/* Wipes a cipher, when the memory that it is in is freed. */
+static void
+wipe_cipher(void *arg)
+{
+	Cipher	   *cipher = arg;
+
+	pg_hmac_free(cipher->hmac);
+	cipher->hmac = NULL;
+	explicit_bzero(&cipher->key, sizeof(cipher->key));
+}
+
+/*
+ * CipherCreate
+ *		Makes the cipher of a key, which is wiped with the memory context.
+ */
+const FernetCipher *
+CipherCreate(MemoryContext context, const FernetKey *key)
+{
+	Cipher	   *cipher;
+	uint8		first[FERNET_MAC_LEN];
+	uint8		second[FERNET_MAC_LEN];
+
+	prepare_process();
+	cipher = MemoryContextAllocZero(context, sizeof(Cipher));
+	cipher->methods = (FernetCipher)
+	{
+		.context = cipher,
+			.encrypt = encrypt_blocks,
+			.decrypt = decrypt_blocks,
+			.hmac_init = restart_hmac,
+			.hmac_update = update_hmac,
+			.hmac_final = finish_hmac
+	};
+	cipher->hmac = create_hmac();
+	cipher->wipe.func = wipe_cipher;
+	cipher->wipe.arg = cipher;
+	MemoryContextRegisterResetCallback(context, &cipher->wipe);
+
+	SET_VARSIZE(&cipher->key, sizeof(cipher->key));
+	memcpy(cipher->key.bytes, key->encryption, sizeof(key->encryption));
+	if (pg_hmac_init(cipher->hmac, key->signing, sizeof(key->signing)) < 0 ||
+		!finish_hmac(cipher, first) ||
+		!restart_hmac(cipher) ||
+		!finish_hmac(cipher, second) ||
+		memcmp(first, second, FERNET_MAC_LEN) != 0)
+		CipherFail();
+	return &cipher->methods;
+}
+
+/*
+ * CipherFail
+ *		Raises the error because of which a cipher has returned false.
+ */
+void
+CipherFail(void)
+{
+	ErrorData  *error = held_error;
+
+	held_error = NULL;
+	if (error != NULL)
+		ReThrowError(error);
+	ereport(ERROR,
+			(errcode(ERRCODE_INTERNAL_ERROR),
+			 errmsg("could not compute an HMAC")));
+}
+
+/*
+ * CipherHmac
+ *		Writes the FERNET_MAC_LEN bytes of the HMAC of data under any key.
+ */
+void
+CipherHmac(const void *key, size_t key_len, const char *data, size_t len,
+		   uint8 *mac)
+{
+	pg_hmac_ctx *hmac = create_hmac();
+	bool		done;
+
+	done = pg_hmac_init(hmac, key, key_len) >= 0 &&
+		pg_hmac_update(hmac, (const uint8 *) data, len) >= 0 &&
+		pg_hmac_final(hmac, mac, FERNET_MAC_LEN) >= 0;
+	pg_hmac_free(hmac);
+	if (!done)
+		CipherFail();
+}
+
+/*
+ * FernetKeyFromSecret
+ *		Makes the key of a secret: the SHA-256 of its bytes.
+ *
+ * A setting is checked outside of transactions too, where there is no
+ * resource owner.
+ */
+FernetStatus
+FernetKeyFromSecret(const char *secret, size_t len, FernetKey *key)
+{
+	ResourceOwner old_owner = use_own_resource_owner();
+	pg_cryptohash_ctx *hash = NULL;
+	bool		done;
+
+	PG_TRY();
+	{
+		hash = pg_cryptohash_create(PG_SHA256);
+	}
+	PG_FINALLY();
+	{
+		CurrentResourceOwner = old_owner;
+	}
+	PG_END_TRY();
+	done = pg_cryptohash_init(hash) >= 0 &&
+		pg_cryptohash_update(hash, (const uint8 *) secret, len) >= 0 &&
+		pg_cryptohash_final(hash, (uint8 *) key, sizeof(*key)) >= 0;
+	pg_cryptohash_free(hash);
+	return done ? FERNET_OK : FERNET_CIPHER_FAILED;
+}

@@ -1,0 +1,118 @@
+/*-------------------------------------------------------------------------
+ *
+ * entry.h
+ *	  How an entry is addressed, checked and named.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef ENTRY_H
+#define ENTRY_H
+
+#include "catalog/pg_type_d.h"
+#include "fmgr.h"
+#include "statement.h"
+
+/* The longest that fits the table, in characters. */
+#define MAX_EXTENSION_ID_CHARS 255
+#define MAX_KEY_CHARS 255
+#define MAX_RESOURCE_TYPE_CHARS 64
+#define MAX_RESOURCE_UUID_CHARS 36
+#define MAX_CATEGORY_CHARS 64
+#define MAX_DESCRIPTION_CHARS 65535
+#define MAX_VALUE_TYPE_CHARS 255
+
+#define UUID_TEXT_LEN 36
+
+/* An argument of an SQL function. */
+typedef struct ArgumentInfo
+{
+	const char *name;
+	int			max_chars;		/* of a text, 0 if it is none */
+	bool		required;		/* neither null nor an empty text */
+} ArgumentInfo;
+
+/*
+ * The arguments that address an entry, whose columns are also the first
+ * parameters of the statements about it.
+ */
+typedef enum AddressParam
+{
+	PARAM_EXTENSION_ID,
+	PARAM_KEY,
+	PARAM_USER_FK,
+	PARAM_RESOURCE_TYPE,
+	PARAM_RESOURCE_UUID,
+	NUM_ADDRESS_PARAMS
+} AddressParam;
+
+#define ADDRESS_PARAMS \
+	[PARAM_EXTENSION_ID] = {"extension_id", TEXTOID}, \
+	[PARAM_KEY] = {"key", TEXTOID}, \
+	[PARAM_USER_FK] = {"user_fk", INT4OID}, \
+	[PARAM_RESOURCE_TYPE] = {"resource_type", TEXTOID}, \
+	[PARAM_RESOURCE_UUID] = {"resource_uuid", TEXTOID}
+
+#define ADDRESS_COLUMNS \
+	[PARAM_EXTENSION_ID] = {"extension_id", TEXTOID, NOT_NULL}, \
+	[PARAM_KEY] = {"key", TEXTOID, NOT_NULL}, \
+	[PARAM_USER_FK] = {"user_fk", INT4OID, NULLABLE}, \
+	[PARAM_RESOURCE_TYPE] = {"resource_type", TEXTOID, NULLABLE}, \
+	[PARAM_RESOURCE_UUID] = {"resource_uuid", TEXTOID, NULLABLE}
+
+/* Where a function has the arguments that address an entry. */
+typedef struct AddressArguments
+{
+	int			at[NUM_ADDRESS_PARAMS]; /* -1 if it has none */
+} AddressArguments;
+
+/* An entry without its value: the columns of ext_storage_entry. */
+typedef enum EntryColumn
+{
+	ENTRY_KEY,
+	ENTRY_UUID,
+	ENTRY_VALUE_TYPE,
+	ENTRY_CATEGORY,
+	ENTRY_DESCRIPTION,
+	ENTRY_IS_ENCRYPTED,
+	ENTRY_USER_FK,
+	ENTRY_VALUE_SIZE,
+	ENTRY_VERSION,
+	ENTRY_CREATED_ON,
+	ENTRY_CHANGED_ON,
+	NUM_ENTRY_COLUMNS
+} EntryColumn;
+
+#define ENTRY_COLUMNS \
+	[ENTRY_KEY] = {"key", TEXTOID, NOT_NULL}, \
+	[ENTRY_UUID] = {"uuid", UUIDOID, NOT_NULL}, \
+	[ENTRY_VALUE_TYPE] = {"value_type", TEXTOID, NOT_NULL}, \
+	[ENTRY_CATEGORY] = {"category", TEXTOID, NULLABLE}, \
+	[ENTRY_DESCRIPTION] = {"description", TEXTOID, NULLABLE}, \
+	[ENTRY_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NOT_NULL}, \
+	[ENTRY_USER_FK] = {"user_fk", INT4OID, NULLABLE}, \
+	[ENTRY_VALUE_SIZE] = {"value_size", INT4OID, NULLABLE}, \
+	[ENTRY_VERSION] = {"version", INT8OID, NOT_NULL}, \
+	[ENTRY_CREATED_ON] = {"created_on", TIMESTAMPOID, NULLABLE}, \
+	[ENTRY_CHANGED_ON] = {"changed_on", TIMESTAMPOID, NULLABLE}
+
+/* Bits of a plan's shape: what the address asks for beside the extension. */
+#define SHAPE_USER 1			/* user_fk = $user_fk, else IS NULL */
+#define SHAPE_RESOURCE 2		/* the resource, else IS NULL */
+
+extern void CheckArguments(FunctionCallInfo fcinfo,
+						   const ArgumentInfo *arguments, int narguments);
+extern text *TextArgument(FunctionCallInfo fcinfo,
+						  const ArgumentInfo *arguments, int argno);
+extern void RequireArgument(FunctionCallInfo fcinfo,
+							const ArgumentInfo *arguments, int argno);
+extern void TextParam(StatementArgs *args, int param, FunctionCallInfo fcinfo,
+					  const ArgumentInfo *arguments, int argno);
+extern text *ResourceUuidArgument(FunctionCallInfo fcinfo,
+								  const ArgumentInfo *arguments, int argno);
+extern void AddressParams(StatementArgs *args, FunctionCallInfo fcinfo,
+						  const ArgumentInfo *arguments,
+						  const AddressArguments *address);
+extern bool CanonicalUuid(const char *text, int len, char *canonical);
+extern char *DescribeEntry(const Datum *address, const char *nulls);
+
+#endif							/* ENTRY_H */

@@ -1,0 +1,66 @@
+# A PostgreSQL built with assertions, from Debian's source package.
+
+# Unpacks the newest source that there is into a folder, by sources lists of
+# our own, which are the system's with source packages.  Not every mirror keeps
+# the sources of security updates.
+fetch_source() {
+    local file candidate apt=$state/apt
+    local options=(-o Dir::Etc::SourceList=/dev/null
+        -o Dir::Etc::SourceParts="$apt/sources" -o Dir::State::Lists="$apt/lists"
+        -o Dir::Cache="$apt/cache")
+    as_user rm -rf "$apt/sources" "$1"
+    as_user mkdir -p "$apt/sources" "$apt/lists/partial" \
+        "$apt/cache/archives/partial" "$1"
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
+        [[ -f $file ]] || continue
+        sed -E 's/^deb(\s)/deb-src\1/; s/^Types:.*/Types: deb-src/' "$file" |
+            as_user tee "$apt/sources/${file##*/}" >/dev/null
+    done
+    as_user apt-get "${options[@]}" -qq update
+    for candidate in $(as_user apt-cache "${options[@]}" showsrc \
+        "postgresql-$PG_MAJOR" | sed -n 's/^Version: //p' | sort -rV); do
+        as_user sh -c 'cd "$0" && exec "$@"' "$1" apt-get "${options[@]}" -qq \
+            source "postgresql-$PG_MAJOR=$candidate" && return
+    done
+    die "no source of PostgreSQL $PG_MAJOR"
+}
+
+# Builds it where that is not done, and chooses it.
+build_postgres() {
+    local folder=$state/cassert-$PG_MAJOR source
+    if ! as_user test -e "$folder/ready"; then
+        echo "dev: building PostgreSQL $PG_MAJOR with assertions"
+        need dpkg-dev gcc make bison flex pkg-config libipc-run-perl libssl-dev \
+            zlib1g-dev liblz4-dev
+        fetch_source "$folder"
+        source=$(as_user find "$folder" -mindepth 1 -maxdepth 1 -type d)
+        as_user sh -c 'cd "$1" && exec >"$0/build.log" 2>&1 &&
+            ./configure --prefix="$0/install" --enable-cassert --enable-debug \
+                --enable-tap-tests --with-openssl --with-lz4 --without-icu \
+                --without-readline &&
+            make -j 2 && make install && make -C contrib/pgcrypto install' \
+            "$folder" "$source" || die "see $folder/build.log"
+        as_user rm -rf "$source"
+        as_user touch "$folder/ready"
+    fi
+    PG_CONFIG=$folder/install/bin/pg_config
+}
+
+## cassert         regress, isolation and tap on a PostgreSQL that is built with
+##                 assertions, then regress with debug_discard_caches = 1
+cmd_cassert() {
+    local failed_before
+    [[ -z ${PG_CONFIG:-} ]] || die "./dev cassert builds PostgreSQL: set PG_MAJOR"
+    need_test
+    find_state
+    build_postgres
+    variant=-cassert
+    build_with_assertions
+    run_tests regress isolation tap
+    failed_before=$failed
+    server_settings="debug_discard_caches = 1"
+    build_with_assertions
+    echo "=== with $server_settings"
+    run_tests regress
+    [[ $((failed_before + failed)) == 0 ]]
+}
