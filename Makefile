@@ -1,6 +1,8 @@
 # extension_storage: build, install and test with PGXS.
 #
 #   make && make install      build and install into the server of PG_CONFIG
+#   make install prefix=DIR   install into DIR/share/extension and DIR/lib, as an
+#                             image volume has them
 #   make installcheck         all tests that need a server, on temporary ones
 #   make check-unit           the codec's test, which needs none
 #   make dist                 an archive of the last commit
@@ -24,7 +26,9 @@ OBJS = \
 	src/keyring.o \
 	src/lifecycle.o \
 	src/mime.o \
+	src/movein.o \
 	src/quota.o \
+	src/read.o \
 	src/rotation.o \
 	src/secrets.o \
 	src/statement.o \
@@ -32,6 +36,7 @@ OBJS = \
 	src/token.o
 # -isystem: warnings are about our code, not the server's headers
 PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server)
+PG_CPPFLAGS += -DEXTENSION_VERSION='"$(EXTVERSION)"'
 SHLIB_LINK = -luuid
 
 # One topic a file; install goes first, it makes what the others use.
@@ -55,9 +60,17 @@ PG_CONFIG = pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
+ifeq ($(origin prefix),command line)
+datadir = $(prefix)/share
+pkglibdir = $(prefix)/lib
+endif
+
 headers = $(wildcard $(srcdir)/src/*.h)
 
-$(OBJS) $(OBJS:.o=.bc): $(headers)
+$(OBJS) $(OBJS:.o=.bc): $(headers) | $(CURDIR)/src
+$(CURDIR)/src:
+	$(MKDIR_P) $@
+src/extension_storage.o src/extension_storage.bc: $(EXTENSION).control
 
 $(UNIT_TEST): $(UNIT_TEST).c test/unit/ciphers.c src/fernet.c src/keylist.c \
 		src/mime.c test/unit/ciphers.h $(headers)

@@ -133,6 +133,120 @@ COMMENT ON FUNCTION @extschema@.ext_storage_configured_keys() IS
 
 -- Lists with values, several keys at once, rename, moving in: section "batches".
 
+-- For lists with the newest change first.  Without resource_type, as the index
+-- by category; an entry without a time comes last.
+CREATE INDEX ix_extension_storage_changed ON @extschema@.extension_storage
+    (extension_id, user_fk, resource_uuid,
+     (COALESCE(changed_on, '-infinity'::pg_catalog.timestamp)), key);
+
+CREATE FUNCTION @extschema@.ext_storage_list_newest(extension_id text,
+    user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
+    resource_uuid text DEFAULT NULL, category text DEFAULT NULL,
+    page integer DEFAULT 0, page_size integer DEFAULT 25,
+    key_prefix text DEFAULT NULL,
+    after_changed_on timestamp without time zone DEFAULT NULL,
+    after_key text DEFAULT NULL)
+RETURNS SETOF @extschema@.ext_storage_entry
+AS 'MODULE_PATHNAME', 'ext_storage_list_newest'
+LANGUAGE C STABLE PARALLEL RESTRICTED COST 1000 ROWS 25;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_list_newest(text, integer, text, text, text,
+    integer, integer, text, timestamp without time zone, text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_list_newest(text, integer, text, text, text,
+    integer, integer, text, timestamp without time zone, text) IS
+    'One page of the entries of a scope, the newest change first, without their values';
+
+CREATE FUNCTION @extschema@.ext_storage_list_values(extension_id text,
+    user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
+    resource_uuid text DEFAULT NULL, category text DEFAULT NULL,
+    key_prefix text DEFAULT NULL, after_key text DEFAULT NULL,
+    page_size integer DEFAULT 25, max_bytes integer DEFAULT 1048576,
+    newest_first boolean DEFAULT false,
+    after_changed_on timestamp without time zone DEFAULT NULL,
+    page integer DEFAULT 0)
+RETURNS TABLE (key text, uuid uuid, value_type text, category text,
+    description text, is_encrypted boolean, user_fk integer,
+    value_size integer, version bigint, created_on timestamp without time zone,
+    changed_on timestamp without time zone, value bytea, problem text)
+AS 'MODULE_PATHNAME', 'ext_storage_list_values'
+LANGUAGE C STABLE PARALLEL RESTRICTED COST 2000 ROWS 25;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_list_values(text, integer, text, text, text,
+    text, text, integer, integer, boolean, timestamp without time zone, integer) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_list_values(text, integer, text, text, text,
+    text, text, integer, integer, boolean, timestamp without time zone, integer) IS
+    'One page of the entries of a scope with their values, no more than max_bytes of them but at least one';
+
+CREATE FUNCTION @extschema@.ext_storage_get_many(extension_id text, keys text[],
+    user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
+    resource_uuid text DEFAULT NULL)
+RETURNS TABLE (key text, uuid uuid, value_type text, category text,
+    description text, is_encrypted boolean, user_fk integer,
+    value_size integer, version bigint, created_on timestamp without time zone,
+    changed_on timestamp without time zone, value bytea, problem text)
+AS 'MODULE_PATHNAME', 'ext_storage_get_many'
+LANGUAGE C STABLE PARALLEL RESTRICTED COST 2000 ROWS 10;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_get_many(text, text[], integer, text, text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_get_many(text, text[], integer, text, text) IS
+    'The entries of several keys that there are, with their values, in the order of the keys';
+
+CREATE FUNCTION @extschema@.ext_storage_set_many(extension_id text, keys text[], new_values bytea[],
+    value_types text[] DEFAULT NULL,
+    user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
+    resource_uuid text DEFAULT NULL, categories text[] DEFAULT NULL,
+    descriptions text[] DEFAULT NULL, is_encrypted boolean[] DEFAULT NULL,
+    actor_fk integer DEFAULT NULL, if_versions bigint[] DEFAULT NULL)
+RETURNS SETOF @extschema@.ext_storage_entry
+AS 'MODULE_PATHNAME', 'ext_storage_set_many'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 2000 ROWS 10;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_set_many(text, text[], bytea[], text[], integer, text, text,
+    text[], text[], boolean[], integer, bigint[]) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_set_many(text, text[], bytea[], text[], integer, text, text,
+    text[], text[], boolean[], integer, bigint[]) IS
+    'Makes or replaces several entries of a scope, all or none';
+
+CREATE FUNCTION @extschema@.ext_storage_delete_many(extension_id text, keys text[],
+    user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
+    resource_uuid text DEFAULT NULL, if_versions bigint[] DEFAULT NULL)
+RETURNS TABLE (key text, deleted boolean)
+AS 'MODULE_PATHNAME', 'ext_storage_delete_many'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 2000 ROWS 10;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_delete_many(text, text[], integer, text, text, bigint[]) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_delete_many(text, text[], integer, text, text, bigint[]) IS
+    'Deletes several entries of a scope, all or none; says which there were';
+
+CREATE FUNCTION @extschema@.ext_storage_delete_prefix(extension_id text, key_prefix text,
+    user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
+    resource_uuid text DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'ext_storage_delete_prefix'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_delete_prefix(text, text, integer, text, text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_delete_prefix(text, text, integer, text, text) IS
+    'Deletes the entries of a scope whose keys start with a prefix; returns how many';
+
+CREATE FUNCTION @extschema@.ext_storage_rename(extension_id text, key text, new_key text,
+    user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
+    resource_uuid text DEFAULT NULL, if_version bigint DEFAULT NULL,
+    actor_fk integer DEFAULT NULL)
+RETURNS @extschema@.ext_storage_entry
+AS 'MODULE_PATHNAME', 'ext_storage_rename'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_rename(text, text, text, integer, text, text, bigint, integer) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_rename(text, text, text, integer, text, text, bigint, integer) IS
+    'Gives an entry another key in its scope; NULL if there is no such entry';
+
+CREATE PROCEDURE @extschema@.ext_storage_move_in(source regclass,
+    batch_size integer DEFAULT 500, dry_run boolean DEFAULT false,
+    INOUT scanned bigint DEFAULT NULL, INOUT moved bigint DEFAULT NULL,
+    INOUT present bigint DEFAULT NULL, INOUT duplicates bigint DEFAULT NULL,
+    INOUT unreadable bigint DEFAULT NULL, INOUT failed bigint DEFAULT NULL)
+AS 'MODULE_PATHNAME', 'ext_storage_move_in'
+LANGUAGE C;
+REVOKE ALL ON PROCEDURE @extschema@.ext_storage_move_in(regclass, integer, boolean, bigint, bigint,
+    bigint, bigint, bigint, bigint) FROM PUBLIC;
+COMMENT ON PROCEDURE @extschema@.ext_storage_move_in(regclass, integer, boolean, bigint, bigint,
+    bigint, bigint, bigint, bigint) IS
+    'Takes over a table of Superset''s first implementation, in batches that it commits';
+
 -- Rights of the holder: section "rights", always last.
 
 -- The holder of the extension has on what is new what it has on the rest.

@@ -17,6 +17,8 @@ CREATE TEMP TABLE good (functions text, argument text, value text);
 INSERT INTO good VALUES
     ('^ext_', 'extension_id', $$'acme.a'$$), ('^ext_', 'key', $$'k'$$),
     ('_set', 'value', $$'{}'$$),
+    ('_many', 'keys', $$ARRAY['k']$$), ('_set_many', 'new_values', $$ARRAY['{}']::bytea[]$$),
+    ('_delete_prefix', 'key_prefix', $$'no such'$$), ('_rename', 'new_key', $$'new'$$),
     ('_purge_resource', 'resource_type', $$'chart'$$), ('_purge_resource', 'resource_uuid', $$'x'$$),
     ('_attach_', 'resource_type', $$'chart'$$), ('_attach_', 'resources', $$'resource'$$),
     ('_grant', 'role', $$'pg_monitor'$$), ('_grant', 'level', $$'read'$$),

@@ -20,6 +20,13 @@ INSERT INTO hostile_calls (call) VALUES
     ($$SELECT ext_storage_delete('acme.h', 'k')$$),
     ($$SELECT ext_storage_delete('acme.h', 'k', if_version => 1)$$),
     ($$SELECT * FROM ext_storage_list('acme.h')$$),
+    ($$SELECT * FROM ext_storage_list_newest('acme.h')$$),
+    ($$SELECT * FROM ext_storage_list_values('acme.h')$$),
+    ($$SELECT * FROM ext_storage_get_many('acme.h', ARRAY['s', 'k'])$$),
+    ($$SELECT * FROM ext_storage_set_many('acme.h', ARRAY['s', 'k'], ARRAY['1', '2']::bytea[])$$),
+    ($$SELECT ext_storage_rename('acme.h', 's', 't')$$),
+    ($$SELECT * FROM ext_storage_delete_many('acme.h', ARRAY['k'])$$),
+    ($$SELECT ext_storage_delete_prefix('acme.h', 'k')$$),
     ($$SELECT ext_storage_count('acme.h')$$),
     ($$CALL ext_storage_rotate_keys()$$),
     ($$SELECT * FROM ext_storage_key_status()$$),
@@ -47,7 +54,7 @@ BEGIN
 END $$;
 CREATE FUNCTION pg_temp.said_of_type(column_name text, type text)
 RETURNS SETOF text LANGUAGE sql AS $$
-    SELECT pg_temp.said_after(format('DELETE FROM extension_storage WHERE key = ''s'';'
+    SELECT pg_temp.said_after(format('DELETE FROM extension_storage WHERE key = ''s''; DROP INDEX ix_extension_storage_changed;'
         ' ALTER TABLE extension_storage ALTER %1$I DROP NOT NULL, ALTER %1$I DROP DEFAULT,'
         ' ALTER %1$I TYPE %2$s USING NULL::%2$s', column_name, type))
 $$;

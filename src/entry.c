@@ -11,14 +11,37 @@
 #include <uuid/uuid.h>
 
 #include "entry.h"
+#include "errors.h"
 #include "funcapi.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
 #endif
+
+const AddressArguments entry_address = {
+	{
+		[PARAM_EXTENSION_ID] = ADDRESS_ARG_EXTENSION_ID,
+		[PARAM_KEY] = ADDRESS_ARG_KEY,
+		[PARAM_USER_FK] = ADDRESS_ARG_USER_FK,
+		[PARAM_RESOURCE_TYPE] = ADDRESS_ARG_RESOURCE_TYPE,
+		[PARAM_RESOURCE_UUID] = ADDRESS_ARG_RESOURCE_UUID
+	}
+};
+
+const AddressArguments scope_address = {
+	{
+		[PARAM_EXTENSION_ID] = SCOPE_ARG_EXTENSION_ID,
+		[PARAM_KEY] = -1,
+		[PARAM_USER_FK] = SCOPE_ARG_USER_FK,
+		[PARAM_RESOURCE_TYPE] = SCOPE_ARG_RESOURCE_TYPE,
+		[PARAM_RESOURCE_UUID] = SCOPE_ARG_RESOURCE_UUID
+	}
+};
 
 /*
  * CheckArguments
@@ -61,41 +84,55 @@ RequireArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 }
 
 /*
+ * CheckText
+ *		Raises an error if a text is required and null or empty, or longer than
+ *		max_chars.
+ */
+void
+CheckText(const text *value, const char *name, int max_chars, bool required)
+{
+	int			len;
+
+	if (value == NULL)
+	{
+		if (required)
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("%s must not be null", name)));
+		return;
+	}
+	len = VARSIZE_ANY_EXHDR(value);
+	if (required && len == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be empty", name)));
+	if (len > max_chars)
+	{
+		int			chars = pg_mbstrlen_with_len(VARDATA_ANY(value), len);
+
+		if (chars > max_chars)
+			ereport(ERROR,
+					(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+					 errmsg("%s is too long", name),
+					 errdetail("It has %d characters, %d are allowed.",
+							   chars, max_chars)));
+	}
+}
+
+/*
  * TextArgument
  *		Returns a text argument of the call, or NULL if it is null.
  *
- * Raises an error if it is required and null or empty, or longer than its
- * column.
+ * Raises an error as CheckText does.
  */
 text *
 TextArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno)
 {
 	const ArgumentInfo *info = &arguments[argno];
-	text	   *arg;
-	int			len;
+	text	   *arg = PG_ARGISNULL(argno) ? NULL : PG_GETARG_TEXT_PP(argno);
 
 	Assert(info->max_chars > 0);
-	if (info->required)
-		RequireArgument(fcinfo, arguments, argno);
-	if (PG_ARGISNULL(argno))
-		return NULL;
-	arg = PG_GETARG_TEXT_PP(argno);
-	len = VARSIZE_ANY_EXHDR(arg);
-	if (info->required && len == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be empty", info->name)));
-	if (len > info->max_chars)
-	{
-		int			chars = pg_mbstrlen_with_len(VARDATA_ANY(arg), len);
-
-		if (chars > info->max_chars)
-			ereport(ERROR,
-					(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
-					 errmsg("%s is too long", info->name),
-					 errdetail("It has %d characters, %d are allowed.",
-							   chars, info->max_chars)));
-	}
+	CheckText(arg, info->name, info->max_chars, info->required);
 	return arg;
 }
 
@@ -217,6 +254,159 @@ AddressParams(StatementArgs *args, FunctionCallInfo fcinfo,
 }
 
 /*
+ * PrefixLast
+ *		Returns a text that is above all keys that start with a prefix.
+ *
+ * Keys are compared byte by byte.  No key is longer than MAX_KEY_CHARS, so the
+ * prefix followed by that many of the highest bytes will do.
+ */
+Datum
+PrefixLast(text *prefix)
+{
+	int			len = VARSIZE_ANY_EXHDR(prefix);
+	int			fill = MAX_KEY_CHARS * MAX_MULTIBYTE_CHAR_LEN;
+	text	   *last = palloc(VARHDRSZ + len + fill);
+
+	SET_VARSIZE(last, VARHDRSZ + len + fill);
+	memcpy(VARDATA(last), VARDATA_ANY(prefix), len);
+	memset(VARDATA(last) + len, 0xFF, fill);
+	return PointerGetDatum(last);
+}
+
+/*
+ * ArrayArgument
+ *		Takes an array argument of the call apart; returns how many elements it
+ *		has, or -1 if it is null.
+ */
+int
+ArrayArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno,
+			  Oid type, Datum **elements, bool **nulls)
+{
+	ArrayType  *array;
+	int			nelements;
+	int16		len;
+	bool		byval;
+	char		align;
+
+	if (PG_ARGISNULL(argno))
+		return -1;
+	array = PG_GETARG_ARRAYTYPE_P(argno);
+	if (ARR_NDIM(array) > 1 || ARR_ELEMTYPE(array) != type)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be an array of one dimension",
+						arguments[argno].name)));
+	get_typlenbyvalalign(type, &len, &byval, &align);
+	deconstruct_array(array, type, len, byval, align, elements, nulls,
+					  &nelements);
+	return nelements;
+}
+
+/*
+ * KeysArgument
+ *		Takes an argument that is an array of keys apart; returns how many they
+ *		are.
+ *
+ * Raises an error if there is none or more than MAX_KEYS, or one that is null,
+ * empty or too long.
+ */
+int
+KeysArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno,
+			 Datum **keys)
+{
+	bool	   *nulls;
+	int			nkeys;
+
+	RequireArgument(fcinfo, arguments, argno);
+	nkeys = ArrayArgument(fcinfo, arguments, argno, TEXTOID, keys, &nulls);
+	if (nkeys < 1 || nkeys > MAX_KEYS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must have between 1 and %d elements",
+						arguments[argno].name, MAX_KEYS),
+				 errdetail("It has %d.", nkeys)));
+	for (int i = 0; i < nkeys; i++)
+		CheckText(nulls[i] ? NULL : DatumGetTextPP((*keys)[i]),
+				  psprintf("%s[%d]", arguments[argno].name, i + 1),
+				  MAX_KEY_CHARS, true);
+	return nkeys;
+}
+
+/*
+ * ExpandScope
+ *		Appends what @scope@ stands for, the condition on the scope, or @order@,
+ *		the columns of the index that serves a list of it; false for any other
+ *		placeholder.
+ */
+bool
+ExpandScope(StringInfo sql, const char *placeholder, int shape)
+{
+	if (strcmp(placeholder, "order") == 0)
+	{
+		appendStringInfoString(sql, (shape & SHAPE_CATEGORY) ?
+							   "e.extension_id, e.user_fk, e.resource_uuid,"
+							   " e.category, e.key" :
+							   "e.extension_id, e.user_fk, e.resource_type,"
+							   " e.resource_uuid, e.key");
+		return true;
+	}
+	if (strcmp(placeholder, "scope") != 0)
+		return false;
+
+	appendStringInfoString(sql, "e.extension_id" SQL_EQ "$extension_id");
+	appendStringInfoString(sql, (shape & SHAPE_USER) ?
+						   " AND e.user_fk" SQL_EQ "$user_fk" :
+						   " AND e.user_fk IS NULL");
+	if (shape & SHAPE_RESOURCE)
+		appendStringInfoString(sql,
+							   " AND e.resource_type" SQL_EQ "$resource_type"
+							   " AND e.resource_uuid" SQL_EQ "$resource_uuid");
+	else
+		appendStringInfoString(sql, " AND e.resource_uuid IS NULL");
+
+	/* the index by category has no type, which is null with the uuid */
+	if ((shape & (SHAPE_RESOURCE | SHAPE_CATEGORY)) == 0)
+		appendStringInfoString(sql, " AND e.resource_type IS NULL");
+	if (shape & SHAPE_CATEGORY)
+		appendStringInfoString(sql, " AND e.category" SQL_EQ "$category");
+	if (shape & SHAPE_PREFIX)
+		appendStringInfoString(sql, " AND e.key" SQL_GE "$prefix_first"
+							   " AND e.key" SQL_LE "$prefix_last");
+	return true;
+}
+
+/*
+ * ConvertJson
+ *		Converts a value from the database encoding to UTF-8 or back, with an
+ *		error that does not quote bytes of it.
+ */
+char *
+ConvertJson(char *text, size_t len, bool to_server)
+{
+	MemoryContext context = CurrentMemoryContext;
+	char	   *volatile converted = NULL;
+
+	PG_TRY();
+	{
+		converted = to_server ?
+			pg_any_to_server(text, (int) len, PG_UTF8) :
+			pg_server_to_any(text, (int) len, PG_UTF8);
+	}
+	PG_CATCH();
+	{
+		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
+				 errmsg("value cannot be converted between UTF-8 and the database encoding")));
+	}
+	PG_END_TRY();
+	return converted;
+}
+
+/*
  * DescribeEntry
  *		Says in palloc'd memory which entry a message is about.
  *
@@ -244,4 +434,21 @@ DescribeEntry(const Datum *address, const char *nulls)
 						 DatumGetInt32(address[PARAM_USER_FK]));
 	appendStringInfoChar(&buf, ')');
 	return buf.data;
+}
+
+/*
+ * RequireKey
+ *		Raises an error unless there is a key; needed says what the value needs
+ *		one for.
+ */
+void
+RequireKey(const StatementArgs *args, bool there_is, const char *needed)
+{
+	if (!there_is)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_NO_KEY),
+				 errmsg("no encryption key is configured"),
+				 errdetail("The value of %s %s encrypted.",
+						   DescribeEntry(args->values, args->nulls), needed),
+				 errhint("Set extension_storage.encryption_keys_file.")));
 }

@@ -59,6 +59,42 @@ typedef enum AddressParam
 	[PARAM_RESOURCE_TYPE] = {"resource_type", TEXTOID, NULLABLE}, \
 	[PARAM_RESOURCE_UUID] = {"resource_uuid", TEXTOID, NULLABLE}
 
+/*
+ * The same as the first arguments of a function: those of an entry, and those
+ * of a scope.
+ */
+enum
+{
+	ADDRESS_ARG_EXTENSION_ID,
+	ADDRESS_ARG_KEY,
+	ADDRESS_ARG_USER_FK,
+	ADDRESS_ARG_RESOURCE_TYPE,
+	ADDRESS_ARG_RESOURCE_UUID,
+	NUM_ADDRESS_ARGS
+};
+
+enum
+{
+	SCOPE_ARG_EXTENSION_ID,
+	SCOPE_ARG_USER_FK,
+	SCOPE_ARG_RESOURCE_TYPE,
+	SCOPE_ARG_RESOURCE_UUID,
+	NUM_SCOPE_ARGS
+};
+
+#define ADDRESS_ARGUMENTS \
+	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true}, \
+	[ADDRESS_ARG_KEY] = {"key", MAX_KEY_CHARS, true}, \
+	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false}, \
+	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true}, \
+	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
+
+#define SCOPE_ARGUMENTS \
+	[SCOPE_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true}, \
+	[SCOPE_ARG_USER_FK] = {"user_fk", 0, false}, \
+	[SCOPE_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true}, \
+	[SCOPE_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
+
 /* Where a function has the arguments that address an entry. */
 typedef struct AddressArguments
 {
@@ -95,12 +131,28 @@ typedef enum EntryColumn
 	[ENTRY_CREATED_ON] = {"created_on", TIMESTAMPOID, NULLABLE}, \
 	[ENTRY_CHANGED_ON] = {"changed_on", TIMESTAMPOID, NULLABLE}
 
-/* Bits of a plan's shape: what the address asks for beside the extension. */
+extern const AddressArguments entry_address;
+extern const AddressArguments scope_address;
+
+/*
+ * Bits of a plan's shape: what the condition on the scope asks for beside the
+ * extension.
+ */
 #define SHAPE_USER 1			/* user_fk = $user_fk, else IS NULL */
 #define SHAPE_RESOURCE 2		/* the resource, else IS NULL */
+#define SHAPE_CATEGORY 4		/* category = $category */
+#define SHAPE_PREFIX 8			/* $prefix_first <= key <= $prefix_last */
+
+/* For @scope@ and @order@, see ExpandScope. */
+#define THE_ENTRY " WHERE @scope@ AND e.key" SQL_EQ "$key"
+
+/* Of an array of keys: what one call may name. */
+#define MAX_KEYS 1000
 
 extern void CheckArguments(FunctionCallInfo fcinfo,
 						   const ArgumentInfo *arguments, int narguments);
+extern void CheckText(const text *value, const char *name, int max_chars,
+					  bool required);
 extern text *TextArgument(FunctionCallInfo fcinfo,
 						  const ArgumentInfo *arguments, int argno);
 extern void RequireArgument(FunctionCallInfo fcinfo,
@@ -112,7 +164,18 @@ extern text *ResourceUuidArgument(FunctionCallInfo fcinfo,
 extern void AddressParams(StatementArgs *args, FunctionCallInfo fcinfo,
 						  const ArgumentInfo *arguments,
 						  const AddressArguments *address);
+extern bool ExpandScope(StringInfo sql, const char *placeholder, int shape);
+extern Datum PrefixLast(text *prefix);
+extern int	ArrayArgument(FunctionCallInfo fcinfo,
+						  const ArgumentInfo *arguments, int argno, Oid type,
+						  Datum **elements, bool **nulls);
+extern int	KeysArgument(FunctionCallInfo fcinfo,
+						 const ArgumentInfo *arguments, int argno,
+						 Datum **keys);
+extern char *ConvertJson(char *text, size_t len, bool to_server);
 extern bool CanonicalUuid(const char *text, int len, char *canonical);
 extern char *DescribeEntry(const Datum *address, const char *nulls);
+extern void RequireKey(const StatementArgs *args, bool there_is,
+					   const char *needed);
 
 #endif							/* ENTRY_H */

@@ -15,9 +15,9 @@
 
 /*
  * By default the server logs the text of a statement that fails, into which a
- * client may have written a value or a key, and the detail of a violated
- * constraint shows the row.  Between these two calls no error, whoever raises
- * it, does either.
+ * client may have written a value or a key; the context may quote that
+ * statement or its parameters, and the detail of a violated constraint shows
+ * the row.  Between these two calls no error, whoever raises it, does that.
  *
  * An error that leaves the block needs no end: whoever catches it restores the
  * stack, as PG_TRY does.
@@ -26,6 +26,7 @@ static inline void
 hide_statement(void *arg pg_attribute_unused())
 {
 	errhidestmt(true);
+	errhidecontext(true);
 	if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
 		errdetail("The row is not shown, because it holds a value.");
 	else if (geterrcode() == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)

@@ -17,7 +17,14 @@
 #include "utils/guc.h"
 #include "utils/guc_tables.h"
 
+#ifdef PG_MODULE_MAGIC_EXT
+PG_MODULE_MAGIC_EXT(
+					.name = "extension_storage",
+					.version = EXTENSION_VERSION
+);
+#else
 PG_MODULE_MAGIC;
+#endif
 
 #if PG_VERSION_NUM < 160000
 extern void _PG_init(void);		/* fmgr.h declares it from 16 on */

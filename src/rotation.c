@@ -1049,9 +1049,7 @@ ext_storage_verify(PG_FUNCTION_ARGS)
 			values[3] = row.address[PARAM_RESOURCE_TYPE];
 			values[4] = row.address[PARAM_RESOURCE_UUID];
 			values[5] = row.address[PARAM_KEY];
-			values[6] = CStringGetTextDatum(found == KEYRING_NO_TOKEN ?
-											"not a Fernet token" :
-											"damaged, or its key is not configured");
+			values[6] = CStringGetTextDatum(KeyringProblem(found));
 			nulls[2] = row.nulls[PARAM_USER_FK] == 'n';
 			nulls[3] = row.nulls[PARAM_RESOURCE_TYPE] == 'n';
 			nulls[4] = row.nulls[PARAM_RESOURCE_UUID] == 'n';

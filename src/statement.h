@@ -19,7 +19,7 @@
 
 #define STATEMENT_MAX_PARAMS 16
 #define STATEMENT_MAX_COLUMNS 16
-#define STATEMENT_MAX_SHAPES 16
+#define STATEMENT_MAX_SHAPES 32
 
 typedef struct StatementParam
 {

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * storage.c
- *	  Set, get, delete, list and count entries.
+ *	  Set, rename and delete entries.
  *
  * Values are encrypted before a row exists.  Every statement goes through SPI
  * with the caller's rights.
@@ -83,100 +83,6 @@ static const AddressArguments set_address = {
 	}
 };
 
-/* The arguments of get, get_json and get_entry, and of delete. */
-typedef enum KeyArgument
-{
-	KEY_ARG_EXTENSION_ID,
-	KEY_ARG_KEY,
-	KEY_ARG_USER_FK,
-	KEY_ARG_RESOURCE_TYPE,
-	KEY_ARG_RESOURCE_UUID,
-	NUM_GET_ARGS,
-	DELETE_ARG_IF_VERSION = NUM_GET_ARGS,
-	NUM_DELETE_ARGS
-} KeyArgument;
-
-static const ArgumentInfo key_arguments[] = {
-	[KEY_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
-	[KEY_ARG_KEY] = {"key", MAX_KEY_CHARS, true},
-	[KEY_ARG_USER_FK] = {"user_fk", 0, false},
-	[KEY_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
-	[KEY_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
-	[DELETE_ARG_IF_VERSION] = {"if_version", 0, false}
-};
-static const AddressArguments key_address = {
-	{
-		[PARAM_EXTENSION_ID] = KEY_ARG_EXTENSION_ID,
-		[PARAM_KEY] = KEY_ARG_KEY,
-		[PARAM_USER_FK] = KEY_ARG_USER_FK,
-		[PARAM_RESOURCE_TYPE] = KEY_ARG_RESOURCE_TYPE,
-		[PARAM_RESOURCE_UUID] = KEY_ARG_RESOURCE_UUID
-	}
-};
-
-/* The arguments of list. */
-typedef enum ListArgument
-{
-	LIST_ARG_EXTENSION_ID,
-	LIST_ARG_USER_FK,
-	LIST_ARG_RESOURCE_TYPE,
-	LIST_ARG_RESOURCE_UUID,
-	LIST_ARG_CATEGORY,
-	LIST_ARG_PAGE,
-	LIST_ARG_PAGE_SIZE,
-	LIST_ARG_KEY_PREFIX,
-	LIST_ARG_AFTER_KEY,
-	NUM_LIST_ARGS
-} ListArgument;
-
-static const ArgumentInfo list_arguments[] = {
-	[LIST_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
-	[LIST_ARG_USER_FK] = {"user_fk", 0, false},
-	[LIST_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
-	[LIST_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
-	[LIST_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
-	[LIST_ARG_PAGE] = {"page", 0, false},
-	[LIST_ARG_PAGE_SIZE] = {"page_size", 0, false},
-	[LIST_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false},
-	[LIST_ARG_AFTER_KEY] = {"after_key", MAX_KEY_CHARS, false}
-};
-
-/* The arguments of count. */
-typedef enum CountArgument
-{
-	COUNT_ARG_EXTENSION_ID,
-	COUNT_ARG_USER_FK,
-	COUNT_ARG_RESOURCE_TYPE,
-	COUNT_ARG_RESOURCE_UUID,
-	COUNT_ARG_CATEGORY,
-	COUNT_ARG_KEY_PREFIX,
-	NUM_COUNT_ARGS
-} CountArgument;
-
-static const ArgumentInfo count_arguments[] = {
-	[COUNT_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
-	[COUNT_ARG_USER_FK] = {"user_fk", 0, false},
-	[COUNT_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
-	[COUNT_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
-	[COUNT_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
-	[COUNT_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false}
-};
-
-/* Where list and count have the scope. */
-static const AddressArguments scope_address = {
-	{
-		[PARAM_EXTENSION_ID] = LIST_ARG_EXTENSION_ID,
-		[PARAM_KEY] = -1,
-		[PARAM_USER_FK] = LIST_ARG_USER_FK,
-		[PARAM_RESOURCE_TYPE] = LIST_ARG_RESOURCE_TYPE,
-		[PARAM_RESOURCE_UUID] = LIST_ARG_RESOURCE_UUID
-	}
-};
-
-StaticAssertDecl(COUNT_ARG_RESOURCE_UUID == (int) LIST_ARG_RESOURCE_UUID &&
-				 COUNT_ARG_USER_FK == (int) LIST_ARG_USER_FK,
-				 "list and count have the scope at the same place");
-
 /* What set adds to the address. */
 enum
 {
@@ -212,68 +118,163 @@ static const StatementParam set_params[] = {
 StaticAssertDecl(NUM_SET_PARAMS <= STATEMENT_MAX_PARAMS,
 				 "set has too many parameters");
 
+/* The arguments of set_many. */
+enum
+{
+	SET_MANY_ARG_EXTENSION_ID,
+	SET_MANY_ARG_KEYS,
+	SET_MANY_ARG_VALUES,
+	SET_MANY_ARG_VALUE_TYPES,
+	SET_MANY_ARG_USER_FK,
+	SET_MANY_ARG_RESOURCE_TYPE,
+	SET_MANY_ARG_RESOURCE_UUID,
+	SET_MANY_ARG_CATEGORIES,
+	SET_MANY_ARG_DESCRIPTIONS,
+	SET_MANY_ARG_IS_ENCRYPTED,
+	SET_MANY_ARG_ACTOR_FK,
+	SET_MANY_ARG_IF_VERSIONS
+};
+
+static const ArgumentInfo set_many_arguments[] = {
+	[SET_MANY_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
+	[SET_MANY_ARG_KEYS] = {"keys", 0, true},
+	[SET_MANY_ARG_VALUES] = {"new_values", 0, true},
+	[SET_MANY_ARG_VALUE_TYPES] = {"value_types", 0, false},
+	[SET_MANY_ARG_USER_FK] = {"user_fk", 0, false},
+	[SET_MANY_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
+	[SET_MANY_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
+	[SET_MANY_ARG_CATEGORIES] = {"categories", 0, false},
+	[SET_MANY_ARG_DESCRIPTIONS] = {"descriptions", 0, false},
+	[SET_MANY_ARG_IS_ENCRYPTED] = {"is_encrypted", 0, false},
+	[SET_MANY_ARG_ACTOR_FK] = {"actor_fk", 0, false},
+	[SET_MANY_ARG_IF_VERSIONS] = {"if_versions", 0, false}
+};
+static const AddressArguments set_many_address = {
+	{
+		[PARAM_EXTENSION_ID] = SET_MANY_ARG_EXTENSION_ID,
+		[PARAM_KEY] = -1,
+		[PARAM_USER_FK] = SET_MANY_ARG_USER_FK,
+		[PARAM_RESOURCE_TYPE] = SET_MANY_ARG_RESOURCE_TYPE,
+		[PARAM_RESOURCE_UUID] = SET_MANY_ARG_RESOURCE_UUID
+	}
+};
+
+/* The arguments of rename. */
+enum
+{
+	RENAME_ARG_EXTENSION_ID,
+	RENAME_ARG_KEY,
+	RENAME_ARG_NEW_KEY,
+	RENAME_ARG_USER_FK,
+	RENAME_ARG_RESOURCE_TYPE,
+	RENAME_ARG_RESOURCE_UUID,
+	RENAME_ARG_IF_VERSION,
+	RENAME_ARG_ACTOR_FK
+};
+
+static const ArgumentInfo rename_arguments[] = {
+	[RENAME_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
+	[RENAME_ARG_KEY] = {"key", MAX_KEY_CHARS, true},
+	[RENAME_ARG_NEW_KEY] = {"new_key", MAX_KEY_CHARS, true},
+	[RENAME_ARG_USER_FK] = {"user_fk", 0, false},
+	[RENAME_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
+	[RENAME_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
+	[RENAME_ARG_IF_VERSION] = {"if_version", 0, false},
+	[RENAME_ARG_ACTOR_FK] = {"actor_fk", 0, false}
+};
+static const AddressArguments rename_address = {
+	{
+		[PARAM_EXTENSION_ID] = RENAME_ARG_EXTENSION_ID,
+		[PARAM_KEY] = RENAME_ARG_KEY,
+		[PARAM_USER_FK] = RENAME_ARG_USER_FK,
+		[PARAM_RESOURCE_TYPE] = RENAME_ARG_RESOURCE_TYPE,
+		[PARAM_RESOURCE_UUID] = RENAME_ARG_RESOURCE_UUID
+	}
+};
+
+/* What rename adds to the address. */
+enum
+{
+	RENAME_PARAM_NEW_KEY = NUM_ADDRESS_PARAMS,
+	RENAME_PARAM_EXPECTED_VERSION,
+	RENAME_PARAM_NOW,
+	RENAME_PARAM_ACTOR_FK
+};
+
+static const StatementParam rename_params[] = {
+	ADDRESS_PARAMS,
+	[RENAME_PARAM_NEW_KEY] = {"new_key", TEXTOID},
+	[RENAME_PARAM_EXPECTED_VERSION] = {"expected_version", INT8OID},
+	[RENAME_PARAM_NOW] = {"now", TIMESTAMPOID},
+	[RENAME_PARAM_ACTOR_FK] = {"actor_fk", INT4OID}
+};
+
+/* The arguments of delete. */
+enum
+{
+	DELETE_ARG_IF_VERSION = NUM_ADDRESS_ARGS,
+	NUM_DELETE_ARGS
+};
+
+static const ArgumentInfo delete_arguments[] = {
+	ADDRESS_ARGUMENTS,
+	[DELETE_ARG_IF_VERSION] = {"if_version", 0, false}
+};
+
+/* The arguments of delete_many: those of delete, with arrays. */
+static const ArgumentInfo delete_many_arguments[] = {
+	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
+	[ADDRESS_ARG_KEY] = {"keys", 0, true},
+	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false},
+	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
+	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
+	[DELETE_ARG_IF_VERSION] = {"if_versions", 0, false}
+};
+
+/* The arguments of delete_prefix, which has the prefix where delete has key. */
+static const ArgumentInfo delete_prefix_arguments[] = {
+	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
+	[ADDRESS_ARG_KEY] = {"key_prefix", MAX_KEY_CHARS, true},
+	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false},
+	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
+	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
+};
+
+/* Where these have the scope. */
+static const AddressArguments many_address = {
+	{
+		[PARAM_EXTENSION_ID] = ADDRESS_ARG_EXTENSION_ID,
+		[PARAM_KEY] = -1,
+		[PARAM_USER_FK] = ADDRESS_ARG_USER_FK,
+		[PARAM_RESOURCE_TYPE] = ADDRESS_ARG_RESOURCE_TYPE,
+		[PARAM_RESOURCE_UUID] = ADDRESS_ARG_RESOURCE_UUID
+	}
+};
+
 enum
 {
 	DELETE_PARAM_EXPECTED_VERSION = NUM_ADDRESS_PARAMS
 };
 
-static const StatementParam get_params[] = {ADDRESS_PARAMS};
+enum
+{
+	PREFIX_PARAM_FIRST = NUM_ADDRESS_PARAMS,
+	PREFIX_PARAM_LAST
+};
+
+static const StatementParam prefix_params[] = {
+	ADDRESS_PARAMS,
+	[PREFIX_PARAM_FIRST] = {"prefix_first", TEXTOID},
+	[PREFIX_PARAM_LAST] = {"prefix_last", TEXTOID}
+};
+
+static const StatementParam state_params[] = {ADDRESS_PARAMS};
 static const StatementParam delete_params[] = {
 	ADDRESS_PARAMS,
 	[DELETE_PARAM_EXPECTED_VERSION] = {"expected_version", INT8OID}
 };
 
-/* What list and count add to the extension and scope. */
-enum
-{
-	LIST_PARAM_CATEGORY = NUM_ADDRESS_PARAMS,
-	LIST_PARAM_PREFIX_FIRST,
-	LIST_PARAM_PREFIX_LAST,
-	LIST_PARAM_LIMIT,
-	LIST_PARAM_OFFSET
-};
-
-static const StatementParam list_params[] = {
-	ADDRESS_PARAMS,
-	[LIST_PARAM_CATEGORY] = {"category", TEXTOID},
-	[LIST_PARAM_PREFIX_FIRST] = {"prefix_first", TEXTOID},
-	[LIST_PARAM_PREFIX_LAST] = {"prefix_last", TEXTOID},
-	[LIST_PARAM_LIMIT] = {"limit", INT8OID},
-	[LIST_PARAM_OFFSET] = {"offset", INT8OID}
-};
-
-/* Further bits of a shape. */
-#define SHAPE_CATEGORY 4		/* category = $category */
-#define SHAPE_PREFIX 8			/* $prefix_first <= key <= $prefix_last */
-
-StaticAssertDecl((SHAPE_USER | SHAPE_RESOURCE | SHAPE_CATEGORY | SHAPE_PREFIX) <
-				 STATEMENT_MAX_SHAPES, "there are too many shapes");
-
-/* An entry and its value. */
-enum
-{
-	ENTRY_VALUE = NUM_ENTRY_COLUMNS,
-	NUM_VALUE_ENTRY_COLUMNS
-};
-
 static const StatementColumn entry_columns[] = {ENTRY_COLUMNS};
-static const StatementColumn value_entry_columns[] = {
-	ENTRY_COLUMNS,
-	[ENTRY_VALUE] = {"value", BYTEAOID, NOT_NULL}
-};
-
-enum
-{
-	VALUE_VALUE,
-	VALUE_IS_ENCRYPTED,
-	NUM_VALUE_COLUMNS
-};
-
-static const StatementColumn value_columns[] = {
-	[VALUE_VALUE] = {"value", BYTEAOID, NOT_NULL},
-	[VALUE_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NOT_NULL}
-};
-
 enum
 {
 	STATE_UUID,
@@ -288,32 +289,16 @@ static const StatementColumn state_columns[] = {
 	[STATE_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NOT_NULL}
 };
 
-static const StatementColumn count_columns[] = {{"count", INT8OID, NOT_NULL}};
-
-static bool expand_scope(StringInfo sql, const char *placeholder, int shape);
-
-#define THE_ENTRY " WHERE @scope@ AND e.key" SQL_EQ "$key"
-
 /* What the row that is to be replaced must look like. */
 #define AS_EXPECTED \
 	"($expected_encrypted IS NULL OR e.is_encrypted" SQL_EQ \
 	"$expected_encrypted)" \
 	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)"
 
-static Statement get_statement = {
-	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
-	STATEMENT_PARAMS(get_params), STATEMENT_COLUMNS(value_columns),
-	.expand = expand_scope, .by_index = true
-};
-static Statement get_entry_statement = {
-	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
-	STATEMENT_PARAMS(get_params), STATEMENT_COLUMNS(value_entry_columns),
-	.expand = expand_scope, .by_index = true
-};
 static Statement get_state_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
-	STATEMENT_PARAMS(get_params), STATEMENT_COLUMNS(state_columns),
-	.expand = expand_scope, .by_index = true
+	STATEMENT_PARAMS(state_params), STATEMENT_COLUMNS(state_columns),
+	.expand = ExpandScope, .by_index = true
 };
 static Statement insert_statement = {
 	.sql = "INSERT INTO " SQL_TABLE
@@ -337,37 +322,39 @@ static Statement update_statement = {
 	THE_ENTRY " AND " AS_EXPECTED
 	" RETURNING @columns@",
 	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
-	.expand = expand_scope, .by_index = true, .counted = true
+	.expand = ExpandScope, .by_index = true, .counted = true
 };
 static Statement delete_statement = {
 	.sql = "DELETE FROM " SQL_TABLE THE_ENTRY
 	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)",
 	STATEMENT_PARAMS(delete_params),
-	.expand = expand_scope, .by_index = true, .counted = true
+	.expand = ExpandScope, .by_index = true, .counted = true
 };
-static Statement list_statement = {
-	.sql = "SELECT @columns@ FROM " SQL_TABLE
-	" WHERE @scope@ AND e.key" SQL_GT "$key"
-	" ORDER BY @order@ LIMIT $limit OFFSET $offset",
-	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(entry_columns),
-	.expand = expand_scope, .by_index = true
+static Statement delete_prefix_statement = {
+	.sql = "DELETE FROM " SQL_TABLE " WHERE @scope@",
+	STATEMENT_PARAMS(prefix_params),
+	.expand = ExpandScope, .by_index = true, .counted = true
 };
-static Statement count_statement = {
-	.sql = "SELECT pg_catalog.count(*) FROM " SQL_TABLE " WHERE @scope@",
-	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(count_columns),
-	.expand = expand_scope, .by_index = true
+static Statement rename_statement = {
+	.sql = "UPDATE " SQL_TABLE
+	" SET key = $new_key, version = e.version" SQL_PLUS "1,"
+	" changed_on = $now, changed_by_fk = $actor_fk"
+	THE_ENTRY
+	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)"
+	" RETURNING @columns@",
+	STATEMENT_PARAMS(rename_params), STATEMENT_COLUMNS(entry_columns),
+	.expand = ExpandScope, .by_index = true, .counted = true
 };
 
 static int	max_value_size = MAX_VALUE_SIZE;
 
 PG_FUNCTION_INFO_V1(ext_storage_set);
 PG_FUNCTION_INFO_V1(ext_storage_set_json);
-PG_FUNCTION_INFO_V1(ext_storage_get);
-PG_FUNCTION_INFO_V1(ext_storage_get_json);
-PG_FUNCTION_INFO_V1(ext_storage_get_entry);
+PG_FUNCTION_INFO_V1(ext_storage_set_many);
+PG_FUNCTION_INFO_V1(ext_storage_rename);
 PG_FUNCTION_INFO_V1(ext_storage_delete);
-PG_FUNCTION_INFO_V1(ext_storage_list);
-PG_FUNCTION_INFO_V1(ext_storage_count);
+PG_FUNCTION_INFO_V1(ext_storage_delete_many);
+PG_FUNCTION_INFO_V1(ext_storage_delete_prefix);
 
 /*
  * StorageInit
@@ -386,44 +373,6 @@ StorageInit(void)
 							NULL, NULL, NULL);
 }
 
-/* Appends the condition on the scope, or the order in it by index. */
-static bool
-expand_scope(StringInfo sql, const char *placeholder, int shape)
-{
-	if (strcmp(placeholder, "order") == 0)
-	{
-		appendStringInfoString(sql, (shape & SHAPE_CATEGORY) ?
-							   "e.extension_id, e.user_fk, e.resource_uuid,"
-							   " e.category, e.key" :
-							   "e.extension_id, e.user_fk, e.resource_type,"
-							   " e.resource_uuid, e.key");
-		return true;
-	}
-	if (strcmp(placeholder, "scope") != 0)
-		return false;
-
-	appendStringInfoString(sql, "e.extension_id" SQL_EQ "$extension_id");
-	appendStringInfoString(sql, (shape & SHAPE_USER) ?
-						   " AND e.user_fk" SQL_EQ "$user_fk" :
-						   " AND e.user_fk IS NULL");
-	if (shape & SHAPE_RESOURCE)
-		appendStringInfoString(sql,
-							   " AND e.resource_type" SQL_EQ "$resource_type"
-							   " AND e.resource_uuid" SQL_EQ "$resource_uuid");
-	else
-		appendStringInfoString(sql, " AND e.resource_uuid IS NULL");
-
-	/* the index by category has no type, which is null with the uuid */
-	if ((shape & (SHAPE_RESOURCE | SHAPE_CATEGORY)) == 0)
-		appendStringInfoString(sql, " AND e.resource_type IS NULL");
-	if (shape & SHAPE_CATEGORY)
-		appendStringInfoString(sql, " AND e.category" SQL_EQ "$category");
-	if (shape & SHAPE_PREFIX)
-		appendStringInfoString(sql, " AND e.key" SQL_GE "$prefix_first"
-							   " AND e.key" SQL_LE "$prefix_last");
-	return true;
-}
-
 /* Takes if_version; null stands for any version. */
 static void
 version_param(StatementArgs *args, int param, FunctionCallInfo fcinfo,
@@ -438,38 +387,6 @@ version_param(StatementArgs *args, int param, FunctionCallInfo fcinfo,
 	StatementSet(args, param, PG_GETARG_DATUM(argno));
 }
 
-/* Raises an error unless there is a key; needed says what one is needed for. */
-static void
-require_key(const StatementArgs *args, bool there_is, const char *needed)
-{
-	if (!there_is)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NO_KEY),
-				 errmsg("no encryption key is configured"),
-				 errdetail("The value of %s %s encrypted.",
-						   DescribeEntry(args->values, args->nulls), needed),
-				 errhint("Set extension_storage.encryption_keys_file.")));
-}
-
-/* Decrypts a stored value, in memory of our own, in place. */
-static bytea *
-open_value(const StatementArgs *args, Datum value)
-{
-	bytea	   *token = DatumGetByteaP(value);
-	bytea	   *opened;
-
-	require_key(args, KeyringCount() > 0, "is");
-	opened = KeyringOpen(token);
-	if (opened == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_UNREADABLE),
-				 errmsg("value of %s cannot be decrypted",
-						DescribeEntry(args->values, args->nulls)),
-				 errdetail("None of the configured keys reads the stored token."),
-				 errhint("The token is damaged, or the key that made it is missing from the configured keys; ext_storage_verify() lists all such entries.")));
-	return opened;
-}
-
 /* Encrypts a value, perhaps toasted, into the current memory context. */
 static bytea *
 seal_value(const StatementArgs *args, Datum value)
@@ -477,7 +394,7 @@ seal_value(const StatementArgs *args, Datum value)
 	bytea	   *plain = DatumGetByteaPP(value);
 	bytea	   *sealed;
 
-	require_key(args, KeyringEncrypts(), "is to be");
+	RequireKey(args, KeyringEncrypts(), "is to be");
 	sealed = KeyringSeal(VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain),
 						 FernetNow());
 	if ((Pointer) plain != DatumGetPointer(value))
@@ -486,45 +403,6 @@ seal_value(const StatementArgs *args, Datum value)
 		pfree(plain);
 	}
 	return sealed;
-}
-
-/*
- * Fetches the value of the entry that the call is about, or NULL if there is
- * none.  A value that is not encrypted may be a pointer to its TOAST, as it is
- * in a plain SELECT.
- */
-static struct varlena *
-fetch_value(FunctionCallInfo fcinfo, const StatementArgs *args)
-{
-	Connection	connection;
-	Datum		row[NUM_VALUE_COLUMNS];
-	bool		nulls[NUM_VALUE_COLUMNS];
-	bool		found;
-
-	StatementConnect(&connection, fcinfo, false);
-	found = StatementFetch(&connection, &get_statement, args, true, row, nulls);
-	SPI_finish();
-	if (!found)
-		return NULL;
-	return DatumGetBool(row[VALUE_IS_ENCRYPTED]) ?
-		open_value(args, row[VALUE_VALUE]) :
-		(struct varlena *) DatumGetPointer(row[VALUE_VALUE]);
-}
-
-/* Takes value_type. */
-static void
-value_type_param(StatementArgs *args, FunctionCallInfo fcinfo)
-{
-	text	   *type;
-
-	TextParam(args, SET_PARAM_VALUE_TYPE, fcinfo, set_arguments,
-			  SET_ARG_VALUE_TYPE);
-	type = DatumGetTextPP(args->values[SET_PARAM_VALUE_TYPE]);
-	if (!MimeTypeIsValid(VARDATA_ANY(type), VARSIZE_ANY_EXHDR(type)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("value_type is not a MIME type"),
-				 errdetail("A MIME type is ASCII text of the form type/subtype, with or without parameters, for example text/plain; charset=utf-8.")));
 }
 
 /* What there is of an entry. */
@@ -680,11 +558,30 @@ insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
 	return inserted;
 }
 
+/* Raises an error if a value is too large to be stored. */
+static void
+check_size(const StatementArgs *args, Size size)
+{
+	if (size > (Size) max_value_size)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("value of %s is too large",
+						DescribeEntry(args->values, args->nulls)),
+				 errdetail("It has %zu bytes, extension_storage.max_value_size allows %d.",
+						   size, max_value_size)));
+}
+
+/* The version that an entry is expected to have, -1 for any. */
+static int64
+expected_version(const StatementArgs *args)
+{
+	return args->nulls[SET_PARAM_EXPECTED_VERSION] == 'n' ? -1 :
+		DatumGetInt64(args->values[SET_PARAM_EXPECTED_VERSION]);
+}
+
 /*
- * Stores a value: what set and set_json have in common.
- *
- * value is the plaintext as it is to be stored, perhaps still toasted, of size
- * bytes.
+ * Stores a value, which is the plaintext, perhaps still toasted; row gets the
+ * entry.  The other parameters are set, and QuotaPrepare has been called.
  *
  * An entry that is there is updated, and only where there is none a row is
  * inserted: an INSERT ... ON CONFLICT would use up an id for each overwrite.
@@ -693,49 +590,22 @@ insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
  * the first try replaces only an entry that is not encrypted; where there is
  * another one, the next try encrypts the value and replaces that.
  */
-static Datum
-store_value(FunctionCallInfo fcinfo, StatementArgs *args, Datum value,
-			Size size)
+static void
+store_value(Connection *connection, StatementArgs *args, Datum value,
+			Size size, Datum *row, bool *nulls)
 {
-	Connection	connection;
-	bool		keep_encryption = PG_ARGISNULL(SET_ARG_IS_ENCRYPTED);
-	bool		is_encrypted = !keep_encryption &&
-	PG_GETARG_BOOL(SET_ARG_IS_ENCRYPTED);
+	bool		keep_encryption = args->nulls[SET_PARAM_IS_ENCRYPTED] == 'n';
+	bool		is_encrypted =
+	DatumGetBool(args->values[SET_PARAM_IS_ENCRYPTED]);
 	bytea	   *sealed = NULL;
-	int64		expected;
+	int64		expected = expected_version(args);
 	EntryState	last = {0};
 	pg_uuid_t  *uuid = palloc(sizeof(pg_uuid_t));
-	Datum		row[NUM_ENTRY_COLUMNS];
-	bool		nulls[NUM_ENTRY_COLUMNS];
 
-	if (size > (Size) max_value_size)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("value of %s is too large",
-						DescribeEntry(args->values, args->nulls)),
-				 errdetail("It has %zu bytes, extension_storage.max_value_size allows %d.",
-						   size, max_value_size)));
-
-	value_type_param(args, fcinfo);
-	TextParam(args, SET_PARAM_CATEGORY, fcinfo, set_arguments,
-			  SET_ARG_CATEGORY);
-	TextParam(args, SET_PARAM_DESCRIPTION, fcinfo, set_arguments,
-			  SET_ARG_DESCRIPTION);
-	if (!PG_ARGISNULL(SET_ARG_ACTOR_FK))
-		StatementSet(args, SET_PARAM_ACTOR_FK,
-					 PG_GETARG_DATUM(SET_ARG_ACTOR_FK));
-	version_param(args, SET_PARAM_EXPECTED_VERSION, fcinfo,
-				  SET_ARG_IF_VERSION);
-	expected = args->nulls[SET_PARAM_EXPECTED_VERSION] == 'n' ? -1 :
-		DatumGetInt64(args->values[SET_PARAM_EXPECTED_VERSION]);
-
+	check_size(args, size);
 	uuid_generate_random(uuid->data);
 	StatementSet(args, SET_PARAM_UUID, UUIDPGetDatum(uuid));
-	StatementSet(args, SET_PARAM_NOW, TimestampGetDatum(GetCurrentTimestamp()));
 	StatementSet(args, SET_PARAM_VALUE_SIZE, Int32GetDatum((int32) size));
-
-	StatementConnect(&connection, fcinfo, false);
-	QuotaPrepare(&connection, args->values[PARAM_EXTENSION_ID]);
 	for (int ntries = 0;; ntries++)
 	{
 		EntryState	state;
@@ -751,14 +621,13 @@ store_value(FunctionCallInfo fcinfo, StatementArgs *args, Datum value,
 						 BoolGetDatum(is_encrypted));
 
 		if (expected != 0 &&
-			StatementFetch(&connection, &update_statement, args, false, row,
+			StatementFetch(connection, &update_statement, args, false, row,
 						   nulls))
 			break;
-		if (expected <= 0 &&
-			insert_entry(&connection, args, &state, row, nulls))
+		if (expected <= 0 && insert_entry(connection, args, &state, row, nulls))
 			break;
 		if (expected > 0)
-			state = get_state(&connection, args);
+			state = get_state(connection, args);
 
 		/* not as expected, or changed meanwhile: look, and try again */
 		if (expected == 0 ? state.exists :
@@ -770,7 +639,52 @@ store_value(FunctionCallInfo fcinfo, StatementArgs *args, Datum value,
 			report_not_written(args);
 		last = state;
 	}
+	pfree(uuid);
+	if (sealed != NULL)
+		pfree(sealed);
+}
 
+/* Takes value_type, which must be a MIME type. */
+static void
+value_type_param(StatementArgs *args, text *type, const char *name)
+{
+	CheckText(type, name, MAX_VALUE_TYPE_CHARS, true);
+	if (!MimeTypeIsValid(VARDATA_ANY(type), VARSIZE_ANY_EXHDR(type)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s is not a MIME type", name),
+				 errdetail("A MIME type is ASCII text of the form type/subtype, with or without parameters, for example text/plain; charset=utf-8.")));
+	StatementSet(args, SET_PARAM_VALUE_TYPE, PointerGetDatum(type));
+}
+
+/* Stores the value of a call of set or set_json; returns the entry. */
+static Datum
+store_one(FunctionCallInfo fcinfo, StatementArgs *args, Datum value, Size size)
+{
+	Connection	connection;
+	Datum		row[NUM_ENTRY_COLUMNS];
+	bool		nulls[NUM_ENTRY_COLUMNS];
+
+	check_size(args, size);
+	value_type_param(args, PG_ARGISNULL(SET_ARG_VALUE_TYPE) ? NULL :
+					 PG_GETARG_TEXT_PP(SET_ARG_VALUE_TYPE), "value_type");
+	TextParam(args, SET_PARAM_CATEGORY, fcinfo, set_arguments,
+			  SET_ARG_CATEGORY);
+	TextParam(args, SET_PARAM_DESCRIPTION, fcinfo, set_arguments,
+			  SET_ARG_DESCRIPTION);
+	if (!PG_ARGISNULL(SET_ARG_IS_ENCRYPTED))
+		StatementSet(args, SET_PARAM_IS_ENCRYPTED,
+					 PG_GETARG_DATUM(SET_ARG_IS_ENCRYPTED));
+	if (!PG_ARGISNULL(SET_ARG_ACTOR_FK))
+		StatementSet(args, SET_PARAM_ACTOR_FK,
+					 PG_GETARG_DATUM(SET_ARG_ACTOR_FK));
+	version_param(args, SET_PARAM_EXPECTED_VERSION, fcinfo,
+				  SET_ARG_IF_VERSION);
+	StatementSet(args, SET_PARAM_NOW, TimestampGetDatum(GetCurrentTimestamp()));
+
+	StatementConnect(&connection, fcinfo, false);
+	QuotaPrepare(&connection, args->values[PARAM_EXTENSION_ID]);
+	store_value(&connection, args, value, size, row, nulls);
 	SPI_finish();
 	return make_entry(fcinfo, row, nulls);
 }
@@ -783,36 +697,6 @@ set_params_of(StatementArgs *args, FunctionCallInfo fcinfo)
 	StatementArgsInit(args);
 	AddressParams(args, fcinfo, set_arguments, &set_address);
 	RequireArgument(fcinfo, set_arguments, SET_ARG_VALUE);
-}
-
-/*
- * Converts text from the database encoding to UTF-8 or back, with an error that
- * does not quote bytes of it.
- */
-static char *
-convert_json(char *text, size_t len, bool to_server)
-{
-	MemoryContext context = CurrentMemoryContext;
-	char	   *volatile converted = NULL;
-
-	PG_TRY();
-	{
-		converted = to_server ?
-			pg_any_to_server(text, (int) len, PG_UTF8) :
-			pg_server_to_any(text, (int) len, PG_UTF8);
-	}
-	PG_CATCH();
-	{
-		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
-			PG_RE_THROW();
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
-		ereport(ERROR,
-				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
-				 errmsg("value cannot be converted between UTF-8 and the database encoding")));
-	}
-	PG_END_TRY();
-	return converted;
 }
 
 /*
@@ -835,8 +719,8 @@ ext_storage_set(PG_FUNCTION_ARGS)
 	HideStatementBegin(&hidden);
 	set_params_of(&args, fcinfo);
 	value = PG_GETARG_DATUM(SET_ARG_VALUE);
-	result = store_value(fcinfo, &args, value,
-						 toast_raw_datum_size(value) - VARHDRSZ);
+	result = store_one(fcinfo, &args, value,
+					   toast_raw_datum_size(value) - VARHDRSZ);
 	HideStatementEnd(&hidden);
 	PG_RETURN_DATUM(result);
 }
@@ -859,117 +743,307 @@ ext_storage_set_json(PG_FUNCTION_ARGS)
 	set_params_of(&args, fcinfo);
 	json = PG_GETARG_JSONB_P(SET_ARG_VALUE);
 	text = JsonbToCString(NULL, &json->root, VARSIZE(json));
-	text = convert_json(text, strlen(text), false);
+	text = ConvertJson(text, strlen(text), false);
 	len = strlen(text);
-	result = store_value(fcinfo, &args,
-						 PointerGetDatum(cstring_to_text_with_len(text, len)),
-						 len);
+	result = store_one(fcinfo, &args,
+					   PointerGetDatum(cstring_to_text_with_len(text, len)),
+					   len);
 	HideStatementEnd(&hidden);
 	PG_RETURN_DATUM(result);
 }
 
-/* Starts a call of get, get_json, get_entry or delete. */
-static void
-key_params_of(StatementArgs *args, FunctionCallInfo fcinfo, int narguments)
-{
-	CheckArguments(fcinfo, key_arguments, narguments);
-	StatementArgsInit(args);
-	AddressParams(args, fcinfo, key_arguments, &key_address);
-}
-
 /*
- * ext_storage_get(extension_id text, key text, user_fk integer,
- *				   resource_type text, resource_uuid text) returns bytea
- *		The value of an entry, decrypted; NULL if there is no such entry.
+ * Deletes the entry that the parameters address; false if there is none.  The
+ * version of theirs that it must have is -1 for any.
  */
-Datum
-ext_storage_get(PG_FUNCTION_ARGS)
+static bool
+delete_entry(Connection *connection, const StatementArgs *args, int64 expected)
 {
-	StatementArgs args;
-	struct varlena *value;
+	EntryState	last = {0};
 
-	key_params_of(&args, fcinfo, NUM_GET_ARGS);
-	value = fetch_value(fcinfo, &args);
-	if (value == NULL)
-		PG_RETURN_NULL();
-	PG_RETURN_POINTER(value);
-}
-
-/*
- * ext_storage_get_json(extension_id text, key text, user_fk integer,
- *						resource_type text, resource_uuid text) returns jsonb
- *		The value of an entry as JSON; NULL if there is no such entry.
- */
-Datum
-ext_storage_get_json(PG_FUNCTION_ARGS)
-{
-	MemoryContext context = CurrentMemoryContext;
-	StatementArgs args;
-	struct varlena *value;
-	char	   *json;
-	volatile Datum result = (Datum) 0;
-
-	key_params_of(&args, fcinfo, NUM_GET_ARGS);
-	value = fetch_value(fcinfo, &args);
-	if (value == NULL)
-		PG_RETURN_NULL();
-	value = PG_DETOAST_DATUM_PACKED(PointerGetDatum(value));
-	json = pnstrdup(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
-
-	/* the parser's own messages would quote the value */
-	PG_TRY();
+	for (;;)
 	{
-		if (strlen(json) != VARSIZE_ANY_EXHDR(value))
-			ereport(ERROR, (errcode(ERRCODE_INVALID_JSON_TEXT),
-							errmsg("NUL byte")));
-		json = convert_json(json, VARSIZE_ANY_EXHDR(value), true);
-		result = DirectFunctionCall1(jsonb_in, CStringGetDatum(json));
+		EntryState	state;
+
+		CHECK_FOR_INTERRUPTS();
+		if (StatementRun(connection, &delete_statement, args, false) > 0)
+			return true;
+		state = get_state(connection, args);
+		if (expected >= 0 && state.version != expected)
+			report_version_mismatch(args, expected, &state);
+		if (!state.exists)
+			return false;
+		if (same_state(&state, &last))
+			report_not_written(args);
+		last = state;
 	}
-	PG_CATCH();
+}
+
+/* An element of the arrays of set_many or delete_many, to be sorted by key. */
+typedef struct ManyItem
+{
+	text	   *key;
+	int			place;			/* in the arrays */
+} ManyItem;
+
+static int
+compare_items(const void *a, const void *b)
+{
+	const text *left = ((const ManyItem *) a)->key;
+	const text *right = ((const ManyItem *) b)->key;
+	int			left_len = VARSIZE_ANY_EXHDR(left);
+	int			right_len = VARSIZE_ANY_EXHDR(right);
+	int			result = memcmp(VARDATA_ANY(left), VARDATA_ANY(right),
+								Min(left_len, right_len));
+
+	return result != 0 ? result : left_len - right_len;
+}
+
+/*
+ * Sorts keys by their bytes: two calls that write the same entries lock them in
+ * the same order, and so never wait for each other.  No key may come twice.
+ */
+static ManyItem *
+sort_keys(Datum *keys, int nkeys)
+{
+	ManyItem   *items = palloc(nkeys * sizeof(ManyItem));
+
+	for (int i = 0; i < nkeys; i++)
 	{
-		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
-			PG_RE_THROW();
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
+		items[i].key = DatumGetTextPP(keys[i]);
+		items[i].place = i;
+	}
+	qsort(items, nkeys, sizeof(ManyItem), compare_items);
+	for (int i = 1; i < nkeys; i++)
+		if (compare_items(&items[i - 1], &items[i]) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("key \"%s\" is given twice",
+							text_to_cstring(items[i].key))));
+	return items;
+}
+
+/* An array argument with one element for each key, or no elements. */
+typedef struct ManyArray
+{
+	Datum	   *elements;
+	bool	   *nulls;			/* NULL if the argument is null */
+} ManyArray;
+
+static ManyArray
+many_array(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno,
+		   Oid type, int nkeys)
+{
+	ManyArray	array = {0};
+	int			nelements = ArrayArgument(fcinfo, arguments, argno, type,
+										  &array.elements, &array.nulls);
+
+	if (nelements >= 0 && nelements != nkeys)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_JSON_TEXT),
-				 errmsg("value of %s is not JSON",
-						DescribeEntry(args.values, args.nulls)),
-				 errhint("ext_storage_get() returns its bytes.")));
-	}
-	PG_END_TRY();
-	PG_RETURN_DATUM(result);
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s has %d elements, but keys has %d",
+						arguments[argno].name, nelements, nkeys)));
+	return array;
+}
+
+/* Sets a parameter to an element; to null where there is none. */
+static void
+many_param(StatementArgs *args, int param, const ManyArray *array, int place)
+{
+	args->nulls[param] = 'n';
+	args->values[param] = (Datum) 0;
+	if (array->nulls != NULL && !array->nulls[place])
+		StatementSet(args, param, array->elements[place]);
+}
+
+/* The same with a text, which must not be too long. */
+static void
+many_text_param(StatementArgs *args, int param, const ManyArray *array,
+				int place, const char *name, int max_chars)
+{
+	many_param(args, param, array, place);
+	if (args->nulls[param] != 'n')
+		CheckText(DatumGetTextPP(args->values[param]),
+				  psprintf("%s[%d]", name, place + 1), max_chars, false);
+}
+
+/* The same with a version, which must not be negative. */
+static void
+many_version_param(StatementArgs *args, int param, const ManyArray *array,
+				   int place)
+{
+	many_param(args, param, array, place);
+	if (args->nulls[param] != 'n' && DatumGetInt64(args->values[param]) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("if_versions[%d] must not be negative", place + 1)));
 }
 
 /*
- * ext_storage_get_entry(extension_id text, key text, user_fk integer,
- *						 resource_type text, resource_uuid text)
- *		returns the columns of ext_storage_entry and value, one row or none
+ * ext_storage_set_many(extension_id text, keys text[], new_values bytea[],
+ *						value_types text[], user_fk integer,
+ *						resource_type text, resource_uuid text,
+ *						categories text[], descriptions text[],
+ *						is_encrypted boolean[], actor_fk integer,
+ *						if_versions bigint[])
+ *		returns setof ext_storage_entry
+ *
+ * Makes or replaces several entries of a scope, all or none, as set does each;
+ * returns them in the order of the keys.
  */
 Datum
-ext_storage_get_entry(PG_FUNCTION_ARGS)
+ext_storage_set_many(PG_FUNCTION_ARGS)
 {
+	ErrorContextCallback hidden;
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Connection	connection;
 	StatementArgs args;
-	Datum		row[NUM_VALUE_ENTRY_COLUMNS];
-	bool		nulls[NUM_VALUE_ENTRY_COLUMNS];
-	bool		found;
+	Datum	   *keys;
+	ManyItem   *items;
+	int			nkeys;
+	ManyArray	values;
+	ManyArray	value_types;
+	ManyArray	categories;
+	ManyArray	descriptions;
+	ManyArray	is_encrypted;
+	ManyArray	versions;
+	Datum		(*rows)[NUM_ENTRY_COLUMNS];
+	bool		(*nulls)[NUM_ENTRY_COLUMNS];
+	text	   *default_type = cstring_to_text("application/json");
 
-	key_params_of(&args, fcinfo, NUM_GET_ARGS);
-	StatementStartDecrypted(fcinfo);
+	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, set_many_arguments, lengthof(set_many_arguments));
+	StatementArgsInit(&args);
+	AddressParams(&args, fcinfo, set_many_arguments, &set_many_address);
+	nkeys = KeysArgument(fcinfo, set_many_arguments, SET_MANY_ARG_KEYS, &keys);
+	RequireArgument(fcinfo, set_many_arguments, SET_MANY_ARG_VALUES);
+	values = many_array(fcinfo, set_many_arguments, SET_MANY_ARG_VALUES,
+						BYTEAOID, nkeys);
+	value_types = many_array(fcinfo, set_many_arguments,
+							 SET_MANY_ARG_VALUE_TYPES, TEXTOID, nkeys);
+	categories = many_array(fcinfo, set_many_arguments,
+							SET_MANY_ARG_CATEGORIES, TEXTOID, nkeys);
+	descriptions = many_array(fcinfo, set_many_arguments,
+							  SET_MANY_ARG_DESCRIPTIONS, TEXTOID, nkeys);
+	is_encrypted = many_array(fcinfo, set_many_arguments,
+							  SET_MANY_ARG_IS_ENCRYPTED, BOOLOID, nkeys);
+	versions = many_array(fcinfo, set_many_arguments,
+						  SET_MANY_ARG_IF_VERSIONS, INT8OID, nkeys);
+	for (int i = 0; i < nkeys; i++)
+		if (values.nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("new_values[%d] must not be null", i + 1)));
+	if (!PG_ARGISNULL(SET_MANY_ARG_ACTOR_FK))
+		StatementSet(&args, SET_PARAM_ACTOR_FK,
+					 PG_GETARG_DATUM(SET_MANY_ARG_ACTOR_FK));
+	StatementSet(&args, SET_PARAM_NOW, TimestampGetDatum(GetCurrentTimestamp()));
+	items = sort_keys(keys, nkeys);
+	rows = palloc(nkeys * sizeof(*rows));
+	nulls = palloc(nkeys * sizeof(*nulls));
+
+	InitMaterializedSRF(fcinfo, 0);
 	StatementConnect(&connection, fcinfo, false);
-	found = StatementFetch(&connection, &get_entry_statement, &args, true, row,
-						   nulls);
-	SPI_finish();
-	if (found)
+	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
+	for (int i = 0; i < nkeys; i++)
 	{
-		if (DatumGetBool(row[ENTRY_IS_ENCRYPTED]))
-			row[ENTRY_VALUE] =
-				PointerGetDatum(open_value(&args, row[ENTRY_VALUE]));
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
+		int			place = items[i].place;
+		Datum		value = values.elements[place];
+
+		StatementSet(&args, PARAM_KEY, PointerGetDatum(items[i].key));
+		value_type_param(&args, value_types.nulls == NULL ||
+						 value_types.nulls[place] ? default_type :
+						 DatumGetTextPP(value_types.elements[place]),
+						 psprintf("value_types[%d]", place + 1));
+		many_text_param(&args, SET_PARAM_CATEGORY, &categories, place,
+						"categories", MAX_CATEGORY_CHARS);
+		many_text_param(&args, SET_PARAM_DESCRIPTION, &descriptions, place,
+						"descriptions", MAX_DESCRIPTION_CHARS);
+		many_param(&args, SET_PARAM_IS_ENCRYPTED, &is_encrypted, place);
+		args.nulls[SET_PARAM_EXPECTED_ENCRYPTED] = 'n';
+		many_version_param(&args, SET_PARAM_EXPECTED_VERSION, &versions, place);
+		store_value(&connection, &args, value,
+					toast_raw_datum_size(value) - VARHDRSZ, rows[place],
+					nulls[place]);
 	}
+	SPI_finish();
+	for (int i = 0; i < nkeys; i++)
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, rows[i],
+							 nulls[i]);
+	HideStatementEnd(&hidden);
 	return (Datum) 0;
+}
+
+/*
+ * ext_storage_rename(extension_id text, key text, new_key text,
+ *					  user_fk integer, resource_type text, resource_uuid text,
+ *					  if_version bigint, actor_fk integer)
+ *		returns ext_storage_entry
+ *
+ * Gives an entry another key in its scope; NULL if there is no such entry.
+ */
+Datum
+ext_storage_rename(PG_FUNCTION_ARGS)
+{
+	ErrorContextCallback hidden;
+	Connection	connection;
+	StatementArgs args;
+	StatementArgs new_args;
+	EntryState	last = {0};
+	int64		expected;
+	Datum		row[NUM_ENTRY_COLUMNS];
+	bool		nulls[NUM_ENTRY_COLUMNS];
+
+	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, rename_arguments, lengthof(rename_arguments));
+	StatementArgsInit(&args);
+	AddressParams(&args, fcinfo, rename_arguments, &rename_address);
+	TextParam(&args, RENAME_PARAM_NEW_KEY, fcinfo, rename_arguments,
+			  RENAME_ARG_NEW_KEY);
+	version_param(&args, RENAME_PARAM_EXPECTED_VERSION, fcinfo,
+				  RENAME_ARG_IF_VERSION);
+	expected = PG_ARGISNULL(RENAME_ARG_IF_VERSION) ? -1 :
+		PG_GETARG_INT64(RENAME_ARG_IF_VERSION);
+	if (!PG_ARGISNULL(RENAME_ARG_ACTOR_FK))
+		StatementSet(&args, RENAME_PARAM_ACTOR_FK,
+					 PG_GETARG_DATUM(RENAME_ARG_ACTOR_FK));
+	StatementSet(&args, RENAME_PARAM_NOW,
+				 TimestampGetDatum(GetCurrentTimestamp()));
+	new_args = args;
+	StatementSet(&new_args, PARAM_KEY, args.values[RENAME_PARAM_NEW_KEY]);
+
+	StatementConnect(&connection, fcinfo, false);
+	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
+	for (;;)
+	{
+		EntryState	state;
+		EntryState	new_state = get_state(&connection, &new_args);
+
+		CHECK_FOR_INTERRUPTS();
+		if (new_state.exists)
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg("%s exists already",
+							DescribeEntry(new_args.values, new_args.nulls))));
+		if (StatementFetch(&connection, &rename_statement, &args, false, row,
+						   nulls))
+			break;
+		state = get_state(&connection, &args);
+		if (expected >= 0 && state.version != expected)
+			report_version_mismatch(&args, expected, &state);
+		if (!state.exists)
+		{
+			SPI_finish();
+			HideStatementEnd(&hidden);
+			PG_RETURN_NULL();
+		}
+		if (same_state(&state, &last))
+			report_not_written(&args);
+		last = state;
+	}
+	SPI_finish();
+	HideStatementEnd(&hidden);
+	return make_entry(fcinfo, row, nulls);
 }
 
 /*
@@ -983,144 +1057,108 @@ ext_storage_delete(PG_FUNCTION_ARGS)
 {
 	Connection	connection;
 	StatementArgs args;
-	EntryState	last = {0};
 	bool		deleted;
 
-	key_params_of(&args, fcinfo, NUM_DELETE_ARGS);
+	CheckArguments(fcinfo, delete_arguments, NUM_DELETE_ARGS);
+	StatementArgsInit(&args);
+	AddressParams(&args, fcinfo, delete_arguments, &entry_address);
 	version_param(&args, DELETE_PARAM_EXPECTED_VERSION, fcinfo,
 				  DELETE_ARG_IF_VERSION);
 
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
-	for (;;)
-	{
-		EntryState	state;
-		bool		as_expected;
-
-		CHECK_FOR_INTERRUPTS();
-		deleted = StatementRun(&connection, &delete_statement, &args,
-							   false) > 0;
-		if (deleted)
-			break;
-		state = get_state(&connection, &args);
-		as_expected = PG_ARGISNULL(DELETE_ARG_IF_VERSION) ||
-			PG_GETARG_INT64(DELETE_ARG_IF_VERSION) == state.version;
-		if (!as_expected)
-			report_version_mismatch(&args,
-									PG_GETARG_INT64(DELETE_ARG_IF_VERSION),
-									&state);
-		if (!state.exists)
-			break;
-		if (same_state(&state, &last))
-			report_not_written(&args);
-		last = state;
-	}
+	deleted = delete_entry(&connection, &args,
+						   PG_ARGISNULL(DELETE_ARG_IF_VERSION) ? -1 :
+						   PG_GETARG_INT64(DELETE_ARG_IF_VERSION));
 	SPI_finish();
 	PG_RETURN_BOOL(deleted);
 }
 
 /*
- * Takes category and key_prefix of list and count.
+ * ext_storage_delete_many(extension_id text, keys text[], user_fk integer,
+ *						   resource_type text, resource_uuid text,
+ *						   if_versions bigint[])
+ *		returns table (key text, deleted boolean)
  *
- * Keys are compared byte by byte.  No key is longer than MAX_KEY_CHARS, so the
- * prefix followed by that many of the highest bytes is above all keys that
- * start with it.
- */
-static void
-filter_params(StatementArgs *args, FunctionCallInfo fcinfo,
-			  const ArgumentInfo *arguments, int category, int key_prefix)
-{
-	TextParam(args, LIST_PARAM_CATEGORY, fcinfo, arguments, category);
-	if (!PG_ARGISNULL(category))
-		args->shape |= SHAPE_CATEGORY;
-
-	TextParam(args, LIST_PARAM_PREFIX_FIRST, fcinfo, arguments, key_prefix);
-	if (!PG_ARGISNULL(key_prefix))
-	{
-		text	   *prefix = DatumGetTextPP(args->values[LIST_PARAM_PREFIX_FIRST]);
-		int			len = VARSIZE_ANY_EXHDR(prefix);
-		int			fill = MAX_KEY_CHARS * MAX_MULTIBYTE_CHAR_LEN;
-		text	   *last = palloc(VARHDRSZ + len + fill);
-
-		SET_VARSIZE(last, VARHDRSZ + len + fill);
-		memcpy(VARDATA(last), VARDATA_ANY(prefix), len);
-		memset(VARDATA(last) + len, 0xFF, fill);
-		StatementSet(args, LIST_PARAM_PREFIX_LAST, PointerGetDatum(last));
-		args->shape |= SHAPE_PREFIX;
-	}
-}
-
-/*
- * ext_storage_list(extension_id text, user_fk integer, resource_type text,
- *					resource_uuid text, category text, page integer,
- *					page_size integer, key_prefix text, after_key text)
- *		returns setof ext_storage_entry
- *
- * One page of the entries of a scope, by key in byte order.  Reads no value.
+ * Deletes several entries of a scope, all or none, as delete does each; says
+ * of each key, in their order, whether there was one.
  */
 Datum
-ext_storage_list(PG_FUNCTION_ARGS)
+ext_storage_delete_many(PG_FUNCTION_ARGS)
 {
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Connection	connection;
 	StatementArgs args;
-	int64		page;
-	int64		page_size;
+	Datum	   *keys;
+	ManyItem   *items;
+	int			nkeys;
+	ManyArray	versions;
+	bool	   *deleted;
 
-	CheckArguments(fcinfo, list_arguments, NUM_LIST_ARGS);
+	CheckArguments(fcinfo, delete_many_arguments,
+				   lengthof(delete_many_arguments));
 	StatementArgsInit(&args);
-	AddressParams(&args, fcinfo, list_arguments, &scope_address);
-	RequireArgument(fcinfo, list_arguments, LIST_ARG_PAGE);
-	RequireArgument(fcinfo, list_arguments, LIST_ARG_PAGE_SIZE);
-	page = PG_GETARG_INT32(LIST_ARG_PAGE);
-	page_size = PG_GETARG_INT32(LIST_ARG_PAGE_SIZE);
-	if (page < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("page must not be negative")));
-	if (page_size < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("page_size must be at least 1")));
-	filter_params(&args, fcinfo, list_arguments, LIST_ARG_CATEGORY,
-				  LIST_ARG_KEY_PREFIX);
-	TextParam(&args, PARAM_KEY, fcinfo, list_arguments, LIST_ARG_AFTER_KEY);
-	if (PG_ARGISNULL(LIST_ARG_AFTER_KEY))
-		StatementSet(&args, PARAM_KEY, PointerGetDatum(cstring_to_text("")));
-	StatementSet(&args, LIST_PARAM_LIMIT, Int64GetDatum(page_size));
-	StatementSet(&args, LIST_PARAM_OFFSET, Int64GetDatum(page * page_size));
+	AddressParams(&args, fcinfo, delete_many_arguments, &many_address);
+	nkeys = KeysArgument(fcinfo, delete_many_arguments, ADDRESS_ARG_KEY, &keys);
+	versions = many_array(fcinfo, delete_many_arguments, DELETE_ARG_IF_VERSION,
+						  INT8OID, nkeys);
+	items = sort_keys(keys, nkeys);
+	deleted = palloc(nkeys * sizeof(bool));
 
 	InitMaterializedSRF(fcinfo, 0);
 	StatementConnect(&connection, fcinfo, false);
-	StatementReturn(&connection, &list_statement, &args,
-					(ReturnSetInfo *) fcinfo->resultinfo);
+	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
+	for (int i = 0; i < nkeys; i++)
+	{
+		int			place = items[i].place;
+
+		StatementSet(&args, PARAM_KEY, PointerGetDatum(items[i].key));
+		many_version_param(&args, DELETE_PARAM_EXPECTED_VERSION, &versions,
+						   place);
+		deleted[place] =
+			delete_entry(&connection, &args,
+						 args.nulls[DELETE_PARAM_EXPECTED_VERSION] == 'n' ? -1 :
+						 DatumGetInt64(args.values[DELETE_PARAM_EXPECTED_VERSION]));
+	}
 	SPI_finish();
+	for (int i = 0; i < nkeys; i++)
+	{
+		Datum		row[] = {keys[i], BoolGetDatum(deleted[i])};
+		bool		nulls[lengthof(row)] = {false};
+
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
+	}
 	return (Datum) 0;
 }
 
 /*
- * ext_storage_count(extension_id text, user_fk integer, resource_type text,
- *					 resource_uuid text, category text, key_prefix text)
- *		returns bigint
- *
- * The number of the entries of a scope.  Reads no value.
+ * ext_storage_delete_prefix(extension_id text, key_prefix text,
+ *							 user_fk integer, resource_type text,
+ *							 resource_uuid text) returns bigint
+ *		Deletes the entries of a scope whose keys start with a prefix, which
+ *		must not be empty; returns how many.
  */
 Datum
-ext_storage_count(PG_FUNCTION_ARGS)
+ext_storage_delete_prefix(PG_FUNCTION_ARGS)
 {
 	Connection	connection;
 	StatementArgs args;
-	Datum		row[lengthof(count_columns)];
-	bool		nulls[lengthof(count_columns)];
+	text	   *prefix;
+	uint64		ndeleted;
 
-	CheckArguments(fcinfo, count_arguments, NUM_COUNT_ARGS);
+	CheckArguments(fcinfo, delete_prefix_arguments,
+				   lengthof(delete_prefix_arguments));
 	StatementArgsInit(&args);
-	AddressParams(&args, fcinfo, count_arguments, &scope_address);
-	filter_params(&args, fcinfo, count_arguments, COUNT_ARG_CATEGORY,
-				  COUNT_ARG_KEY_PREFIX);
+	AddressParams(&args, fcinfo, delete_prefix_arguments, &many_address);
+	prefix = TextArgument(fcinfo, delete_prefix_arguments, ADDRESS_ARG_KEY);
+	StatementSet(&args, PREFIX_PARAM_FIRST, PointerGetDatum(prefix));
+	StatementSet(&args, PREFIX_PARAM_LAST, PrefixLast(prefix));
+	args.shape |= SHAPE_PREFIX;
 
 	StatementConnect(&connection, fcinfo, false);
-	if (!StatementFetch(&connection, &count_statement, &args, true, row, nulls))
-		elog(ERROR, "count returned no row");
+	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
+	ndeleted = StatementRun(&connection, &delete_prefix_statement, &args,
+							false);
 	SPI_finish();
-	PG_RETURN_DATUM(row[0]);
+	PG_RETURN_INT64((int64) ndeleted);
 }

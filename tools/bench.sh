@@ -11,7 +11,7 @@ run_benchmark() {
 ##                 bench/results.json and the chart are made anew
 cmd_bench() {
     need_bench
-    cmd_build
+    build_library
     local made=$state/bench-results
     as_user mkdir -p "$made"
     [[ $# -gt 0 ]] || set -- --output "$made"

@@ -67,17 +67,33 @@ variant_cflags=
 server_settings=
 instrument=(env)
 programs=
+compiler=
 
 # Runs make in the build folder, where its products are, on the copied
 # sources.  Bitcode for the JIT compiler is of no use here.
 run_make() {
     as_user "${instrument[@]}" make -s -C "$build" -f "$state/src/Makefile" \
         PG_CONFIG="$PG_CONFIG" with_llvm=no PG_CFLAGS="$cflags" \
-        TEMP_CONFIG="$conf" ${programs:+bindir="$programs"} "$@"
+        TEMP_CONFIG="$conf" ${compiler:+CC="$compiler"} \
+        ${programs:+bindir="$programs"} "$@"
 }
 
-## build           build with warnings as errors, into .dev
+# What clang says of options of gcc, with which the server was built
+clang_cflags="-Wno-unknown-warning-option -Wno-ignored-optimization-argument"
+
+## build [clang]   build with warnings as errors, into .dev
 cmd_build() {
+    if [[ $# -gt 0 ]]; then
+        compiler=$1
+        need "$compiler"
+        variant=-$compiler
+        variant_cflags=$clang_cflags
+    fi
+    build_library
+}
+
+# Builds the library, and settings with which a server finds it.
+build_library() {
     need_build
     copy_sources
     local include pkglibdir sharedir
@@ -90,7 +106,7 @@ cmd_build() {
     # -isystem: the server's own headers are not warned about.
     cflags="-Wall -Wextra -Werror -isystem $include $variant_cflags"
 
-    as_user mkdir -p "$build/src"
+    as_user mkdir -p "$build"
     run_make all
     as_user rm -rf "$install"
     run_make install DESTDIR="$install" >/dev/null
@@ -120,7 +136,7 @@ build_with_assertions() {
         variant+=-assert
         variant_cflags+=" -DUSE_ASSERT_CHECKING"
     fi
-    cmd_build
+    build_library
     grep -q ExceptionalCondition "$install$("$PG_CONFIG" --pkglibdir)/extension_storage.so" ||
         die "the library was built without assertions"
 }

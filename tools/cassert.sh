@@ -34,13 +34,15 @@ build_postgres() {
             zlib1g-dev liblz4-dev
         fetch_source "$folder"
         source=$(as_user find "$folder" -mindepth 1 -maxdepth 1 -type d)
-        as_user sh -c 'cd "$1" && exec >"$0/build.log" 2>&1 &&
-            ./configure --prefix="$0/install" --enable-cassert --enable-debug \
+        # In a folder of its own: else PGXS could not build in one of its own
+        as_user mkdir "$folder/build"
+        as_user sh -c 'cd "$0/build" && exec >"$0/build.log" 2>&1 &&
+            "$1/configure" --prefix="$0/install" --enable-cassert --enable-debug \
                 --enable-tap-tests --with-openssl --with-lz4 --without-icu \
                 --without-readline &&
             make -j 2 && make install && make -C contrib/pgcrypto install' \
             "$folder" "$source" || die "see $folder/build.log"
-        as_user rm -rf "$source"
+        as_user rm -rf "$source" "$folder/build"
         as_user touch "$folder/ready"
     fi
     PG_CONFIG=$folder/install/bin/pg_config

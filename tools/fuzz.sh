@@ -70,7 +70,7 @@ run_fuzz() {
 ##                 told; what is new to the corpus comes to test/fuzz/corpus
 cmd_fuzz() {
     local name
-    cmd_build
+    build_library
     run_fuzzers "${1:-600}"
     for name in "${fuzzers[@]}"; do
         as_user mkdir "$fuzz/merged-$name"

@@ -1,87 +1,79 @@
-# Other versions of PostgreSQL, in folders with a Debian of their own.
+# Other versions of PostgreSQL, each with the Debian or Ubuntu that has it.
 
-# Runs a command in such a folder; its mounts end with it.
-in_debian() {
-    unshare --mount --propagation private sh -c '
-        mount -t proc proc "$0/proc"
-        mount --rbind /dev "$0/dev"
-        exec chroot "$0" env PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-            LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
-        ' "$debians/$1" "${@:2}" </dev/null
-}
+versions=(15:bookworm 16:noble 17:trixie 18:sid 19:sid)
+upgrades=(15:17:trixie:bookworm 17:18:sid:trixie 18:19:sid:sid)
 
-# Makes the folder of a release, where there is none, and copies the checkout
-# there.
-make_debian() {
-    local folder=$debians/$1
-    if [[ ! -e $folder/ready ]]; then
-        rm -rf "$folder"
-        debootstrap --variant=minbase "$1" "$folder" || return
-        # a release that is no longer updated has an expired list
-        echo 'Acquire::Check-Valid-Until "false";' \
-            >"$folder/etc/apt/apt.conf.d/99valid"
-        touch "$folder/ready"
-    fi
-    mkdir -p "$folder/srv/extension_storage"
-    find "$folder/srv/extension_storage" -mindepth 1 -maxdepth 1 \
-        ! -name .dev -exec rm -rf {} +
-    tar -c --exclude=./.dev --exclude=./.git . |
-        tar -x -C "$folder/srv/extension_storage"
-    in_debian "$1" apt-get update
-}
-
-# Upgrades a data folder from bookworm's PostgreSQL to trixie's, in trixie.
-upgrade_in_trixie() {
-    local folder=$debians/trixie version
-    echo 'deb http://deb.debian.org/debian bookworm main' \
-        >"$folder/etc/apt/sources.list.d/bookworm.list"
-    in_debian trixie apt-get update &&
-        in_debian trixie apt-get install -y --no-install-recommends \
-            postgresql-15 || return
-    rm "$folder/etc/apt/sources.list.d/bookworm.list"
-    for version in bookworm trixie; do
-        cp -r "$debians/$version"/srv/extension_storage/.dev/postgres/build-*/install/. \
-            "$folder/"
-    done
-    in_debian trixie setpriv --reuid=postgres --regid=postgres --init-groups \
-        /srv/extension_storage/test/pg_upgrade.sh 15 17
-}
-
-## matrix          the tests on PostgreSQL 15, 17 and 18, each in a folder with
-##                 the Debian that has it, and pg_upgrade from 15 to 17
-cmd_matrix() {
-    local release result table= status=0
-    [[ $EUID == 0 ]] || die "needs root, for chroot"
-    need debootstrap
-    debians=$root/.dev/matrix
-    mkdir -p "$debians"
-    for release in bookworm:15 trixie:17 sid:18; do
-        local name=${release%:*} major=${release#*:} log
-        log=$debians/$name.log
-        echo "=== PostgreSQL $major of Debian $name, log in $log"
-        if make_debian "$name" >"$log" 2>&1 &&
-            in_debian "$name" env PG_MAJOR="$major" \
-                /srv/extension_storage/dev test unit regress isolation tap \
-                >>"$log" 2>&1
-        then
-            result=passed
-        else
-            result=FAILED
-            status=1
-        fi
-        table+=$(printf '%-14s %-9s %s: %s' "PostgreSQL $major" "$name" \
-            "$result" "$(tail -n 1 "$log")")$'\n'
-    done
-    echo "=== pg_upgrade from 15 to 17, log in $debians/upgrade.log"
-    if upgrade_in_trixie >"$debians/upgrade.log" 2>&1; then
-        result=passed
-    else
+# Writes a line of the table; the log says more.
+matrix_row() {
+    local name=$1 log=$2 result=passed status
+    shift 2
+    echo "=== $name, log in $log"
+    set +e
+    (
+        set -e
+        "$@"
+    ) >"$log" 2>&1
+    status=$?
+    set -e
+    if [[ $status != 0 ]]; then
         result=FAILED
-        status=1
+        tail -n 20 "$log"
+        failed=$((failed + 1))
     fi
-    table+=$(printf '%-24s %s' "pg_upgrade 15 to 17" "$result")
-    echo "==="
-    echo "$table"
-    return $status
+    table+=$(printf '%-32s %-7s %s' "$name" "$result" "$(tail -n 1 "$log")")$'\n'
 }
 
+# Upgrades a cluster in the folder that has the new version, to which the old one
+# comes from another release.
+upgrade_in_debian() {
+    local old=$1 new=$2 release=$3 from=$4 major
+    local list=$debians/$release/etc/apt/sources.list.d/$from.list
+    make_debian "$release"
+    copy_checkout "$release"
+    if [[ $from != "$release" ]]; then
+        echo "deb http://deb.debian.org/debian $from main" >"$list"
+    fi
+    in_debian "$release" apt-get -qq update
+    in_debian "$release" apt-get install -qq -y --no-install-recommends gcc make \
+        uuid-dev "postgresql-$old" "postgresql-server-dev-$old" \
+        "postgresql-$new" "postgresql-server-dev-$new"
+    rm -f "$list"
+    for major in "$old" "$new"; do
+        in_debian "$release" make -s -C /srv/extension_storage with_llvm=no \
+            PG_CONFIG="/usr/lib/postgresql/$major/bin/pg_config" clean install
+    done
+    in_debian "$release" setpriv --reuid=postgres --regid=postgres --init-groups \
+        /srv/extension_storage/test/pg_upgrade.sh "$old" "$new"
+}
+
+## matrix [MAJOR...]
+##                 on PostgreSQL 15 to 19, or those named, each in a folder with
+##                 the Debian or Ubuntu that has it: a build by gcc and by clang
+##                 without a warning, the tests, and pg_upgrade
+cmd_matrix() {
+    local row major old new from release log
+    [[ $EUID == 0 ]] || die "needs root, for chroot"
+    mkdir -p "$debians"
+    table=
+    failed=0
+    for row in "${versions[@]}"; do
+        IFS=: read -r major release <<<"$row"
+        [[ $# == 0 || " $* " == *" $major "* ]] || continue
+        log=$debians/$major
+        export PG_MAJOR=$major
+        matrix_row "PostgreSQL $major, $release, gcc" "$log-gcc.log" \
+            ./dev debian "$release" test unit regress isolation tap
+        matrix_row "PostgreSQL $major, $release, clang" "$log-clang.log" \
+            ./dev debian "$release" build clang
+    done
+    unset PG_MAJOR
+    for row in "${upgrades[@]}"; do
+        IFS=: read -r old new release from <<<"$row"
+        [[ $# == 0 || " $* " == *" $new "* ]] || continue
+        matrix_row "pg_upgrade $old to $new, $release" \
+            "$debians/upgrade-$old-$new.log" \
+            upgrade_in_debian "$old" "$new" "$release" "$from"
+    done
+    printf '===\n%s' "$table"
+    [[ $failed == 0 ]]
+}

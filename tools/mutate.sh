@@ -6,7 +6,7 @@
 cmd_mutate() {
     local work
     need_test
-    need python3-venv
+    need python3-venv ca-certificates
     build_with_assertions
     make_venv mutate
     work=$state/mutate

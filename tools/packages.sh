@@ -72,10 +72,15 @@ need_test() {
     need libipc-run-perl python3-cryptography
 }
 
-# Not everywhere that this builds: newer Debian has no pg-bsd-indent.
 need_lint() {
-    need clang-tidy pg-bsd-indent shellcheck python3-venv
+    need clang-tidy pg-bsd-indent shellcheck python3-venv ca-certificates
     need_headers
+}
+
+# Whether this Debian has the formatter, whose later version, which comes with
+# PostgreSQL 16, indents otherwise.
+has_formatter() {
+    apt-cache show pg-bsd-indent >/dev/null 2>&1
 }
 
 need_bench() {
@@ -83,8 +88,15 @@ need_bench() {
 }
 
 need_superset() {
-    need python3-venv chromium chromium-driver ca-certificates pgbouncer nginx \
-        apache2-bin
+    need python3-venv ca-certificates chromium chromium-driver \
+        pgbouncer nginx apache2-bin
+}
+
+# Whether Debian's Python is one for Superset 6.1.
+has_python() {
+    local minor
+    minor=$(/usr/bin/python3 --version | sed 's/^Python 3\.\([0-9]*\)\..*/\1/')
+    [[ $minor -ge 10 && $minor -le 12 ]]
 }
 
 need_fuzz() {
@@ -94,8 +106,8 @@ need_fuzz() {
 ## deps            install what is missing from Debian's packages
 cmd_deps() {
     need_test
-    need_lint
     need_bench
-    need_superset
+    ! has_formatter || need_lint
+    ! has_python || need_superset
     need_fuzz
 }

@@ -60,7 +60,7 @@ SETTINGS
 
 ## psql [ARG...]   psql on a private server that has the extension and a key
 cmd_psql() {
-    cmd_build
+    build_library
     start_server
     trap : INT
     "$bindir/psql" "$@" 9<&-
@@ -68,7 +68,7 @@ cmd_psql() {
 
 ## demo            a walk through sets, gets, encryption and a key rotation
 cmd_demo() {
-    cmd_build
+    build_library
     start_server
     KEYS_FILE=$keys_file as_user "$bindir/psql" -X -q -v ON_ERROR_STOP=1 \
         <test/demo.sql 2>&1 9<&-

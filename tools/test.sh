@@ -29,7 +29,7 @@ run_tap() {
     make_foreign_key_file
     run_make installcheck REGRESS= ISOLATION= PROVE_FLAGS='-j 2 --timer' \
         ${1:+PROVE_TESTS="$(printf 'test/t/%s.pl ' "$@")"} && return
-    as_user sh -c 'grep -lE "not ok|Looks like" "$0"/regress_log_* |
+    as_user sh -c 'grep -lE "not ok|Looks like| line [0-9]+\.$" "$0"/regress_log_* |
         xargs -r tail -n 40' "$build/tmp_check/log"
     false
 }

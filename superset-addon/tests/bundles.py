@@ -78,9 +78,9 @@ def front_end() -> str:
     }};"""
 
 
-def make_bundle(folder: Path, publisher: str, name: str) -> None:
-    """Put an extension without code where Superset looks for bundles."""
-    manifest = {
+def manifest(publisher: str, name: str) -> str:
+    """Give the manifest of an extension without code."""
+    described = {
         "id": f"{publisher}.{name}",
         "publisher": publisher,
         "name": name,
@@ -89,10 +89,15 @@ def make_bundle(folder: Path, publisher: str, name: str) -> None:
         "permissions": [],
         "dependencies": [],
     }
+    return json.dumps(described)
+
+
+def make_bundle(folder: Path, publisher: str, name: str) -> None:
+    """Put an extension without code where Superset looks for bundles."""
     # Superset must not find half a file.
     made = folder / f"{publisher}.{name}.made"
     with ZipFile(made, "w") as bundle:
-        bundle.writestr("manifest.json", json.dumps(manifest))
+        bundle.writestr("manifest.json", manifest(publisher, name))
     made.rename(made.with_suffix(".supx"))
 
 

@@ -18,7 +18,7 @@ import jwt
 import pytest
 import requests
 
-from bundles import make_bundle
+from bundles import make_bundle, manifest
 from conftest import PASSWORD, STORAGE, Client, Superset, setting, sql
 
 E = {"category", "description", "is_encrypted", "key", "uuid", "value_type"}
@@ -552,6 +552,30 @@ def test_extension_must_be_installed(admin: Client, extensions: Path) -> None:
     assert statuses() == {200}
     (extensions / "acme.new-ext.supx").unlink()
     assert statuses() == {404}
+
+
+def test_local_extensions(
+    app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is read again when a file in it has changed, and only then."""
+    from superset_extension_storage import bundles
+
+    reads = []
+    read = bundles.get_extensions
+    monkeypatch.setattr(bundles, "get_extensions", lambda: reads.append(1) or read())
+    monkeypatch.setitem(app.config, "LOCAL_EXTENSIONS", [str(tmp_path)])
+    dist = tmp_path / "dist"
+    with app.app_context():
+        assert not bundles.is_known("acme.local")
+        dist.mkdir()
+        (dist / "manifest.json").write_text(manifest("acme", "local"))
+        for _ in range(9):
+            assert bundles.is_known("acme.local") and bundles.is_known("acme.my-ext")
+        assert len(reads) == 2
+        (dist / "surprise").write_text("Superset loads no bundle with such a file")
+        assert not bundles.is_known("acme.local")
+        (dist / "surprise").unlink()
+        assert bundles.is_known("acme.local")
 
 
 def test_any_name(free: Superset) -> None:

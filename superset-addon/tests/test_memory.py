@@ -82,7 +82,7 @@ def test_memory_of_refused_values(
         connection.cursor().execute(
             "LOCK ab_user, ext_storage.extension_storage IN ACCESS EXCLUSIVE MODE"
         )
-        body = b'{"value": "' + b"x" * 99 * MB + b'"}'
+        body = b'{"value": "' + b"x" * 99_000_000 + b'"}'
         before = reset_peak(worker)
         answer = admin.put(url, data=body, timeout=300)
         refused = peak(worker) - before
@@ -102,5 +102,5 @@ def test_memory_of_refused_values(
     )
     with (results / "memory.txt").open("a") as file:
         file.write(text)
-    assert refused < 2 * 99 * MB, text
+    assert refused < 2 * 99_000_000, text
     assert escaped < 2 * len(body), text

@@ -93,6 +93,32 @@ foreach my $case (
 	note("$name: $buffers buffers\n$plan");
 }
 
+# The newest change first.
+foreach my $case (
+	[ 'the newest page', '' ],
+	[ 'the newest page with values', '', 'ext_storage_list_values', ', newest_first => true, max_bytes => 1' ],
+	[ 'a newest page after a cursor', q{, after_changed_on => now()::timestamp, after_key => 'k050000'} ])
+{
+	my ($name, $arguments, $function, $more) = @$case;
+	$function //= 'ext_storage_list_newest';
+	$more //= '';
+	my ($result, $plan, $buffers) = read_by(
+		"SELECT count(*) > 0 FROM $function('acme.app'$arguments$more)", 'SELECT');
+	is($result, 't', "$name: there are entries");
+	like($plan, qr/Index Scan Backward using ix_extension_storage_changed on extension_storage e/,
+		"$name: by the index");
+	unlike($plan, qr/Sort|Seq Scan|Bitmap/, "$name: no sort") or diag($plan);
+	cmp_ok($buffers, '<=', 100, "$name: the buffers of a page");
+	note("$name: $buffers buffers\n$plan");
+}
+
+# Several keys at once: each by the index.
+my ($many, $many_plan) = read_by(
+	q{SELECT count(*) FROM ext_storage_get_many('acme.app', ARRAY['k000001', 'k000002', 'k000003'])}, 'SELECT');
+is($many, 3, 'several keys are found');
+like($many_plan, qr/Index Scan using $by_key on extension_storage e/, 'each by the index');
+unlike($many_plan, qr/Seq Scan|Hash Join|Merge Join/, 'and no other row is read');
+
 # The same measure sees what a get reads.
 my ($result, $plan, $buffers, $toast_blocks) =
   read_by(q{SELECT length(ext_storage_get('acme.app', 'k050000') || '')}, 'SELECT');

@@ -21,6 +21,7 @@ def install(app: Flask) -> None:
     import superset_core.common.daos
     from superset.extensions import appbuilder, db
 
+    from . import official
     from .api import ExtensionStorageRestApi
     from .dao import ExtensionStorageDAO
     from .keys import COPY, EXTENSION, Keys
@@ -36,6 +37,7 @@ def install(app: Flask) -> None:
     keys = app.extensions[EXTENSION] = Keys(app.config)
     keys.attach(db.engine)
     superset_core.common.daos.ExtensionStorageDAO = ExtensionStorageDAO
+    official.install(app)
 
     # What Alpha may do and Gamma may not, when `superset init` makes the roles.
     security = appbuilder.sm

@@ -33,7 +33,7 @@ from werkzeug.datastructures import ImmutableMultiDict
 
 from . import errors, openapi
 from .bundles import is_known
-from .dao import MAX_VALUE_SIZE, Entry, ExtensionStorageDAO
+from .dao import MAX_VALUE_SIZE, Entry, ExtensionStorageDAO, is_reserved
 
 logger = logging.getLogger(__name__)
 
@@ -421,6 +421,8 @@ def _resource(
     resource_type: str, resource_uuid: str, permission: str, check: Callable[..., None]
 ) -> Scope:
     """Give the scope of a resource; Superset decides on its dashboards and charts."""
+    if is_reserved(resource_type):
+        raise Refused(400, "resource_type is reserved: no request reaches secrets")
     if resource_type in RESOURCES:
         view, dao = RESOURCES[resource_type]
         try:

@@ -5,6 +5,7 @@ Nothing here flushes or commits: the caller owns the transaction.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -33,6 +34,19 @@ _TYPES = {
     "is_encrypted": "boolean",
     "if_version": "bigint",
 }
+
+
+# Types of resources that are Superset's own, which HTTP does not reach, and the
+# one among them that secrets of extensions have.
+RESERVED_TYPES = "superset."
+SECRETS = {"resource_type": "superset.secrets", "resource_uuid": "secrets"}
+
+
+def is_reserved(resource_type: str) -> bool:
+    """Is a type of resources Superset's own, or does it look like that?"""
+    looks_like = unicodedata.normalize("NFKC", resource_type).casefold()
+    visible = (c for c in looks_like if unicodedata.category(c)[0] in "LMNPS")
+    return "".join(visible).startswith(RESERVED_TYPES)
 
 
 @dataclass(frozen=True)
@@ -193,11 +207,13 @@ class ExtensionStorageDAO:
         resource_type: str | None = None,
         resource_uuid: str | None = None,
         if_version: int | None = None,
+        actor_fk: int | None = None,
     ) -> Entry:
         """Make an entry or replace its value, type, category and description.
 
         `is_encrypted=None` keeps what the entry has, which is False for a new
         one. `if_version` writes only over that version, 0 only a new entry.
+        `actor_fk` is noted as who did it, else the current user.
         """
         if not isinstance(value, (bytes, bytearray, memoryview)):
             raise InvalidArgument("value must be bytes", "22023")
@@ -220,7 +236,7 @@ class ExtensionStorageDAO:
             category=category,
             description=description,
             is_encrypted=is_encrypted,
-            actor_fk=get_user_id(),
+            actor_fk=get_user_id() if actor_fk is None else actor_fk,
             if_version=if_version,
         )
         return Entry(*row)

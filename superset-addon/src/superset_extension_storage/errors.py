@@ -114,6 +114,7 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "39": (StorageUnavailable, _TABLE),
     "44": (StorageUnavailable, _TABLE),
     "P0": (StorageUnavailable, _TABLE),
+    "25000": (StorageUnavailable, _SET_UP),
     "25006": (
         StorageUnavailable,
         "The database takes no writes: connect Superset to the primary server, or see"
@@ -128,10 +129,10 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "XX002": (StorageUnavailable, f"{_DAMAGE} REINDEX makes an index anew."),
     "57P04": (StorageUnavailable, "The database was dropped."),
     "40": (Conflict, _LOCKS),
-    "55P03": (StorageBusy, f"lock_timeout ended it. {_LOCKS}"),
+    "55P03": (StorageBusy, f"The setting lock_timeout ended it. {_LOCKS}"),
     "57014": (
         StorageBusy,
-        "statement_timeout or a person ended it: see whether the time is too short"
+        "The setting statement_timeout, or a person, ended it: see whether it is too short"
         f" for values of this size. {_LOCKS}",
     ),
     "57": (StorageBusy, _CONNECTION),

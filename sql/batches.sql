@@ -1,0 +1,154 @@
+-- Lists with values and by time, several keys at once, rename, prefixes.
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set setup :abs_srcdir '/test/setup.sql'
+\i :setup
+SET extension_storage.encryption_keys = 'a secret';
+
+-- Several entries are made at once, each with its own type, category and so on.
+SELECT key, value_type, category, description, is_encrypted, version, value_size
+FROM ext_storage_set_many('acme.b', ARRAY['c', 'a', 'b'],
+    ARRAY['\x01', '\x0203', '\x']::bytea[], ARRAY['text/plain', NULL, 'a/b'],
+    categories => ARRAY['x', NULL, 'y'], descriptions => ARRAY[NULL, 'one', 'two'],
+    is_encrypted => ARRAY[NULL, true, false], actor_fk => 3);
+SELECT key, created_by_fk, changed_by_fk FROM extension_storage ORDER BY key;
+-- They are replaced as set replaces each: what was encrypted stays so.
+SELECT key, value_type, category, is_encrypted, version
+FROM ext_storage_set_many('acme.b', ARRAY['a', 'b', 'd'], ARRAY['four', 'five', 'six']::bytea[],
+    if_versions => ARRAY[1, NULL, 0]);
+-- All or none: a version that is another one takes back the rest.
+SELECT pg_temp.error_of($$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b', 'e'],
+    ARRAY['x', 'x', 'x']::bytea[], if_versions => ARRAY[NULL, 1, NULL])$$);
+SELECT key, version, value, problem FROM ext_storage_get_many('acme.b', ARRAY['a', 'b', 'c', 'd', 'e']);
+
+-- In the order asked, those that there are; a key may be asked for twice.
+SELECT key, convert_from(value, 'UTF8') AS value FROM ext_storage_get_many('acme.b', ARRAY['d', 'nothing', 'a', 'd']);
+SELECT count(*) FROM ext_storage_get_many('acme.b', ARRAY['a'], user_fk => 7);
+-- Nobody else's.
+SELECT count(*) FROM ext_storage_set_many('acme.b', ARRAY['a'], ARRAY['u']::bytea[], user_fk => 7);
+SELECT count(*) FROM ext_storage_set_many('acme.b', ARRAY['a'], ARRAY['r']::bytea[],
+    resource_type => 'chart', resource_uuid => '0B0E8F0A6A3C4C559D623E9A3B1B7E11');
+SELECT convert_from(value, 'UTF8') FROM ext_storage_get_many('acme.b', ARRAY['a'], 7);
+SELECT convert_from(value, 'UTF8') FROM ext_storage_get_many('acme.b', ARRAY['a'], NULL, 'chart',
+    '{0b0e8f0a-6a3c-4c55-9d62-3e9a3b1b7e11}');
+
+-- Lists with values, by key; a page ends before max_bytes, but has one entry.
+SELECT key, value, problem FROM ext_storage_list_values('acme.b');
+SELECT key FROM ext_storage_list_values('acme.b', max_bytes => 0);
+SELECT key FROM ext_storage_list_values('acme.b', after_key => 'a', page_size => 2);
+SELECT key FROM ext_storage_list_values('acme.b', key_prefix => 'b');
+SELECT key FROM ext_storage_list_values('acme.b', category => 'x');
+SELECT key FROM ext_storage_list_values('acme.b', max_bytes => 1073741824, page => 1, page_size => 2);
+SELECT count(*) FROM ext_storage_set_many('acme.bytes', ARRAY['a', 'b', 'c'],
+    array_fill(repeat('x', 1000)::bytea, ARRAY[3]));
+SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', max_bytes => 1999);
+SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', max_bytes => 2000);
+SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', max_bytes => 3000);
+SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', after_key => 'b', max_bytes => 1);
+
+-- A value that cannot be decrypted is told apart, and the others come.
+INSERT INTO extension_storage (extension_id, key, value, is_encrypted) VALUES ('acme.b', 'ab', 'no token', true);
+INSERT INTO extension_storage (extension_id, key, value, is_encrypted)
+    VALUES ('acme.b', 'ac', fernet_encrypt('x', fernet_derive_key('another'))::bytea, true);
+SELECT key, value, problem FROM ext_storage_list_values('acme.b', key_prefix => 'a');
+SELECT key, value, problem FROM ext_storage_get_many('acme.b', ARRAY['ac', 'a', 'ab']);
+RESET extension_storage.encryption_keys;
+SELECT key, value, problem FROM ext_storage_list_values('acme.b');
+SET extension_storage.encryption_keys = 'a secret';
+SELECT ext_storage_delete_prefix('acme.b', 'ab') AS ab, ext_storage_delete_prefix('acme.b', 'ac') AS ac;
+
+-- The newest change first: pages by number, and after an entry.
+UPDATE extension_storage SET changed_on = '2026-01-01'::timestamp + (CASE key WHEN 'a' THEN 3 WHEN 'b' THEN 2 ELSE 1 END) * interval '1 day'
+WHERE extension_id = 'acme.b';
+UPDATE extension_storage SET changed_on = NULL WHERE extension_id = 'acme.b' AND key = 'b';
+SELECT key, changed_on FROM ext_storage_list_newest('acme.b');
+SELECT key FROM ext_storage_list_newest('acme.b', page_size => 2, page => 1);
+SELECT key FROM ext_storage_list_newest('acme.b', after_changed_on => '2026-01-02', after_key => 'd');
+SELECT key FROM ext_storage_list_newest('acme.b', after_changed_on => NULL, after_key => 'b');
+SELECT key FROM ext_storage_list_newest('acme.b', after_changed_on => '2026-01-02', after_key => 'c');
+SELECT key FROM ext_storage_list_newest('acme.b', category => 'x');
+SELECT key FROM ext_storage_list_newest('acme.b', key_prefix => 'a');
+SELECT key, value FROM ext_storage_list_values('acme.b', newest_first => true, page_size => 2);
+SELECT key, value FROM ext_storage_list_values('acme.b', newest_first => true,
+    after_changed_on => '2026-01-02', after_key => 'd');
+-- An entry that is gone is a cursor all the same.
+SELECT ext_storage_delete('acme.b', 'd');
+SELECT key FROM ext_storage_list_newest('acme.b', after_changed_on => '2026-01-02', after_key => 'd');
+-- Every entry comes once, however many have the same time.
+INSERT INTO extension_storage (extension_id, key, value, changed_on)
+    SELECT 'acme.many', 'k' || lpad(i::text, 4, '0'), 'x', '2026-01-01'::timestamp + i % 7 * interval '1 h'
+    FROM generate_series(1, 1000) i;
+WITH RECURSIVE pages AS (
+    SELECT 1 AS page, e.* FROM (SELECT array_agg(l.key) AS keys, (array_agg(l.changed_on))[37] AS last_time,
+        (array_agg(l.key))[37] AS last_key FROM ext_storage_list_newest('acme.many', page_size => 37) l) e
+    UNION ALL
+    SELECT page + 1, e.* FROM pages, LATERAL (SELECT array_agg(l.key), (array_agg(l.changed_on))[37],
+        (array_agg(l.key))[37] FROM ext_storage_list_newest('acme.many', page_size => 37,
+            after_changed_on => pages.last_time, after_key => pages.last_key) l) e
+    WHERE pages.last_key IS NOT NULL)
+SELECT count(*), count(DISTINCT k), max(page) FROM pages, unnest(keys) k;
+
+-- Another key for an entry: it keeps all but the version.
+SELECT key, uuid = (SELECT uuid FROM extension_storage WHERE extension_id = 'acme.b' AND key = 'a'
+    AND user_fk IS NULL AND resource_type IS NULL) AS same_uuid, is_encrypted, version
+FROM ext_storage_rename('acme.b', 'a', 'renamed', actor_fk => 5);
+SELECT convert_from(ext_storage_get('acme.b', 'renamed'), 'UTF8') AS value, ext_storage_get('acme.b', 'a') AS old;
+SELECT pg_temp.error_of($$SELECT ext_storage_rename('acme.b', 'renamed', 'b')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_rename('acme.b', 'renamed', 'renamed')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_rename('acme.b', 'renamed', 'z', if_version => 1)$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_rename('acme.b', 'nothing', 'z', if_version => 1)$$);
+SELECT ext_storage_rename('acme.b', 'nothing', 'z') IS NULL AS nothing;
+SELECT key FROM ext_storage_rename('acme.b', 'a', 'mine', user_fk => 7, if_version => 1);
+
+-- Deletion of several keys and by prefix: of this scope alone.
+SELECT * FROM ext_storage_delete_many('acme.b', ARRAY['nothing', 'c', 'b'], if_versions => ARRAY[0, 1, NULL]);
+SELECT pg_temp.error_of($$SELECT * FROM ext_storage_delete_many('acme.b', ARRAY['renamed', 'x'], if_versions => ARRAY[3, 1])$$);
+SELECT ext_storage_count('acme.b');
+SELECT count(*) FROM ext_storage_set_many('acme.b', ARRAY['p%', 'p_1', 'p', 'q'], ARRAY['1', '2', '3', '4']::bytea[]);
+SELECT ext_storage_delete_prefix('acme.b', 'p_');
+SELECT ext_storage_delete_prefix('acme.b', 'p');
+SELECT ext_storage_delete_prefix('acme.b', 'mine');
+SELECT ext_storage_delete_prefix('acme.b', 'm', user_fk => 7);
+SELECT key FROM ext_storage_list('acme.b');
+
+-- Bad input.
+SELECT pg_temp.error_of(s) FROM (VALUES (1,
+    $$SELECT * FROM ext_storage_get_many('acme.b', NULL)$$), (2,
+    $$SELECT * FROM ext_storage_get_many('acme.b', '{}')$$), (3,
+    $$SELECT * FROM ext_storage_get_many('acme.b', ARRAY['a', NULL])$$), (4,
+    $$SELECT * FROM ext_storage_get_many('acme.b', ARRAY['a', ''])$$), (5,
+    $$SELECT * FROM ext_storage_get_many('acme.b', ARRAY['a', repeat('x', 256)])$$), (6,
+    $$SELECT * FROM ext_storage_get_many('acme.b', ARRAY[['a'], ['b']])$$), (7,
+    $$SELECT * FROM ext_storage_get_many('acme.b', array_fill('x'::text, ARRAY[1001]))$$), (8,
+    $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'a'], ARRAY['1', '2']::bytea[])$$), (9,
+    $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], ARRAY['1']::bytea[])$$), (10,
+    $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], ARRAY['1', NULL]::bytea[])$$), (11,
+    $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], NULL)$$), (12,
+    $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], ARRAY['1', '2']::bytea[], ARRAY['text/plain', 'text'])$$), (13,
+    $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], ARRAY['1', '2']::bytea[], categories => ARRAY['x'])$$), (14,
+    $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], ARRAY['1', '2']::bytea[], categories => ARRAY['x', repeat('x', 65)])$$), (15,
+    $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], ARRAY['1', '2']::bytea[], descriptions => ARRAY['x', repeat('x', 65536)])$$), (16,
+    $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], ARRAY['1', '2']::bytea[], if_versions => ARRAY[1, -1])$$), (17,
+    $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], ARRAY['1'::bytea, repeat('x', 16777216)::bytea])$$), (18,
+    $$SELECT * FROM ext_storage_delete_many('acme.b', ARRAY['a', 'a'])$$), (19,
+    $$SELECT * FROM ext_storage_delete_many('acme.b', ARRAY['a', 'b'], if_versions => ARRAY[1])$$), (20,
+    $$SELECT ext_storage_delete_prefix('acme.b', '')$$), (21,
+    $$SELECT ext_storage_delete_prefix('acme.b', NULL)$$), (22,
+    $$SELECT ext_storage_rename('acme.b', 'renamed', '')$$), (23,
+    $$SELECT * FROM ext_storage_list_values('acme.b', max_bytes => -1)$$), (24,
+    $$SELECT * FROM ext_storage_list_values('acme.b', max_bytes => NULL)$$), (25,
+    $$SELECT * FROM ext_storage_list_values('acme.b', newest_first => NULL)$$), (26,
+    $$SELECT * FROM ext_storage_list_values('acme.b', after_changed_on => '2026-01-01', after_key => 'a')$$), (27,
+    $$SELECT * FROM ext_storage_list_newest('acme.b', after_changed_on => '2026-01-01')$$), (28,
+    $$SELECT * FROM ext_storage_list_newest('acme.b', page => -1)$$)) t (n, s) ORDER BY n;
+SELECT key, version FROM ext_storage_list('acme.b');
+
+-- Quota: counted as single calls are, and refused as a whole.
+SET extension_storage.quota_per_extension = 10;
+SELECT count(*) FROM ext_storage_set_many('acme.q', ARRAY['a', 'b'], ARRAY['12345', '1234']::bytea[]);
+SELECT pg_temp.error_of($$SELECT * FROM ext_storage_set_many('acme.q', ARRAY['a', 'c'], ARRAY['1', '123456']::bytea[])$$);
+SELECT value_bytes FROM extension_storage_usage WHERE extension_id = 'acme.q';
+SELECT ext_storage_delete_prefix('acme.q', 'a');
+SELECT value_bytes FROM extension_storage_usage WHERE extension_id = 'acme.q';
+RESET extension_storage.quota_per_extension;
+ALTER TABLE extension_storage DISABLE TRIGGER extension_storage_count_rows, DISABLE TRIGGER extension_storage_count;
+DELETE FROM extension_storage;

@@ -1,0 +1,795 @@
+/*-------------------------------------------------------------------------
+ *
+ * read.c
+ *	  Get, list and count entries.
+ *
+ * Every statement goes through SPI with the caller's rights.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "catalog/pg_type.h"
+#include "entry.h"
+#include "errors.h"
+#include "fernet.h"
+#include "funcapi.h"
+#include "keyring.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "statement.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+/* Rows, and bytes of their values, that are decrypted together. */
+#define BATCH_ROWS 64
+#define BATCH_BYTES (64 * 1024)
+
+static const ArgumentInfo get_arguments[] = {ADDRESS_ARGUMENTS};
+
+/* The arguments of list. */
+enum
+{
+	LIST_ARG_CATEGORY = NUM_SCOPE_ARGS,
+	LIST_ARG_PAGE,
+	LIST_ARG_PAGE_SIZE,
+	LIST_ARG_KEY_PREFIX,
+	LIST_ARG_AFTER_KEY
+};
+
+static const ArgumentInfo list_arguments[] = {
+	SCOPE_ARGUMENTS,
+	[LIST_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
+	[LIST_ARG_PAGE] = {"page", 0, true},
+	[LIST_ARG_PAGE_SIZE] = {"page_size", 0, true},
+	[LIST_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false},
+	[LIST_ARG_AFTER_KEY] = {"after_key", MAX_KEY_CHARS, false}
+};
+
+/* The arguments of list_newest. */
+enum
+{
+	NEWEST_ARG_CATEGORY = NUM_SCOPE_ARGS,
+	NEWEST_ARG_PAGE,
+	NEWEST_ARG_PAGE_SIZE,
+	NEWEST_ARG_KEY_PREFIX,
+	NEWEST_ARG_AFTER_CHANGED_ON,
+	NEWEST_ARG_AFTER_KEY
+};
+
+static const ArgumentInfo newest_arguments[] = {
+	SCOPE_ARGUMENTS,
+	[NEWEST_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
+	[NEWEST_ARG_PAGE] = {"page", 0, true},
+	[NEWEST_ARG_PAGE_SIZE] = {"page_size", 0, true},
+	[NEWEST_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false},
+	[NEWEST_ARG_AFTER_CHANGED_ON] = {"after_changed_on", 0, false},
+	[NEWEST_ARG_AFTER_KEY] = {"after_key", MAX_KEY_CHARS, false}
+};
+
+/* The arguments of list_values. */
+enum
+{
+	VALUES_ARG_CATEGORY = NUM_SCOPE_ARGS,
+	VALUES_ARG_KEY_PREFIX,
+	VALUES_ARG_AFTER_KEY,
+	VALUES_ARG_PAGE_SIZE,
+	VALUES_ARG_MAX_BYTES,
+	VALUES_ARG_NEWEST_FIRST,
+	VALUES_ARG_AFTER_CHANGED_ON,
+	VALUES_ARG_PAGE
+};
+
+static const ArgumentInfo values_arguments[] = {
+	SCOPE_ARGUMENTS,
+	[VALUES_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
+	[VALUES_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false},
+	[VALUES_ARG_AFTER_KEY] = {"after_key", MAX_KEY_CHARS, false},
+	[VALUES_ARG_PAGE_SIZE] = {"page_size", 0, true},
+	[VALUES_ARG_MAX_BYTES] = {"max_bytes", 0, true},
+	[VALUES_ARG_NEWEST_FIRST] = {"newest_first", 0, true},
+	[VALUES_ARG_AFTER_CHANGED_ON] = {"after_changed_on", 0, false},
+	[VALUES_ARG_PAGE] = {"page", 0, true}
+};
+
+/* The arguments of count. */
+enum
+{
+	COUNT_ARG_CATEGORY = NUM_SCOPE_ARGS,
+	COUNT_ARG_KEY_PREFIX
+};
+
+static const ArgumentInfo count_arguments[] = {
+	SCOPE_ARGUMENTS,
+	[COUNT_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
+	[COUNT_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false}
+};
+
+/* The arguments of get_many: those of get, with keys in the place of key. */
+static const ArgumentInfo many_arguments[] = {
+	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
+	[ADDRESS_ARG_KEY] = {"keys", 0, true},
+	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false},
+	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
+	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
+};
+static const AddressArguments many_address = {
+	{
+		[PARAM_EXTENSION_ID] = ADDRESS_ARG_EXTENSION_ID,
+		[PARAM_KEY] = -1,
+		[PARAM_USER_FK] = ADDRESS_ARG_USER_FK,
+		[PARAM_RESOURCE_TYPE] = ADDRESS_ARG_RESOURCE_TYPE,
+		[PARAM_RESOURCE_UUID] = ADDRESS_ARG_RESOURCE_UUID
+	}
+};
+
+static const StatementParam get_params[] = {ADDRESS_PARAMS};
+
+enum
+{
+	MANY_PARAM_KEYS = NUM_ADDRESS_PARAMS
+};
+
+static const StatementParam many_params[] = {
+	ADDRESS_PARAMS,
+	[MANY_PARAM_KEYS] = {"keys", TEXTARRAYOID}
+};
+
+/* What list and count add to the extension and scope. */
+enum
+{
+	LIST_PARAM_CATEGORY = NUM_ADDRESS_PARAMS,
+	LIST_PARAM_PREFIX_FIRST,
+	LIST_PARAM_PREFIX_LAST,
+	LIST_PARAM_LIMIT,
+	LIST_PARAM_OFFSET,
+	LIST_PARAM_AFTER_CHANGED_ON
+};
+
+static const StatementParam list_params[] = {
+	ADDRESS_PARAMS,
+	[LIST_PARAM_CATEGORY] = {"category", TEXTOID},
+	[LIST_PARAM_PREFIX_FIRST] = {"prefix_first", TEXTOID},
+	[LIST_PARAM_PREFIX_LAST] = {"prefix_last", TEXTOID},
+	[LIST_PARAM_LIMIT] = {"limit", INT8OID},
+	[LIST_PARAM_OFFSET] = {"offset", INT8OID},
+	[LIST_PARAM_AFTER_CHANGED_ON] = {"after_changed_on", TIMESTAMPOID}
+};
+
+/* An entry and its value, and why there is none. */
+enum
+{
+	ENTRY_VALUE = NUM_ENTRY_COLUMNS,
+	NUM_VALUE_ENTRY_COLUMNS,
+	ENTRY_PROBLEM = NUM_VALUE_ENTRY_COLUMNS,
+	NUM_PROBLEM_ENTRY_COLUMNS
+};
+
+static const StatementColumn entry_columns[] = {ENTRY_COLUMNS};
+static const StatementColumn value_entry_columns[] = {
+	ENTRY_COLUMNS,
+	[ENTRY_VALUE] = {"value", BYTEAOID, NOT_NULL}
+};
+
+enum
+{
+	VALUE_VALUE,
+	VALUE_IS_ENCRYPTED,
+	NUM_VALUE_COLUMNS
+};
+
+static const StatementColumn value_columns[] = {
+	[VALUE_VALUE] = {"value", BYTEAOID, NOT_NULL},
+	[VALUE_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NOT_NULL}
+};
+
+static const StatementColumn count_columns[] = {{"count", INT8OID, NOT_NULL}};
+
+static bool expand_newest(StringInfo sql, const char *placeholder, int shape);
+
+static Statement get_statement = {
+	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
+	STATEMENT_PARAMS(get_params), STATEMENT_COLUMNS(value_columns),
+	.expand = ExpandScope, .by_index = true
+};
+static Statement get_entry_statement = {
+	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
+	STATEMENT_PARAMS(get_params), STATEMENT_COLUMNS(value_entry_columns),
+	.expand = ExpandScope, .by_index = true
+};
+#define LIST_BY_KEY \
+	"SELECT @columns@ FROM " SQL_TABLE \
+	" WHERE @scope@ AND e.key" SQL_GT "$key" \
+	" ORDER BY @order@ LIMIT $limit OFFSET $offset"
+
+static Statement list_statement = {
+	.sql = LIST_BY_KEY,
+	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(entry_columns),
+	.expand = ExpandScope, .by_index = true
+};
+static Statement count_statement = {
+	.sql = "SELECT pg_catalog.count(*) FROM " SQL_TABLE " WHERE @scope@",
+	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(count_columns),
+	.expand = ExpandScope, .by_index = true
+};
+
+/* Further bit of a shape: after a cursor in the order by time. */
+#define SHAPE_AFTER 16
+
+StaticAssertDecl(2 * SHAPE_AFTER <= STATEMENT_MAX_SHAPES,
+				 "there are too many shapes");
+
+/* The order by time, and the index that serves it. */
+#define CHANGED_ON \
+	"COALESCE(e.changed_on, '-infinity'::pg_catalog.timestamp)"
+#define LIST_NEWEST \
+	"SELECT @columns@ FROM " SQL_TABLE " WHERE @scope@ AND @after@" \
+	" ORDER BY e.extension_id DESC, e.user_fk DESC, e.resource_uuid DESC, " \
+	CHANGED_ON " DESC, e.key DESC LIMIT $limit OFFSET $offset"
+
+static Statement newest_statement = {
+	.sql = LIST_NEWEST,
+	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(entry_columns),
+	.expand = expand_newest, .by_index = true
+};
+static Statement newest_values_statement = {
+	.sql = LIST_NEWEST,
+	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(value_entry_columns),
+	.expand = expand_newest, .by_index = true
+};
+static Statement list_values_statement = {
+	.sql = LIST_BY_KEY,
+	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(value_entry_columns),
+	.expand = ExpandScope, .by_index = true
+};
+static Statement get_many_statement = {
+	.sql = "SELECT @columns@ FROM pg_catalog.unnest($keys) WITH ORDINALITY"
+	" AS k (key, place) JOIN " SQL_TABLE " ON @scope@ AND e.key" SQL_EQ "k.key"
+	" ORDER BY k.place",
+	STATEMENT_PARAMS(many_params), STATEMENT_COLUMNS(value_entry_columns),
+	.expand = ExpandScope, .by_index = true
+};
+
+PG_FUNCTION_INFO_V1(ext_storage_get);
+PG_FUNCTION_INFO_V1(ext_storage_get_json);
+PG_FUNCTION_INFO_V1(ext_storage_get_entry);
+PG_FUNCTION_INFO_V1(ext_storage_get_many);
+PG_FUNCTION_INFO_V1(ext_storage_list);
+PG_FUNCTION_INFO_V1(ext_storage_list_newest);
+PG_FUNCTION_INFO_V1(ext_storage_list_values);
+PG_FUNCTION_INFO_V1(ext_storage_count);
+
+/* Appends what the placeholders of the order by time stand for. */
+static bool
+expand_newest(StringInfo sql, const char *placeholder, int shape)
+{
+	if (strcmp(placeholder, "after") != 0)
+		return ExpandScope(sql, placeholder, shape);
+	appendStringInfoString(sql, (shape & SHAPE_AFTER) ?
+						   "ROW(" CHANGED_ON ", e.key) OPERATOR(pg_catalog.<)"
+						   " ROW($after_changed_on, $key)" : "TRUE");
+	return true;
+}
+
+/* Decrypts a stored value, in memory of our own, in place. */
+static bytea *
+open_value(const StatementArgs *args, Datum value)
+{
+	bytea	   *token = DatumGetByteaP(value);
+	bytea	   *opened;
+
+	RequireKey(args, KeyringCount() > 0, "is");
+	opened = KeyringOpen(token);
+	if (opened == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_UNREADABLE),
+				 errmsg("value of %s cannot be decrypted",
+						DescribeEntry(args->values, args->nulls)),
+				 errdetail("None of the configured keys reads the stored token."),
+				 errhint("The token is damaged, or the key that made it is missing from the configured keys; ext_storage_verify() lists all such entries.")));
+	return opened;
+}
+
+/*
+ * Fetches the value of the entry that the call is about, or NULL if there is
+ * none.  A value that is not encrypted may be a pointer to its TOAST, as it is
+ * in a plain SELECT.
+ */
+static struct varlena *
+fetch_value(FunctionCallInfo fcinfo, const StatementArgs *args)
+{
+	Connection	connection;
+	Datum		row[NUM_VALUE_COLUMNS];
+	bool		nulls[NUM_VALUE_COLUMNS];
+	bool		found;
+
+	StatementConnect(&connection, fcinfo, false);
+	found = StatementFetch(&connection, &get_statement, args, true, row, nulls);
+	SPI_finish();
+	if (!found)
+		return NULL;
+	return DatumGetBool(row[VALUE_IS_ENCRYPTED]) ?
+		open_value(args, row[VALUE_VALUE]) :
+		(struct varlena *) DatumGetPointer(row[VALUE_VALUE]);
+}
+
+/* Starts a call of get, get_json or get_entry. */
+static void
+get_params_of(StatementArgs *args, FunctionCallInfo fcinfo)
+{
+	CheckArguments(fcinfo, get_arguments, lengthof(get_arguments));
+	StatementArgsInit(args);
+	AddressParams(args, fcinfo, get_arguments, &entry_address);
+}
+
+/*
+ * ext_storage_get(extension_id text, key text, user_fk integer,
+ *				   resource_type text, resource_uuid text) returns bytea
+ *		The value of an entry, decrypted; NULL if there is no such entry.
+ */
+Datum
+ext_storage_get(PG_FUNCTION_ARGS)
+{
+	StatementArgs args;
+	struct varlena *value;
+
+	get_params_of(&args, fcinfo);
+	value = fetch_value(fcinfo, &args);
+	if (value == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_POINTER(value);
+}
+
+/*
+ * ext_storage_get_json(extension_id text, key text, user_fk integer,
+ *						resource_type text, resource_uuid text) returns jsonb
+ *		The value of an entry as JSON; NULL if there is no such entry.
+ */
+Datum
+ext_storage_get_json(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = CurrentMemoryContext;
+	StatementArgs args;
+	struct varlena *value;
+	char	   *json;
+	volatile Datum result = (Datum) 0;
+
+	get_params_of(&args, fcinfo);
+	value = fetch_value(fcinfo, &args);
+	if (value == NULL)
+		PG_RETURN_NULL();
+	value = PG_DETOAST_DATUM_PACKED(PointerGetDatum(value));
+	json = pnstrdup(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
+
+	/* the parser's own messages would quote the value */
+	PG_TRY();
+	{
+		if (strlen(json) != VARSIZE_ANY_EXHDR(value))
+			ereport(ERROR, (errcode(ERRCODE_INVALID_JSON_TEXT),
+							errmsg("NUL byte")));
+		json = ConvertJson(json, VARSIZE_ANY_EXHDR(value), true);
+		result = DirectFunctionCall1(jsonb_in, CStringGetDatum(json));
+	}
+	PG_CATCH();
+	{
+		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_JSON_TEXT),
+				 errmsg("value of %s is not JSON",
+						DescribeEntry(args.values, args.nulls)),
+				 errhint("ext_storage_get() returns its bytes.")));
+	}
+	PG_END_TRY();
+	PG_RETURN_DATUM(result);
+}
+
+/*
+ * ext_storage_get_entry(extension_id text, key text, user_fk integer,
+ *						 resource_type text, resource_uuid text)
+ *		returns the columns of ext_storage_entry and value, one row or none
+ */
+Datum
+ext_storage_get_entry(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Connection	connection;
+	StatementArgs args;
+	Datum		row[NUM_VALUE_ENTRY_COLUMNS];
+	bool		nulls[NUM_VALUE_ENTRY_COLUMNS];
+	bool		found;
+
+	get_params_of(&args, fcinfo);
+	StatementStartDecrypted(fcinfo);
+	StatementConnect(&connection, fcinfo, false);
+	found = StatementFetch(&connection, &get_entry_statement, &args, true, row,
+						   nulls);
+	SPI_finish();
+	if (found)
+	{
+		if (DatumGetBool(row[ENTRY_IS_ENCRYPTED]))
+			row[ENTRY_VALUE] =
+				PointerGetDatum(open_value(&args, row[ENTRY_VALUE]));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* Takes category and key_prefix of a function that lists or counts. */
+static void
+filter_params(StatementArgs *args, FunctionCallInfo fcinfo,
+			  const ArgumentInfo *arguments, int category, int key_prefix)
+{
+	TextParam(args, LIST_PARAM_CATEGORY, fcinfo, arguments, category);
+	if (!PG_ARGISNULL(category))
+		args->shape |= SHAPE_CATEGORY;
+
+	TextParam(args, LIST_PARAM_PREFIX_FIRST, fcinfo, arguments, key_prefix);
+	if (!PG_ARGISNULL(key_prefix))
+	{
+		StatementSet(args, LIST_PARAM_PREFIX_LAST,
+					 PrefixLast(DatumGetTextPP(args->values[LIST_PARAM_PREFIX_FIRST])));
+		args->shape |= SHAPE_PREFIX;
+	}
+}
+
+/* Takes page and page_size. */
+static void
+page_params(StatementArgs *args, FunctionCallInfo fcinfo,
+			const ArgumentInfo *arguments, int page_arg, int page_size_arg)
+{
+	int64		page;
+	int64		page_size;
+
+	RequireArgument(fcinfo, arguments, page_arg);
+	RequireArgument(fcinfo, arguments, page_size_arg);
+	page = PG_GETARG_INT32(page_arg);
+	page_size = PG_GETARG_INT32(page_size_arg);
+	if (page < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("page must not be negative")));
+	if (page_size < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("page_size must be at least 1")));
+	StatementSet(args, LIST_PARAM_LIMIT, Int64GetDatum(page_size));
+	StatementSet(args, LIST_PARAM_OFFSET, Int64GetDatum(page * page_size));
+}
+
+/*
+ * Takes after_key, which is the empty string where it is null: it is below all
+ * keys.
+ */
+static void
+after_key_param(StatementArgs *args, FunctionCallInfo fcinfo,
+				const ArgumentInfo *arguments, int argno)
+{
+	TextParam(args, PARAM_KEY, fcinfo, arguments, argno);
+	if (PG_ARGISNULL(argno))
+		StatementSet(args, PARAM_KEY, PointerGetDatum(cstring_to_text("")));
+}
+
+/*
+ * Takes the cursor of an order by time: after_changed_on and after_key, of
+ * which the latter says whether there is one.
+ */
+static void
+after_change_params(StatementArgs *args, FunctionCallInfo fcinfo,
+					const ArgumentInfo *arguments, int changed_on, int key)
+{
+	Timestamp	after = PG_ARGISNULL(changed_on) ? DT_NOBEGIN :
+	PG_GETARG_TIMESTAMP(changed_on);
+
+	if (PG_ARGISNULL(key))
+	{
+		if (!PG_ARGISNULL(changed_on))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("after_changed_on must be given together with after_key")));
+		return;
+	}
+	TextParam(args, PARAM_KEY, fcinfo, arguments, key);
+	StatementSet(args, LIST_PARAM_AFTER_CHANGED_ON, TimestampGetDatum(after));
+	args->shape |= SHAPE_AFTER;
+}
+
+/*
+ * ext_storage_list(extension_id text, user_fk integer, resource_type text,
+ *					resource_uuid text, category text, page integer,
+ *					page_size integer, key_prefix text, after_key text)
+ *		returns setof ext_storage_entry
+ *
+ * One page of the entries of a scope, by key in byte order.  Reads no value.
+ */
+Datum
+ext_storage_list(PG_FUNCTION_ARGS)
+{
+	Connection	connection;
+	StatementArgs args;
+
+	CheckArguments(fcinfo, list_arguments, lengthof(list_arguments));
+	StatementArgsInit(&args);
+	AddressParams(&args, fcinfo, list_arguments, &scope_address);
+	page_params(&args, fcinfo, list_arguments, LIST_ARG_PAGE,
+				LIST_ARG_PAGE_SIZE);
+	filter_params(&args, fcinfo, list_arguments, LIST_ARG_CATEGORY,
+				  LIST_ARG_KEY_PREFIX);
+	after_key_param(&args, fcinfo, list_arguments, LIST_ARG_AFTER_KEY);
+
+	InitMaterializedSRF(fcinfo, 0);
+	StatementConnect(&connection, fcinfo, false);
+	StatementReturn(&connection, &list_statement, &args,
+					(ReturnSetInfo *) fcinfo->resultinfo);
+	SPI_finish();
+	return (Datum) 0;
+}
+
+/*
+ * ext_storage_list_newest(extension_id text, user_fk integer,
+ *						   resource_type text, resource_uuid text,
+ *						   category text, page integer, page_size integer,
+ *						   key_prefix text, after_changed_on timestamp,
+ *						   after_key text)
+ *		returns setof ext_storage_entry
+ *
+ * One page of the entries of a scope, the newest change first.  Reads no value.
+ */
+Datum
+ext_storage_list_newest(PG_FUNCTION_ARGS)
+{
+	Connection	connection;
+	StatementArgs args;
+
+	CheckArguments(fcinfo, newest_arguments, lengthof(newest_arguments));
+	StatementArgsInit(&args);
+	AddressParams(&args, fcinfo, newest_arguments, &scope_address);
+	page_params(&args, fcinfo, newest_arguments, NEWEST_ARG_PAGE,
+				NEWEST_ARG_PAGE_SIZE);
+	filter_params(&args, fcinfo, newest_arguments, NEWEST_ARG_CATEGORY,
+				  NEWEST_ARG_KEY_PREFIX);
+	after_change_params(&args, fcinfo, newest_arguments,
+						NEWEST_ARG_AFTER_CHANGED_ON, NEWEST_ARG_AFTER_KEY);
+
+	InitMaterializedSRF(fcinfo, 0);
+	StatementConnect(&connection, fcinfo, false);
+	StatementReturn(&connection, &newest_statement, &args,
+					(ReturnSetInfo *) fcinfo->resultinfo);
+	SPI_finish();
+	return (Datum) 0;
+}
+
+/* Entries with their values on the way from the table to the caller. */
+typedef struct ValueBatch
+{
+	ReturnSetInfo *rsinfo;
+	int			nrows;
+	Size		pending_bytes;	/* of the values of these rows */
+	Datum		rows[BATCH_ROWS][NUM_PROBLEM_ENTRY_COLUMNS];
+	bool		nulls[BATCH_ROWS][NUM_PROBLEM_ENTRY_COLUMNS];
+	MemoryContext context;		/* of the rows' values */
+} ValueBatch;
+
+/*
+ * Decrypts the rows of a batch, those of a key together, and returns them.  One
+ * that cannot be decrypted has no value, and says why.
+ */
+static void
+return_batch(ValueBatch *batch)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(batch->context);
+	KeyringItem items[BATCH_ROWS];
+	int			item_rows[BATCH_ROWS];
+	int			nitems = 0;
+
+	for (int i = 0; i < batch->nrows; i++)
+	{
+		if (!DatumGetBool(batch->rows[i][ENTRY_IS_ENCRYPTED]))
+			continue;
+		items[nitems].token = DatumGetByteaPCopy(batch->rows[i][ENTRY_VALUE]);
+		item_rows[nitems++] = i;
+	}
+	if (nitems > 0)
+		KeyringOpenMany(items, nitems);
+	for (int i = 0; i < nitems; i++)
+	{
+		Datum	   *row = batch->rows[item_rows[i]];
+		bool	   *nulls = batch->nulls[item_rows[i]];
+
+		if (items[i].result != NULL)
+			row[ENTRY_VALUE] = PointerGetDatum(items[i].result);
+		else
+		{
+			nulls[ENTRY_VALUE] = true;
+			nulls[ENTRY_PROBLEM] = false;
+			row[ENTRY_PROBLEM] =
+				CStringGetTextDatum(KeyringProblem(items[i].ordinal));
+		}
+	}
+	for (int i = 0; i < batch->nrows; i++)
+		tuplestore_putvalues(batch->rsinfo->setResult, batch->rsinfo->setDesc,
+							 batch->rows[i], batch->nulls[i]);
+	for (int i = 0; i < nitems; i++)
+		if (items[i].result != NULL)
+			explicit_bzero(VARDATA(items[i].result),
+						   VARSIZE(items[i].result) - VARHDRSZ);
+	batch->nrows = 0;
+	batch->pending_bytes = 0;
+	MemoryContextSwitchTo(old_context);
+	MemoryContextReset(batch->context);
+}
+
+/* The bytes of a row's value, before encryption, without reading it. */
+static Size
+value_bytes(const Datum *row)
+{
+	Size		stored = toast_raw_datum_size(row[ENTRY_VALUE]) - VARHDRSZ;
+
+	return DatumGetBool(row[ENTRY_IS_ENCRYPTED]) ?
+		FernetDecodedLen(stored) : stored;
+}
+
+/*
+ * Returns rows of entries with their values.  Where max_bytes is not negative,
+ * it stops before the values are larger than that, but not before the first.
+ */
+static void
+return_values(Connection *connection, Statement *statement,
+			  const StatementArgs *args, FunctionCallInfo fcinfo,
+			  int64 max_bytes)
+{
+	ValueBatch	batch = {.rsinfo = (ReturnSetInfo *) fcinfo->resultinfo};
+	Portal		portal = StatementOpen(connection, statement, args);
+	int64		total = 0;
+	uint64		nrows;
+	bool		full = false;
+
+	batch.context = AllocSetContextCreate(CurrentMemoryContext,
+										  "entries with values",
+										  ALLOCSET_DEFAULT_SIZES);
+	do
+	{
+		nrows = StatementNext(statement, portal, BATCH_ROWS);
+		for (uint64 i = 0; i < nrows && !full; i++)
+		{
+			Datum	   *row = batch.rows[batch.nrows];
+			Size		bytes;
+
+			CHECK_FOR_INTERRUPTS();
+			StatementRow(statement, i, row, batch.nulls[batch.nrows]);
+			bytes = value_bytes(row);
+			full = max_bytes >= 0 && total > 0 &&
+				total + (int64) bytes > max_bytes;
+			if (full)
+				break;
+			total = Max(total + (int64) bytes, 1);
+			batch.nulls[batch.nrows][ENTRY_PROBLEM] = true;
+			batch.pending_bytes += bytes;
+			batch.nrows++;
+			if (batch.pending_bytes >= BATCH_BYTES)
+				return_batch(&batch);
+		}
+		return_batch(&batch);
+		SPI_freetuptable(SPI_tuptable);
+	} while (nrows == BATCH_ROWS && !full);
+	SPI_cursor_close(portal);
+	MemoryContextDelete(batch.context);
+}
+
+/*
+ * ext_storage_list_values(extension_id text, user_fk integer,
+ *						   resource_type text, resource_uuid text,
+ *						   category text, key_prefix text, after_key text,
+ *						   page_size integer, max_bytes integer,
+ *						   newest_first boolean, after_changed_on timestamp,
+ *						   page integer)
+ *		returns the columns of ext_storage_entry, value and problem
+ *
+ * One page of the entries of a scope with their values, by key or the newest
+ * change first.  It ends before the values are larger than max_bytes, but not
+ * before the first one.
+ */
+Datum
+ext_storage_list_values(PG_FUNCTION_ARGS)
+{
+	Connection	connection;
+	StatementArgs args;
+	bool		newest_first;
+
+	CheckArguments(fcinfo, values_arguments, lengthof(values_arguments));
+	StatementArgsInit(&args);
+	AddressParams(&args, fcinfo, values_arguments, &scope_address);
+	filter_params(&args, fcinfo, values_arguments, VALUES_ARG_CATEGORY,
+				  VALUES_ARG_KEY_PREFIX);
+	page_params(&args, fcinfo, values_arguments, VALUES_ARG_PAGE,
+				VALUES_ARG_PAGE_SIZE);
+	RequireArgument(fcinfo, values_arguments, VALUES_ARG_MAX_BYTES);
+	if (PG_GETARG_INT32(VALUES_ARG_MAX_BYTES) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_bytes must not be negative")));
+	RequireArgument(fcinfo, values_arguments, VALUES_ARG_NEWEST_FIRST);
+	newest_first = PG_GETARG_BOOL(VALUES_ARG_NEWEST_FIRST);
+	if (newest_first)
+		after_change_params(&args, fcinfo, values_arguments,
+							VALUES_ARG_AFTER_CHANGED_ON, VALUES_ARG_AFTER_KEY);
+	else if (!PG_ARGISNULL(VALUES_ARG_AFTER_CHANGED_ON))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("after_changed_on needs newest_first")));
+	else
+		after_key_param(&args, fcinfo, values_arguments, VALUES_ARG_AFTER_KEY);
+
+	StatementStartDecrypted(fcinfo);
+	StatementConnect(&connection, fcinfo, false);
+	return_values(&connection, newest_first ? &newest_values_statement :
+				  &list_values_statement, &args, fcinfo,
+				  PG_GETARG_INT32(VALUES_ARG_MAX_BYTES));
+	SPI_finish();
+	return (Datum) 0;
+}
+
+/*
+ * ext_storage_get_many(extension_id text, keys text[], user_fk integer,
+ *						resource_type text, resource_uuid text)
+ *		returns the columns of ext_storage_entry, value and problem
+ *
+ * The entries of several keys that there are, in the order of the keys.
+ */
+Datum
+ext_storage_get_many(PG_FUNCTION_ARGS)
+{
+	Connection	connection;
+	StatementArgs args;
+	Datum	   *keys;
+	int			nkeys;
+
+	CheckArguments(fcinfo, many_arguments, lengthof(many_arguments));
+	StatementArgsInit(&args);
+	AddressParams(&args, fcinfo, many_arguments, &many_address);
+	nkeys = KeysArgument(fcinfo, many_arguments, ADDRESS_ARG_KEY, &keys);
+	StatementSet(&args, MANY_PARAM_KEYS,
+				 PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1,
+												 false, TYPALIGN_INT)));
+
+	StatementStartDecrypted(fcinfo);
+	StatementConnect(&connection, fcinfo, false);
+	return_values(&connection, &get_many_statement, &args, fcinfo, -1);
+	SPI_finish();
+	return (Datum) 0;
+}
+
+/*
+ * ext_storage_count(extension_id text, user_fk integer, resource_type text,
+ *					 resource_uuid text, category text, key_prefix text)
+ *		returns bigint
+ *
+ * The number of the entries of a scope.  Reads no value.
+ */
+Datum
+ext_storage_count(PG_FUNCTION_ARGS)
+{
+	Connection	connection;
+	StatementArgs args;
+	Datum		row[lengthof(count_columns)];
+	bool		nulls[lengthof(count_columns)];
+
+	CheckArguments(fcinfo, count_arguments, lengthof(count_arguments));
+	StatementArgsInit(&args);
+	AddressParams(&args, fcinfo, count_arguments, &scope_address);
+	filter_params(&args, fcinfo, count_arguments, COUNT_ARG_CATEGORY,
+				  COUNT_ARG_KEY_PREFIX);
+
+	StatementConnect(&connection, fcinfo, false);
+	if (!StatementFetch(&connection, &count_statement, &args, true, row, nulls))
+		elog(ERROR, "count returned no row");
+	SPI_finish();
+	PG_RETURN_DATUM(row[0]);
+}

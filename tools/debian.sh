@@ -1,0 +1,79 @@
+# Folders with a Debian or Ubuntu of their own, made by debootstrap in
+# .dev/debian.
+
+debians=$root/.dev/debian
+
+# Runs a command in such a folder; its mounts end with it.
+in_debian() {
+    unshare --mount --propagation private sh -c '
+        mount -t proc proc "$0/proc"
+        mount --rbind /dev "$0/dev"
+        exec chroot "$0" env PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+            LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
+        ' "$debians/$1" "${@:2}" </dev/null
+}
+
+# Makes the folder of a release, where there is none.
+make_debian() {
+    local folder=$debians/$1 sources
+    [[ ! -e $folder/ready ]] || return 0
+    need debootstrap
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    sources=$folder/etc/apt/sources.list
+    case $1 in
+        noble)
+            # By https, as Debian does not have the key of Ubuntu's archive
+            debootstrap --variant=minbase --no-check-gpg noble "$folder" \
+                https://archive.ubuntu.com/ubuntu gutsy
+            echo 'deb http://archive.ubuntu.com/ubuntu noble main universe' \
+                >"$sources"
+            ;;
+        sid)
+            debootstrap --variant=minbase sid "$folder"
+            echo 'deb http://deb.debian.org/debian experimental main' \
+                >>"$sources"
+            printf '%s\n' 'Package: postgresql-*19 libpq* libecpg* libpgtypes*' \
+                'Pin: release a=experimental' 'Pin-Priority: 600' \
+                >"$folder/etc/apt/preferences.d/experimental"
+            ;;
+        *)
+            debootstrap --variant=minbase "${1%.fresh}" "$folder"
+            ;;
+    esac
+    echo force-unsafe-io >"$folder/etc/dpkg/dpkg.cfg.d/unsafe-io"
+    # a release that is no longer updated has an expired list
+    echo 'Acquire::Check-Valid-Until "false";' \
+        >"$folder/etc/apt/apt.conf.d/99valid"
+    # whom this machine trusts, for what comes by https
+    mkdir -p "$folder/usr/local/share/ca-certificates"
+    find /usr/local/share/ca-certificates -name '*.crt' \
+        -exec cp -t "$folder/usr/local/share/ca-certificates" {} +
+    in_debian "$1" apt-get -qq update
+    touch "$folder/ready"
+}
+
+# Copies the checkout to /srv/extension_storage in the folder.
+copy_checkout() {
+    local target=$debians/$1/srv/extension_storage
+    mkdir -p "$target"
+    find "$target" -mindepth 1 -maxdepth 1 ! -name .dev -exec rm -rf {} +
+    tar -c --exclude=./.dev --exclude=./.git . | tar -x -C "$target"
+}
+
+## debian RELEASE COMMAND [ARG...]
+##                 a command of ./dev in a folder with bookworm, trixie, sid or
+##                 noble, made where there is none
+cmd_debian() {
+    if [[ $EUID != 0 ]]; then
+        as_root env PG_MAJOR="${PG_MAJOR:-}" "$root/dev" debian "$@"
+        return
+    fi
+    [[ $# -ge 2 ]] || die "which release, and which command?"
+    mkdir -p "$debians/$1"
+    exec 7<"$debians/$1"
+    flock 7
+    make_debian "$1" >"$debians/$1.log" 2>&1 || die "see $debians/$1.log"
+    copy_checkout "$1"
+    in_debian "$1" env PG_MAJOR="${PG_MAJOR:-}" /srv/extension_storage/dev "${@:2}"
+}

@@ -1,0 +1,13 @@
+-- A first use of an installed extension, as its README says: install the release
+-- before, update, set, rotate.
+\set ON_ERROR_STOP 1
+CREATE SCHEMA ext_storage;
+CREATE EXTENSION pgcrypto;
+CREATE EXTENSION extension_storage SCHEMA ext_storage VERSION '1.1';
+SELECT version FROM ext_storage.ext_storage_set('acme.app', 'k', 'old', is_encrypted => true);
+ALTER EXTENSION extension_storage UPDATE;
+SELECT version FROM ext_storage.ext_storage_set('acme.app', 'k', 'new', is_encrypted => true);
+CALL ext_storage.ext_storage_rotate_keys();
+SELECT 'value ' || convert_from(ext_storage.ext_storage_get('acme.app', 'k'), 'UTF8')
+    || ', version ' || extversion
+FROM pg_extension WHERE extname = 'extension_storage';
