@@ -21,6 +21,7 @@ OBJS = \
 	src/extension_storage.o \
 	src/fernet.o \
 	src/fernet_sql.o \
+	src/handover.o \
 	src/keylist.o \
 	src/keyring.o \
 	src/lifecycle.o \

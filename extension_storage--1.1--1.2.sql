@@ -7,6 +7,110 @@
 
 -- Keys and rotation: section "keys".
 
+CREATE VIEW @extschema@.ext_storage_secrets AS
+    SELECT NULL::pg_catalog.bytea AS encryption_keys,
+           NULL::pg_catalog.bytea AS secret_key,
+           NULL::pg_catalog.bytea AS previous_secret_key,
+           NULL::pg_catalog.bool AS for_session
+    WHERE false;
+REVOKE ALL ON TABLE @extschema@.ext_storage_secrets FROM PUBLIC;
+REVOKE ALL ON TYPE @extschema@.ext_storage_secrets FROM PUBLIC;
+COMMENT ON VIEW @extschema@.ext_storage_secrets IS
+    'Takes secrets by COPY ... FROM STDIN (FORMAT binary), in which they stand in no statement: the settings of these names, as UTF-8, until the transaction or the session ends';
+
+CREATE FUNCTION @extschema@.ext_storage_secrets_insert()
+RETURNS trigger
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_secrets_insert() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_secrets_insert() IS
+    'Trigger: puts the secrets of a row in force';
+
+CREATE TRIGGER ext_storage_secrets_insert
+    INSTEAD OF INSERT ON @extschema@.ext_storage_secrets
+    FOR EACH ROW EXECUTE FUNCTION @extschema@.ext_storage_secrets_insert();
+
+-- Who holds the table hands secrets over, and grants that.
+DO $holder$
+BEGIN
+    EXECUTE pg_catalog.format(
+        'GRANT INSERT ON TABLE %s.ext_storage_secrets TO %s WITH GRANT OPTION',
+        '@extschema@', (
+            SELECT relowner::pg_catalog.regrole FROM pg_catalog.pg_class
+            WHERE oid OPERATOR(pg_catalog.=) '@extschema@.extension_storage'::pg_catalog.regclass));
+END
+$holder$;
+
+-- As in 1.1, and what reads of it need for keys: the view and
+-- ext_storage_configured_keys.
+CREATE OR REPLACE FUNCTION @extschema@.ext_storage_grant(role regrole, level text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    levels CONSTANT text[] := ARRAY['read', 'write', 'admin'];
+    granted integer;
+    rights text;
+    member regprocedure;
+BEGIN
+    IF role IS NULL OR level IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
+            MESSAGE = 'role and level must not be null';
+    END IF;
+    granted := array_position(levels, level);
+    IF granted IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('invalid level "%s"', level),
+            HINT = 'Levels are read, write and admin.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = role) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+            MESSAGE = format('role %s does not exist', role);
+    END IF;
+
+    IF NOT has_schema_privilege(role, '@extschema@'::regnamespace, 'USAGE') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %s TO %s', '@extschema@', role);
+    END IF;
+    rights := CASE WHEN granted = 1 THEN 'SELECT'
+                   ELSE 'SELECT, INSERT, UPDATE, DELETE' END;
+    EXECUTE format('GRANT %s ON TABLE %s.extension_storage TO %s', rights, '@extschema@', role);
+    EXECUTE format('GRANT USAGE ON TYPE %s.ext_storage_entry TO %s', '@extschema@', role);
+    EXECUTE format('GRANT INSERT ON TABLE %s.ext_storage_secrets TO %s', '@extschema@', role);
+    FOR member IN
+        SELECT p.oid
+        FROM pg_proc p
+        JOIN (VALUES
+            ('ext_storage_get', 1), ('ext_storage_get_json', 1),
+            ('ext_storage_get_entry', 1), ('ext_storage_list', 1),
+            ('ext_storage_count', 1), ('ext_storage_usage', 1),
+            ('ext_storage_configured_keys', 1),
+            ('ext_storage_set', 2), ('ext_storage_set_json', 2),
+            ('ext_storage_delete', 2), ('ext_storage_purge_extension', 2),
+            ('ext_storage_purge_user', 2), ('ext_storage_purge_resource', 2),
+            ('ext_storage_rotate_keys', 3), ('ext_storage_key_status', 3),
+            ('ext_storage_verify', 3)) AS f (name, level)
+            ON p.proname = f.name AND f.level <= granted
+        JOIN pg_depend d ON d.classid = 'pg_proc'::regclass
+            AND d.objid = p.oid AND d.deptype = 'e'
+        JOIN pg_extension x ON x.oid = d.refobjid
+            AND x.extname = 'extension_storage'
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', member, role);
+        IF NOT has_function_privilege(role, member, 'EXECUTE') THEN
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+                MESSAGE = format('no right to grant EXECUTE on %s', member),
+                HINT = 'The role that holds the extension, or a superuser, may grant.';
+        END IF;
+    END LOOP;
+    IF NOT has_schema_privilege(role, '@extschema@'::regnamespace, 'USAGE') THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = 'no right to grant USAGE on schema @extschema@',
+            HINT = format('Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s', '@extschema@', role);
+    END IF;
+END
+$$;
+
 -- The column source comes last.  The function stays the one that it is, with
 -- the rights to it and the views that use it, where DROP FUNCTION would lose
 -- the former and stop at the latter.

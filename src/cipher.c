@@ -190,7 +190,8 @@ call_pgcrypto(PGFunction function, Cipher *cipher, const uint8 *iv,
 		done = VARSIZE(result) == VARHDRSZ + len;
 		if (done)
 			memcpy(blocks, VARDATA(result), len);
-		explicit_bzero(VARDATA(result), VARSIZE(result) - VARHDRSZ);
+		if (function == pgcrypto_decrypt)
+			explicit_bzero(VARDATA(result), VARSIZE(result) - VARHDRSZ);
 		pfree(result);
 	}
 	PG_CATCH();

@@ -458,10 +458,14 @@ FernetDecode(const char *text, size_t len, uint8 *bytes, FernetToken *token)
 static bool
 mac_differs(const uint8 *left, const uint8 *right)
 {
-	volatile uint8 differs = 0;
+	uint64		left_words[FERNET_MAC_LEN / sizeof(uint64)];
+	uint64		right_words[lengthof(left_words)];
+	uint64		differs = 0;
 
-	for (int i = 0; i < FERNET_MAC_LEN; i++)
-		differs |= left[i] ^ right[i];
+	memcpy(left_words, left, sizeof(left_words));
+	memcpy(right_words, right, sizeof(right_words));
+	for (size_t i = 0; i < lengthof(left_words); i++)
+		differs |= left_words[i] ^ right_words[i];
 	return differs != 0;
 }
 
@@ -498,38 +502,64 @@ padding_len(const uint8 *block)
 }
 
 /*
- * FernetVerify
- *		Checks that the cipher's key made the token, and that it decrypts.
+ * FernetGetTail
+ *		Copies what the padding of a token depends on.
+ */
+void
+FernetGetTail(const FernetToken *token, FernetTail *tail)
+{
+	memcpy(tail->blocks, token->bytes + token->len - FERNET_MAC_LEN -
+		   sizeof(tail->blocks), sizeof(tail->blocks));
+}
+
+/*
+ * FernetCheckPadding
+ *		Checks that tokens of one key decrypt, with few calls of the cipher.
  *
- * CBC decryption can fail in the padding alone, so the HMAC and the last
- * block decide; no other plaintext is made.  Sets the length of the message.
+ * The key must have been checked by FernetCheckMac.  CBC decryption can fail in
+ * the padding alone, so the last block decides, and no other plaintext is made.
+ * Sets the status of each tail to FERNET_OK or FERNET_BAD_PADDING.
  */
 FernetStatus
-FernetVerify(const FernetToken *token, const FernetCipher *cipher,
-			 size_t *message_len)
+FernetCheckPadding(FernetTail **tails, int ntails, const FernetCipher *cipher)
+{
+	static const uint8 no_iv[FERNET_IV_LEN] = {0};
+	const size_t tail_len = sizeof(tails[0]->blocks);
+	Piece		piece;
+	int			n;
+
+	for (int i = 0; i < ntails; i += n)
+	{
+		n = Min(ntails - i, (int) (FERNET_PIECE_LEN / tail_len));
+		for (int j = 0; j < n; j++)
+			memcpy(piece.blocks + j * tail_len, tails[i + j]->blocks, tail_len);
+		if (!cipher->decrypt(cipher->context, no_iv, piece.blocks, n * tail_len))
+			return FERNET_CIPHER_FAILED;
+		for (int j = 0; j < n; j++)
+			tails[i + j]->status =
+				padding_len(piece.blocks + j * tail_len + FERNET_BLOCK_LEN) > 0 ?
+				FERNET_OK : FERNET_BAD_PADDING;
+		explicit_bzero(piece.blocks, n * tail_len);
+	}
+	return FERNET_OK;
+}
+
+/*
+ * FernetVerify
+ *		Checks that the cipher's key made the token, and that it decrypts.
+ */
+FernetStatus
+FernetVerify(const FernetToken *token, const FernetCipher *cipher)
 {
 	FernetStatus status = FernetCheckMac(token, cipher);
-	size_t		signed_len = token->len - FERNET_MAC_LEN;
-	const uint8 *last = token->bytes + signed_len - FERNET_BLOCK_LEN;
-	struct
-	{
-		uint8		room[FERNET_BLOCK_LEN];
-		uint8		block[FERNET_BLOCK_LEN];
-	}			piece;
-	int			npad;
+	FernetTail	tail;
+	FernetTail *tails = &tail;
 
 	if (status != FERNET_OK)
 		return status;
-	memcpy(piece.block, last, FERNET_BLOCK_LEN);
-	if (!cipher->decrypt(cipher->context, last - FERNET_BLOCK_LEN, piece.block,
-						 FERNET_BLOCK_LEN))
-		return FERNET_CIPHER_FAILED;
-	npad = padding_len(piece.block);
-	explicit_bzero(piece.block, FERNET_BLOCK_LEN);
-	if (npad == 0)
-		return FERNET_BAD_PADDING;
-	*message_len = signed_len - FERNET_HEADER_LEN - npad;
-	return FERNET_OK;
+	FernetGetTail(token, &tail);
+	status = FernetCheckPadding(&tails, 1, cipher);
+	return status == FERNET_OK ? tail.status : status;
 }
 
 /*

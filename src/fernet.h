@@ -28,7 +28,7 @@
  * in the processor's cache on its way, and a multiple of 48, so that both AES
  * blocks and base64 groups come out even.
  */
-#define FERNET_PIECE_LEN (24 * 1024)
+#define FERNET_PIECE_LEN (48 * 1024)
 
 typedef struct FernetKey
 {
@@ -82,6 +82,13 @@ typedef struct FernetToken
 	size_t		message_len;	/* of the message that it left in bytes */
 } FernetToken;
 
+/* The last block of a token's ciphertext, and the one before it. */
+typedef struct FernetTail
+{
+	uint8		blocks[2 * FERNET_BLOCK_LEN];
+	FernetStatus status;		/* of its padding, once that has been checked */
+} FernetTail;
+
 /* A message that is to become a token. */
 typedef struct FernetMessage
 {
@@ -105,9 +112,11 @@ extern FernetStatus FernetDecode(const char *text, size_t len, uint8 *bytes,
 								 FernetToken *token);
 extern FernetStatus FernetCheckMac(const FernetToken *token,
 								   const FernetCipher *cipher);
+extern void FernetGetTail(const FernetToken *token, FernetTail *tail);
+extern FernetStatus FernetCheckPadding(FernetTail **tails, int ntails,
+									   const FernetCipher *cipher);
 extern FernetStatus FernetVerify(const FernetToken *token,
-								 const FernetCipher *cipher,
-								 size_t *message_len);
+								 const FernetCipher *cipher);
 extern FernetStatus FernetCheckAge(const FernetToken *token, int64 now,
 								   int64 ttl);
 extern FernetStatus FernetOpen(FernetToken *token, const FernetCipher *cipher);

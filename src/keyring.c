@@ -14,6 +14,7 @@
 
 #include "cipher.h"
 #include "keyring.h"
+#include "miscadmin.h"
 #include "secrets.h"
 #include "token.h"
 #include "utils/builtins.h"
@@ -269,8 +270,7 @@ decrypt_found(const Keyring *ring, KeyringItem *items, FernetToken *decoded,
 		for (int i = 0; i < nitems; i++)
 			if (items[i].ordinal == key)
 				same_key[nsame++] = &decoded[i];
-		if (nsame > 0)
-			status = FernetDecryptMany(same_key, nsame, ring->keys[key].cipher);
+		status = FernetDecryptMany(same_key, nsame, ring->keys[key].cipher);
 		nleft -= nsame;
 	}
 	for (int i = 0; i < nitems; i++)
@@ -279,40 +279,94 @@ decrypt_found(const Keyring *ring, KeyringItem *items, FernetToken *decoded,
 	return status;
 }
 
+/* Checks the paddings of what has been found, key by key. */
+static FernetStatus
+check_found(const Keyring *ring, const int *ordinals, FernetTail *tails,
+			FernetTail **same_key, int ntokens)
+{
+	FernetStatus status = FERNET_OK;
+	int			nleft = 0;
+
+	for (int i = 0; i < ntokens; i++)
+		nleft += ordinals[i] >= 0;
+	for (int key = 0; nleft > 0 && status == FERNET_OK; key++)
+	{
+		int			nsame = 0;
+
+		for (int i = 0; i < ntokens; i++)
+			if (ordinals[i] == key)
+				same_key[nsame++] = &tails[i];
+		status = FernetCheckPadding(same_key, nsame, ring->keys[key].cipher);
+		nleft -= nsame;
+	}
+	return status;
+}
+
+/*
+ * KeyringFindMany
+ *		Finds out which keys made tokens, which may be toasted.
+ *
+ * Sets for each token the ordinal of its key, or KEYRING_UNKNOWN_KEY, or
+ * KEYRING_NO_TOKEN where it does not even have the form of one; and the time
+ * that a well-formed token carries, whoever made it.  The check is the one that
+ * decryption makes.
+ */
+void
+KeyringFindMany(const Datum *tokens, int ntokens, int *ordinals,
+				uint64 *timestamps)
+{
+	FernetTail *tails = palloc(ntokens * sizeof(FernetTail));
+	FernetTail **same_key = palloc(ntokens * sizeof(FernetTail *));
+	uint64		generation = KeyringGeneration();
+	int			first = 0;
+
+	for (int i = 0; i < ntokens; i++)
+	{
+		KeyringItem item = {.token = DatumGetByteaPP(tokens[i])};
+		uint8	   *bytes = palloc(FernetDecodedLen(VARSIZE_ANY_EXHDR(item.token)));
+		FernetToken decoded;
+
+		CHECK_FOR_INTERRUPTS();
+		tails[i].status = find_item(get_keyring(), &item, first, bytes,
+									&decoded);
+		if (tails[i].status == FERNET_OK)
+			FernetGetTail(&decoded, &tails[i]);
+		ordinals[i] = item.ordinal;
+		timestamps[i] = item.timestamp;
+		first = Max(item.ordinal, 0);
+		pfree(bytes);
+		if ((Pointer) item.token != DatumGetPointer(tokens[i]))
+			pfree(item.token);
+		if (tails[i].status == FERNET_CIPHER_FAILED)
+			CipherFail();
+	}
+	if (KeyringGeneration() != generation)
+		elog(ERROR, "keys have changed while stored values were read");
+	if (check_found(get_keyring(), ordinals, tails, same_key,
+					ntokens) != FERNET_OK)
+		CipherFail();
+
+	for (int i = 0; i < ntokens; i++)
+		if (tails[i].status != FERNET_OK)
+		{
+			ordinals[i] = Min(ordinals[i], KEYRING_UNKNOWN_KEY);
+			log_unreadable(tails[i].status);
+		}
+	pfree(tails);
+	pfree(same_key);
+}
+
 /*
  * KeyringFind
- *		Returns the ordinal of the key that a token was made with, else
- *		KEYRING_UNKNOWN_KEY, or KEYRING_NO_TOKEN where it does not even have
- *		the form of one.
- *
- * The check is the one that decryption makes.  timestamp is set to the time
- * that a well-formed token carries, whoever made it.
+ *		Finds out which key made one token, as KeyringFindMany does.
  */
 int
 KeyringFind(Datum token, uint64 *timestamp)
 {
-	KeyringItem item = {.token = DatumGetByteaPP(token)};
-	uint8	   *bytes = palloc(FernetDecodedLen(VARSIZE_ANY_EXHDR(item.token)));
-	const Keyring *ring = get_keyring();
-	FernetToken decoded;
-	FernetStatus status = find_item(ring, &item, 0, bytes, &decoded);
-	size_t		message_len;
+	int			ordinal;
 
-	if (status == FERNET_OK)
-		status = FernetVerify(&decoded, ring->keys[item.ordinal].cipher,
-							  &message_len);
-	if (status == FERNET_CIPHER_FAILED)
-		CipherFail();
-	if (status != FERNET_OK)
-	{
-		item.ordinal = Min(item.ordinal, KEYRING_UNKNOWN_KEY);
-		log_unreadable(status);
-	}
-	*timestamp = item.timestamp;
-	pfree(bytes);
-	if ((Pointer) item.token != DatumGetPointer(token))
-		pfree(item.token);
-	return item.ordinal;
+	KeyringFindMany(&token, 1, &ordinal, timestamp);
+	return ordinal;
 }
 
 /*

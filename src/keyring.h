@@ -40,6 +40,8 @@ extern bool KeyringEncrypts(void);
 extern uint64 KeyringGeneration(void);
 extern bytea *KeyringSeal(const char *message, size_t len, uint64 timestamp);
 extern int	KeyringFind(Datum token, uint64 *timestamp);
+extern void KeyringFindMany(const Datum *tokens, int ntokens, int *ordinals,
+							uint64 *timestamps);
 extern bytea *KeyringOpen(bytea *token);
 extern void KeyringOpenMany(KeyringItem *items, int nitems);
 extern void KeyringReseal(KeyringItem *items, int nitems);

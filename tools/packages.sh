@@ -10,7 +10,8 @@ as_root() {
     fi
 }
 
-# Installs those of the named packages that are missing.
+# Installs those of the named packages that are missing.  What is a service
+# does not start, now or with the machine: tests run programs of their own.
 need() {
     local package missing=()
     for package in "$@"; do
@@ -20,9 +21,19 @@ need() {
     [[ ${#missing[@]} == 0 ]] && return
     echo "dev: installing ${missing[*]}"
     as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
-        --no-install-recommends -o DPkg::Lock::Timeout=600 \
-        "${missing[@]}" </dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive sh -c '
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e $policy ]; then
+            trap "rm -f $policy" EXIT
+            printf "#!/bin/sh\nexit 101\n" >$policy
+            chmod 755 $policy
+        fi
+        apt-get install -qq -y --no-install-recommends \
+            -o DPkg::Lock::Timeout=600 "$@"' sh "${missing[@]}" </dev/null
+    [[ ! -d /run/systemd/system ]] || for package in "${missing[@]}"; do
+        [[ ! -e /lib/systemd/system/$package.service ]] ||
+            as_root systemctl disable --quiet "$package"
+    done
 }
 
 # Finds PostgreSQL: PG_CONFIG, else Debian's PG_MAJOR, else Debian's default.
@@ -77,7 +88,8 @@ need_bench() {
 }
 
 need_superset() {
-    need python3-venv ca-certificates chromium chromium-driver
+    need python3-venv ca-certificates chromium chromium-driver \
+        pgbouncer nginx apache2-bin
 }
 
 # Whether Debian's Python is one for Superset 6.1.

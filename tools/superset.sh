@@ -27,8 +27,8 @@ run_superset() {
     fi
 }
 
-test_superset() {
-    local chosen=$*
+# Starts a server for a Superset that has the add-on.
+start_superset_server() {
     need_superset
     make_superset_venv
     as_user "$venv/bin/uv" pip install -q -p "$venv/bin/python" --no-deps \
@@ -37,8 +37,29 @@ test_superset() {
     # The keys are Superset's; a test of the key file names one.
     as_user sed -i '/encryption_keys_file/d' "$run/data/postgresql.conf"
     as_user "$bindir/pg_ctl" -D "$run/data" -s reload 9<&-
+}
+
+test_superset() {
+    local chosen=$*
+    start_superset_server
     as_user mkdir -p superset
     as_user env PG_DATA="$run/data" ADDON_RESULTS="$state/superset" \
         "$venv/bin/pytest" src/superset-addon ${1:+-k "${chosen// / or }"} \
         9<&-
+}
+
+## superset        a Superset to look at, with the add-on, two users and entries
+cmd_superset() {
+    build_library
+    start_superset_server
+    trap : INT
+    # It must not outlive this script, however that ends.
+    as_user setpriv --pdeathsig TERM "$venv/bin/python" \
+        "$state/src/superset-addon/tests/show.py" "$run/superset" 9<&-
+}
+
+# `./dev superset` itself, in a terminal.  It builds, so the lock must be free.
+run_show() {
+    flock -u 8
+    /usr/bin/python3 tools/check_superset.py "$root/dev" "$state"
 }

@@ -14,12 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 import requests
+
+from bundles import build_my_ext, make_bundle
 
 SECRET_KEY = "a secret key of the tests that is long enough"
 PASSWORD = "correct horse"
@@ -46,6 +49,24 @@ def sql(statement: str, *arguments: Any, database: str = "superset") -> list[Any
         connection.close()
 
 
+@contextmanager
+def setting(name: str, value: str) -> Iterator[None]:
+    """Run with a setting of the database server for new sessions of Superset."""
+
+    def alter(change: str, *arguments: str) -> None:
+        sql(f"ALTER ROLE superset {change}", *arguments)
+        sql(
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+            " WHERE usename = 'superset'"
+        )
+
+    alter(f"SET {name} = %s", value)
+    try:
+        yield
+    finally:
+        alter(f"RESET {name}")
+
+
 class Superset:
     """An installation of Superset: a configuration, its commands, its server."""
 
@@ -53,7 +74,12 @@ class Superset:
         self.folder = folder
         self.database = database
         self.log = folder / "server.log"
-        self.config: dict[str, Any] = {}
+        self.config: dict[str, Any] = {
+            "FEATURE_FLAGS": {"ENABLE_EXTENSIONS": True},
+            "EXTENSIONS_PATH": os.environ["EXTENSIONS_PATH"],
+        }
+        self.lines: list[str] = []  # of superset_config.py, at its end
+        self.variables: dict[str, str] = {}  # of the environment
         self.url = ""
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
@@ -66,13 +92,14 @@ class Superset:
             "SQLALCHEMY_DATABASE_URI = 'postgresql+psycopg2://superset@/"
             f"{self.database}?host={os.environ['PGHOST']}'",
             *(f"{name} = {value!r}" for name, value in self.config.items()),
+            *self.lines,
         ]
         (self.folder / "superset_config.py").write_text("\n".join(lines) + "\n")
 
     def environment(self) -> dict[str, str]:
         self.configure()
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LC_ALL")}
-        return {**kept, "PYTHONPATH": str(self.folder)}
+        return {**kept, "PYTHONPATH": str(self.folder), **self.variables}
 
     def run(
         self, *arguments: str, check: bool = True, **options: Any
@@ -96,7 +123,10 @@ class Superset:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        root = self.variables.get("SUPERSET_APP_ROOT") or self.config.get(
+            "APPLICATION_ROOT", ""
+        )
+        self.url = f"http://127.0.0.1:{port}{root}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -186,7 +216,17 @@ class Client:
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Superset:
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the extensions of every Superset of the tests."""
+    folder = tmp_path_factory.mktemp("extensions")
+    build_my_ext(folder, tmp_path_factory.mktemp("author") / "my-ext")
+    make_bundle(folder, "acme", "other")
+    os.environ["EXTENSIONS_PATH"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed(extensions: Path, tmp_path_factory: pytest.TempPathFactory) -> Superset:
     """A Superset that is set up as the README tells, but does not run."""
     sql("CREATE ROLE superset LOGIN", database="postgres")
     sql("CREATE DATABASE superset OWNER superset", database="postgres")
@@ -236,6 +276,14 @@ def running(installed: Superset, app: Any) -> Iterator[Superset]:
     installed.start()
     yield installed
     installed.stop()
+
+
+@pytest.fixture
+def second(app: Any, tmp_path: Path) -> Iterator[Superset]:
+    """Another Superset on the same database."""
+    superset = Superset(tmp_path / "second")
+    yield superset
+    superset.stop()
 
 
 @pytest.fixture(scope="session")

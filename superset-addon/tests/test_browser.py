@@ -1,105 +1,64 @@
-"""The README's front-end example in headless Chromium, logged in by the form."""
+"""The front end of an extension in headless Chromium, logged in by the form."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
-from conftest import PASSWORD, README, Superset, sql
-
-# What Superset's front end gives to extensions.
-AUTHENTICATION = """
-const authentication = {
-  getCSRFToken: () => fetch('/api/v1/security/csrf_token/')
-    .then(r => r.json()).then(r => r.result),
-};
-"""
+from browser import log_in, start_browser, wait
+from conftest import Superset, sql
 
 
 @pytest.fixture(scope="module")
 def browser(
     running: Superset, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Chrome]:
-    """A browser that is logged in as gamma."""
-    options = ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "disable-dev-shm-usage",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "no-first-run",
-        "host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-        "window-size=1280,1600",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{flag}")
-    driver = Chrome(options=options, service=ChromeService("/usr/bin/chromedriver"))
-    driver.set_page_load_timeout(90)
-    driver.set_script_timeout(60)
+    """A browser that is logged in as admin."""
+    driver = start_browser(tmp_path_factory.mktemp("chromium"))
     try:
-        driver.get(f"{running.url}/login/")
-        wait = WebDriverWait(driver, 60)
-        wait.until(lambda d: d.find_elements(By.ID, "username"))
-        driver.find_element(By.ID, "username").send_keys("admin")
-        driver.find_element(By.ID, "password").send_keys(PASSWORD)
-        driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
-        wait.until(lambda d: "/login" not in d.current_url)
+        log_in(driver, running.url, "admin")
         yield driver
     finally:
         driver.quit()
 
 
-def test_front_end_example(browser: Chrome, results: Path) -> None:
-    """Save, list, read and delete, each step looked at in the database."""
-    (example,) = re.findall(r"```typescript\n(.*?)```", README.read_text(), re.DOTALL)
-    base, save, listing, read, delete = re.split(
-        r"(?=// (?:Save|List|Read|Delete)\n)", example
-    )
+def test_front_end_example(browser: Chrome, running: Superset, results: Path) -> None:
+    """The front end of acme.my-ext, which Superset has loaded, step by step."""
+    browser.get(f"{running.url}/superset/welcome/")
+    wait(browser, lambda d: d.execute_script("return 'acmeMyExt' in window"))
 
-    def run(code: str, result: str) -> object:
+    def run(step: str) -> object:
         return browser.execute_async_script(
-            f"const done = arguments[0]; (async () => {{ {AUTHENTICATION} {base} {code}"
-            f"; return {result}; }})().then(done, e => done('failed: ' + e));"
+            "const done = arguments[1];"
+            "acmeMyExt[arguments[0]]().then(done, e => done('failed: ' + e));",
+            step,
         )
 
     def stored() -> list[tuple[object, ...]]:
         return sql(
-            "SELECT key, convert_from(value, 'UTF8'), category, description"
-            " FROM ext_storage.extension_storage"
+            "SELECT extension_id, key, convert_from(value, 'UTF8'), category,"
+            " description FROM ext_storage.extension_storage"
         )
 
-    assert run(save, "true") is True
-    assert stored() == [("my-key", '{"foo":"bar"}', "preferences", "My display name")]
-    (entry,) = run(listing, "result")
+    assert run("save") is None
+    assert stored() == [
+        ("acme.my-ext", "my-key", '{"foo":"bar"}', "preferences", "My display name")
+    ]
+    (entry,) = listed = run("list")
     assert (entry["key"], entry["description"]) == ("my-key", "My display name")
-    assert run(read, "data") == {"foo": "bar"}
-    assert run(delete, "true") is True
+    saved = run("read")
+    assert saved == {"foo": "bar"}
+    assert run("delete") is None
     assert stored() == []
-
-    # The whole example at once, and a page that shows what it came to.
-    shown = run(
-        save + listing + read + delete,
-        "{saved: data, listed: result, afterDelete:"
-        " await fetch(`${BASE}/my-key`).then(async r => [r.status, await r.json()])}",
-    )
-    assert shown["saved"] == {"foo": "bar"}
-    assert shown["afterDelete"] == [404, {"message": "Not found"}]
     browser.execute_script(
         "document.body.innerHTML = '<pre style=\"font-size: 20px; padding: 2em\"></pre>';"
         "document.querySelector('pre').textContent ="
         " location.href + '\\n\\n' + JSON.stringify(arguments[0], null, 2);",
-        shown,
+        {"saved": saved, "listed": listed},
     )
     assert browser.save_screenshot(str(results / "browser-last-step.png"))
 
@@ -120,12 +79,9 @@ def test_stored_html_runs_no_script(browser: Chrome, running: Superset) -> None:
 
 def test_swagger_page(browser: Chrome, running: Superset, results: Path) -> None:
     browser.get(f"{running.url}/swagger/v1")
-    tag = WebDriverWait(browser, 90).until(
-        lambda d: (
-            d.find_element(By.ID, "operations-tag-Extension_storage")
-            if d.find_elements(By.ID, "operations-tag-Extension_storage")
-            else None
-        )
+    (tag,) = wait(
+        browser,
+        lambda d: d.find_elements(By.ID, "operations-tag-Extension_storage"),
     )
     section = tag.find_element(By.XPATH, "./..")
     operations = section.find_elements(By.CSS_SELECTOR, ".opblock")

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
-import psycopg2
 import pytest
 
 from conftest import README, sql
@@ -87,7 +86,7 @@ def test_entry(dao: Any) -> None:
     assert (entry.key, entry.uuid, entry.value_type) == ("k", made.uuid, "image/png")
     assert (entry.category, entry.description, entry.is_encrypted) == ("c", "d", True)
     assert (entry.user_fk, entry.value_size, entry.version) == (None, 2, 1)
-    assert entry.created_on == entry.changed_on and made.value is None
+    assert entry.created_on == entry.changed_on
     assert dao.get(EXT, "none") is None
 
 
@@ -122,6 +121,42 @@ def test_lists(dao: Any) -> None:
         dao.list_user(EXT, None)
     with pytest.raises(InvalidArgument):
         dao.list_resource(EXT, None, None)
+
+
+def test_lists_are_whole(dao: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a page, all entries come, read in steps."""
+    from superset_extension_storage import dao as module
+
+    monkeypatch.setattr(module, "LIST_STEP", 10)
+    resource = {"resource_type": "chart", "resource_uuid": str(uuid4())}
+    keys = [f"k{number:02}" for number in range(30)]
+    for key in keys:
+        for scope in ({}, {"user_fk": 7}, resource, {"user_fk": 7, **resource}):
+            dao.set(
+                EXT, key, b"x", category="even" if int(key[1:]) % 2 else "odd", **scope
+            )
+    for entries in (
+        dao.list_global(EXT),
+        dao.list_user(EXT, 7),
+        dao.list_resource(EXT, **resource),
+        dao.list_resource(EXT, user_fk=7, **resource),
+    ):
+        assert [entry.key for entry in entries] == keys
+    assert len(dao.list_global(EXT, category="odd")) == 15
+    assert len(dao.list_global(EXT, key_prefix="k2")) == 10
+    assert [e.key for e in dao.list_global(EXT, page=1)] == keys[25:]
+    assert [e.key for e in dao.list_global(EXT, page_size=3)] == keys[:3]
+    assert dao.list_global(EXT, page=9) == dao.list_global("acme.other") == []
+
+
+def test_value_that_was_not_read(dao: Any) -> None:
+    made = dao.set(EXT, "k", b"x")
+    for entry in (made, *dao.list_global(EXT)):
+        with pytest.raises(AttributeError, match="get"):
+            _ = entry.value
+        with pytest.raises(AttributeError, match="'surprise'"):
+            _ = entry.surprise
+    assert dao.get(EXT, "k").value == b"x"
 
 
 def test_delete(dao: Any) -> None:
@@ -216,67 +251,3 @@ def test_no_model(app: Any) -> None:
 
     assert not [t for t in Model.metadata.tables if "extension_storage" in t]
     assert not sql("SELECT to_regclass('public.extension_storage')")[0][0]
-
-
-# Keys in the startup packet
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        ["plain"],
-        ["with space", "tab\tand\nnewline", " ends "],
-        ['quote"d', "'single'", "comma,", "back\\slash", "\\", '"'],
-        ["-c work_mem=1", "${HOME} %s %(x)s", "ünï¢ødé\u3000"],
-    ],
-)
-def test_any_secret_arrives(dao: Any, keys: list[str]) -> None:
-    """Each key reads what Python encrypts with it, and the first one encrypts."""
-    from base64 import urlsafe_b64encode
-    from hashlib import sha256
-
-    from cryptography.fernet import Fernet
-
-    from superset_extension_storage.keys import startup_options
-
-    def fernet(secret: str) -> Fernet:
-        return Fernet(urlsafe_b64encode(sha256(secret.encode()).digest()))
-
-    secret_key = keys[-1] + " the secret\\key"
-    connection = psycopg2.connect(
-        dbname="superset", user="superset", options=startup_options(keys, secret_key)
-    )
-    with connection, connection.cursor() as cursor:
-        for number, secret in enumerate([*keys, secret_key]):
-            cursor.execute(
-                "INSERT INTO ext_storage.extension_storage"
-                " (extension_id, key, value, is_encrypted) VALUES (%s, %s, %s, true)",
-                (EXT, str(number), fernet(secret).encrypt(secret.encode())),
-            )
-            cursor.execute(
-                "SELECT ext_storage.ext_storage_get(%s, %s)", (EXT, str(number))
-            )
-            assert bytes(cursor.fetchone()[0]) == secret.encode()
-        cursor.execute(
-            "SELECT ext_storage.ext_storage_set(%s, 'k', 'x', is_encrypted => true)",
-            (EXT,),
-        )
-        cursor.execute(
-            "SELECT value FROM ext_storage.extension_storage WHERE key = 'k'"
-        )
-        assert fernet(keys[0]).decrypt(bytes(cursor.fetchone()[0])) == b"x"
-    connection.close()
-
-
-def test_bad_key_settings() -> None:
-    from superset_extension_storage.keys import startup_options
-
-    for keys, secret_key, error, named in (
-        ("one string", "s", TypeError, "must be a list"),
-        (["a", ""], "s", ValueError, "item 2"),
-        (["a\0"], "s", ValueError, "item 1"),
-        ([b"a"], "s", TypeError, "item 1"),
-        ([], "", ValueError, "SECRET_KEY"),
-    ):
-        with pytest.raises(error, match=named):
-            startup_options(keys, secret_key)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import base64
+import json
 import socket
+import subprocess
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import jwt
 import pytest
 import requests
 
-from conftest import PASSWORD, STORAGE, Client, Superset, sql
+from bundles import make_bundle, manifest
+from conftest import PASSWORD, STORAGE, Client, Superset, setting, sql
 
 E = {"category", "description", "is_encrypted", "key", "uuid", "value_type"}
 SCOPES = ("global", "user", "resources/thing/a-1")
@@ -32,6 +39,45 @@ def fill(admin: Client, count: int, scope: str = "global") -> None:
         assert admin.put(
             f"{scope}/k{number:03}", {"value": "v", "category": category}
         ).ok
+
+
+def wire(client: Client, key: str, headers: str, method: str = "PUT") -> socket.socket:
+    """Send the head of a request as it is, and give the connection."""
+    server = urlsplit(client.superset.url)
+    cookie = "; ".join(f"{c.name}={c.value}" for c in client.session.cookies)
+    connection = socket.create_connection((server.hostname, server.port), 90)
+    connection.sendall(
+        f"{method} {STORAGE.format('acme/my-ext')}/{key} HTTP/1.1\r\n"
+        f"Host: {server.netloc}\r\nCookie: {cookie}\r\nConnection: close\r\n"
+        f"X-CSRFToken: {client.session.headers['X-CSRFToken']}\r\n"
+        f"Content-Type: application/json\r\n{headers}\r\n".encode("latin-1")
+    )
+    return connection
+
+
+def answer_on(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    """Give status and JSON of the answer on a connection, and close it."""
+    with connection, connection.makefile("rb") as answer:
+        status = int(answer.readline().split()[1])
+        return status, json.loads(answer.read().partition(b"\r\n\r\n")[2])
+
+
+@pytest.fixture(scope="module")
+def free(
+    running: Superset, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Superset]:
+    """A Superset with other settings: any name, dashboards by role, embedded ones."""
+    superset = Superset(tmp_path_factory.mktemp("free") / "superset")
+    superset.config |= {
+        "FEATURE_FLAGS": {"DASHBOARD_RBAC": True, "EMBEDDED_SUPERSET": True},
+        "EXTENSION_STORAGE_ANY_NAME": True,
+        "GUEST_ROLE_NAME": "Gamma",
+        "GUEST_TOKEN_JWT_SECRET": "secret of the guests, which is long enough",
+        "GUEST_TOKEN_JWT_AUDIENCE": "superset",
+    }
+    superset.start()
+    yield superset
+    superset.stop()
 
 
 # Section 1: what a browser or program sees
@@ -319,15 +365,25 @@ def test_is_encrypted_absent_keeps(admin: Client) -> None:
         ("category", "a\0b"),
         ("description", "a\0b"),
         ("value_type", "text/\0"),
-        ("value", "\ud800"),
-        ("category", "\ud800"),
-        ("description", "\udfff"),
-        ("value_type", "text/\ud800"),
     ],
 )
-def test_too_long_nul_and_surrogate(admin: Client, field: str, bad: str) -> None:
+def test_too_long_and_nul(admin: Client, field: str, bad: str) -> None:
     answer = admin.put("user/k", {"value": "x", field: bad})
     assert answer.status_code == 400 and field in answer.json()["message"]
+    assert admin.get("user/k").status_code == 404
+
+
+@pytest.mark.parametrize("field", ["value", "category", "description", "value_type"])
+def test_half_a_surrogate_pair(admin: Client, field: str) -> None:
+    """As JavaScript sends a string that was cut within an emoji."""
+    for bad in ("\ud800", "text/\udfff", "\ud800\ud800"):
+        answer = admin.put("user/k", {field: bad, "is_encrypted": False})
+        assert answer.status_code == 400
+        assert answer.json()["message"] == f"{field} contains half a surrogate pair"
+    for raw in (b'"\xed\xa0\x80"', b'"\xff"', b'"caf\xe9"'):
+        body = b'{"' + field.encode() + b'": ' + raw + b"}"
+        answer = admin.put("user/k", data=body)
+        assert answer.status_code == 400 and field in answer.json()["message"]
     assert admin.get("user/k").status_code == 404
 
 
@@ -336,8 +392,6 @@ def test_too_long_in_the_path(admin: Client) -> None:
     assert admin.put(f"user/{'k' * 256}", "x").status_code == 400
     assert admin.put(f"resources/{'t' * 65}/u/k", "x").status_code == 400
     assert admin.put(f"resources/t/{'u' * 37}/k", "x").status_code == 400
-    long = f"{'p' * 127}/{'n' * 128}"
-    assert admin.put("user/k", "x", extension=long).status_code == 400
 
 
 def test_value_too_large(admin: Client) -> None:
@@ -349,27 +403,100 @@ def test_value_too_large(admin: Client) -> None:
     assert admin.get("user/k", headers=plain).text == largest
 
 
-def test_body_too_large(running: Superset, gamma: Client) -> None:
+def test_body_too_large(gamma: Client) -> None:
     """A body that no value can need is refused before it is read."""
-    server = urlsplit(running.url)
-    cookie = "; ".join(f"{c.name}={c.value}" for c in gamma.session.cookies)
-    with socket.create_connection((server.hostname, server.port), 30) as wire:
-        wire.sendall(
-            f"PUT {STORAGE.format('acme/my-ext')}/user/k HTTP/1.1\r\n"
-            f"Host: {server.netloc}\r\nCookie: {cookie}\r\n"
-            f"X-CSRFToken: {gamma.session.headers['X-CSRFToken']}\r\n"
-            "Content-Type: application/json\r\nContent-Length: 200000000\r\n\r\n".encode()
-        )
-        assert wire.recv(100).startswith(b"HTTP/1.1 413 ")
+    connection = wire(gamma, "user/k", "Content-Length: 200000000\r\n")
+    assert answer_on(connection)[0] == 413
+
+
+def test_chunked_body(gamma: Client) -> None:
+    """Without Content-Length, as programs send what they do not have whole."""
+    body = [b'{"value": "a', b"b" * 100_000, b'c"}']
+    answer = gamma.put("user/k", data=iter(body))
+    assert answer.status_code == 200
+    assert gamma.get("user/k").text == "a" + "b" * 100_000 + "c"
+    form = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert gamma.put("user/k", data=iter([b'{"value":"form"}']), headers=form).ok
+    assert gamma.get("user/k").text == "form"
+    assert gamma.put("user/k", data=iter([b""])).status_code == 400
+
+
+def test_chunked_body_too_large(gamma: Client) -> None:
+    """A chunk of 4 MB again and again, until the server has had enough."""
+    connection = wire(gamma, "user/k", "Transfer-Encoding: chunked\r\n")
+    chunk = b"400000\r\n" + b" " * 0x400000 + b"\r\n"
+    sent = 0
+    try:
+        while sent < 200_000_000:
+            connection.sendall(chunk)
+            sent += 0x400000
+    except OSError:  # the server has answered and closed
+        pass
+    assert sent < 200_000_000
+    connection.close()
+    assert gamma.get("user/k").status_code == 404
+
+
+def test_malformed_chunks(gamma: Client) -> None:
+    connection = wire(gamma, "user/k", "Transfer-Encoding: chunked\r\n")
+    connection.sendall(b"5\r\n{}   \r\nxyz\r\n")
+    status, answer = answer_on(connection)
+    assert status == 400 and "body" in answer["message"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "GZIP, identity"])
+def test_compressed_body(gamma: Client, coding: str) -> None:
+    headers = {"Content-Encoding": coding}
+    answer = gamma.put("user/k", data=b"\x1f\x8b", headers=headers)
+    assert answer.status_code == 415
+    assert "compressed" in answer.json()["message"]
+    assert answer.headers["Accept-Encoding"] == "identity"
+    assert gamma.put("user/k", {}, headers={"Content-Encoding": "identity"}).ok
+
+
+def test_slow_upload_holds_no_transaction(gamma: Client) -> None:
+    """More than the network holds has been read, and no session is in a transaction."""
+    connection = wire(gamma, "user/k", "Content-Length: 16000012\r\n")
+    connection.sendall(b'{"value":"' + b"x" * 15_999_999)
+    held = sql(
+        "SELECT query FROM pg_stat_activity"
+        " WHERE usename = 'superset' AND state LIKE 'idle in transaction%%'"
+    )
+    connection.sendall(b'x"}'[:1] + b'"}')
+    assert answer_on(connection)[0] == 200
+    assert held == []
 
 
 @pytest.mark.parametrize(
-    "bad", ["text/html\r\nX-Evil: 1", "html", "text/", "text/html\n", "", "té/xt"]
+    "bad",
+    ["text/html\r\nX-Evil: 1", "html", "text/", "text/html\n", "", "té/xt"]
+    + [f'a/b; q="{char}"' for char in ("日", "é", "\u2028", "😀", "\x7f", "\x85")],
 )
 def test_bad_mime_type(admin: Client, bad: str) -> None:
     answer = admin.put("user/k", {"value": "x", "value_type": bad})
     assert answer.status_code == 400
     assert admin.get("user/k").status_code == 404
+
+
+def test_type_that_no_header_can_say(admin: Client) -> None:
+    """Other programs, and older releases, may have stored one: it can be read."""
+    admin.put("user/k", "x")
+    for stored_type in ('a/b; q="日"', 'a/b; q="é"', "a/b\nX-Evil: 1", "\u2028", ""):
+        sql(
+            "UPDATE ext_storage.extension_storage SET value_type = %s, version = 1",
+            stored_type,
+        )
+        answer = admin.get("user/k")
+        assert (answer.status_code, answer.text) == (200, "x"), stored_type
+        assert answer.headers["Content-Type"] == "application/octet-stream"
+        assert "X-Evil" not in answer.headers
+        assert admin.get("user/").json()["result"][0]["value_type"] == stored_type
+
+
+def test_long_description(admin: Client) -> None:
+    assert admin.put("user/k", {"description": "é" * 65535}).status_code == 200
+    answer = admin.put("user/k", {"description": "d" * 65536})
+    assert answer.status_code == 400 and "description" in answer.json()["message"]
 
 
 def test_stored_html_is_harmless(admin: Client) -> None:
@@ -392,7 +519,6 @@ def test_concurrent_puts_make_one_row(admin: Client) -> None:
 
 
 def test_publisher_and_name(admin: Client) -> None:
-    assert admin.put("user/k", "x", extension="Acme_1/my-ext").ok
     for bad in ("a.b/c", "a/b.c", "a%20b/c", "ä/c", "a/%0Ac", "a/c%0A"):
         for answer in (
             admin.get("user/", extension=bad),
@@ -401,6 +527,68 @@ def test_publisher_and_name(admin: Client) -> None:
             admin.delete("user/k", extension=bad),
         ):
             assert answer.status_code == 400 and set(answer.json()) == {"message"}
+
+
+def test_extension_must_be_installed(admin: Client, extensions: Path) -> None:
+    """A bundle that comes or goes while Superset runs is seen as Superset sees it."""
+
+    def statuses() -> set[int]:
+        return {
+            answer.status_code
+            for scope in SCOPES
+            for answer in (
+                admin.put(f"{scope}/k", "x", extension="acme/new-ext"),
+                admin.get(f"{scope}/k", extension="acme/new-ext"),
+                admin.get(f"{scope}/", extension="acme/new-ext"),
+                admin.delete(f"{scope}/k", extension="acme/new-ext"),
+            )
+        }
+
+    assert statuses() == {404}
+    answer = admin.put("user/k", "x", extension="acme/new-ext")
+    assert answer.json() == {"message": "Extension acme.new-ext is not installed"}
+    assert sql("SELECT count(*) FROM ext_storage.extension_storage") == [(0,)]
+    make_bundle(extensions, "acme", "new-ext")
+    assert statuses() == {200}
+    (extensions / "acme.new-ext.supx").unlink()
+    assert statuses() == {404}
+
+
+def test_local_extensions(
+    app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is read again when a file in it has changed, and only then."""
+    from superset_extension_storage import bundles
+
+    reads = []
+    read = bundles.get_extensions
+    monkeypatch.setattr(bundles, "get_extensions", lambda: reads.append(1) or read())
+    monkeypatch.setitem(app.config, "LOCAL_EXTENSIONS", [str(tmp_path)])
+    dist = tmp_path / "dist"
+    with app.app_context():
+        assert not bundles.is_known("acme.local")
+        dist.mkdir()
+        (dist / "manifest.json").write_text(manifest("acme", "local"))
+        for _ in range(9):
+            assert bundles.is_known("acme.local") and bundles.is_known("acme.my-ext")
+        assert len(reads) == 2
+        (dist / "surprise").write_text("Superset loads no bundle with such a file")
+        assert not bundles.is_known("acme.local")
+        (dist / "surprise").unlink()
+        assert bundles.is_known("acme.local")
+
+
+def test_any_name(free: Superset) -> None:
+    """With EXTENSION_STORAGE_ANY_NAME; without, and without extensions, none is."""
+    admin = free.client("admin")
+    assert admin.put("user/k", "x", extension="Acme_1/my-ext").ok
+    long = f"{'p' * 127}/{'n' * 128}"
+    assert admin.put("user/k", "x", extension=long).status_code == 400
+    free.restart(EXTENSION_STORAGE_ANY_NAME=False)
+    try:
+        assert admin.get("user/").status_code == 404
+    finally:
+        free.restart(EXTENSION_STORAGE_ANY_NAME=True)
 
 
 @pytest.mark.parametrize("key", ["%2E", "%2E%2E", "a%0Ab", "%00", "%7F", "%C2%85"])
@@ -414,6 +602,27 @@ def test_bad_keys(running: Superset, admin: Client, key: str) -> None:
         prepared.url += key
         answer = admin.session.send(prepared, allow_redirects=False)
         assert answer.status_code == 400 and "key" in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("user/caf%E9", "key"),
+        ("user/%EF%BF%BD%E9", "key"),
+        ("global/caf%C3", "key"),
+        ("resources/thing/caf%E8/k", "resource_uuid"),
+        ("resources/%FF/a-1/k", "resource_type"),
+        ("resources/%EF%BF%BD/a-1/%FF", "key"),
+        ("user/?category=caf%E9", "query"),
+    ],
+)
+def test_url_is_utf8(admin: Client, path: str, part: str) -> None:
+    methods = ("GET",) if "?" in path else ("GET", "PUT", "DELETE")
+    for method in methods:
+        answer = admin.request(method, path, json={})
+        assert answer.status_code == 400
+        assert answer.json() == {"message": f"{part} is not UTF-8"}
+    assert admin.put("user/%EF%BF%BD", "replacement character").ok
 
 
 def test_undecryptable_value(running: Superset, admin: Client) -> None:
@@ -554,6 +763,84 @@ def test_writing_needs_ownership(
             )
 
 
+@pytest.fixture
+def by_role(resources: dict[str, str]) -> Iterator[None]:
+    """The dashboard may be seen by the role Gamma."""
+    sql(
+        "INSERT INTO dashboard_roles (dashboard_id, role_id)"
+        " SELECT d.id, r.id FROM dashboards d, ab_role r"
+        " WHERE d.uuid = %s AND r.name = 'Gamma'",
+        resources["dashboard"],
+    )
+    yield
+    sql("DELETE FROM dashboard_roles")
+
+
+def test_chart_in_a_dashboard_seen_by_role(
+    resources: dict[str, str],
+    by_role: None,
+    free: Superset,
+    clients: dict[str | None, Client],
+) -> None:
+    """The chart's entries are as readable as its data there."""
+    chart = f"resources/chart/{resources['chart']}"
+    assert clients["alpha"].put(f"{chart}/k", "x").ok
+    gamma = free.client("gamma")
+    for path in (chart, f"resources/dashboard/{resources['dashboard']}"):
+        assert gamma.get(f"{path}/").status_code == 200
+        assert gamma.put(f"{path}/k", "y").status_code == 403
+        assert clients["gamma"].get(f"{path}/").status_code == 403
+        assert free.client("reader").get(f"{path}/").status_code == 403
+    assert gamma.get(f"{chart}/k").text == "x"
+    links = sql("DELETE FROM dashboard_slices RETURNING id, dashboard_id, slice_id")
+    try:
+        assert gamma.get(f"{chart}/k").status_code == 403
+    finally:
+        for link in links:
+            sql("INSERT INTO dashboard_slices VALUES (%s, %s, %s)", *link)
+
+
+def test_guest_of_an_embedded_dashboard(
+    resources: dict[str, str], free: Superset, clients: dict[str | None, Client]
+) -> None:
+    """A guest reads what belongs to the dashboard of the token, under both uuids."""
+    embedded = str(uuid4())
+    sql(
+        "INSERT INTO embedded_dashboards (uuid, dashboard_id)"
+        " SELECT %s, id FROM dashboards WHERE uuid = %s",
+        embedded,
+        resources["dashboard"],
+    )
+    claims = {
+        "user": {"username": "guest"},
+        "resources": [{"type": "dashboard", "id": embedded}],
+        "rls_rules": [],
+        "iat": time.time(),
+        "exp": time.time() + 3600,
+        "aud": "superset",
+        "type": "guest",
+    }
+    token = jwt.encode(claims, free.config["GUEST_TOKEN_JWT_SECRET"], "HS256")
+    guest = free.client(None)
+    guest.session.headers["X-GuestToken"] = token
+    try:
+        dashboard = f"resources/dashboard/{resources['dashboard']}"
+        chart = f"resources/chart/{resources['chart']}"
+        for path in (dashboard, chart):
+            assert clients["alpha"].put(f"{path}/k", "x").ok
+            assert guest.get(f"{path}/k").text == "x"
+        assert guest.get(f"resources/dashboard/{embedded}/k").text == "x"
+        assert guest.get("user/").status_code == 401
+        assert guest.get(f"resources/dashboard/{uuid4()}/k").status_code == 404
+        # Without the feature the uuid is no dashboard's.
+        path = f"resources/dashboard/{embedded}/k"
+        assert clients["alpha"].get(path).status_code == 404
+    finally:
+        sql("DELETE FROM embedded_dashboards")
+    for path in (dashboard, chart):
+        assert guest.get(f"{path}/k").status_code == 403
+
+
 @pytest.mark.parametrize("kind", ["dashboard", "chart", "thing"])
 def test_uuid_in_any_spelling(
     resources: dict[str, str], admin: Client, kind: str
@@ -593,13 +880,64 @@ def test_etag_of_a_compressed_answer(admin: Client) -> None:
     assert admin.put("user/k", "z", headers={"If-Match": etag}).status_code == 412
 
 
+CODINGS = ("-gzip", "--gzip", ":gzip", ";br", "-br", "+deflate", ":zstd", "/x-gzip")
+
+
+@pytest.mark.parametrize("coding", ("",) + CODINGS)
+@pytest.mark.parametrize("weak", ["", "W/"])
+def test_etag_that_a_proxy_has_changed(admin: Client, coding: str, weak: str) -> None:
+    """As they come back when something between has compressed the answer."""
+
+    def tag(answer: requests.Response) -> str:
+        return f'{weak}"{answer.headers["ETag"].strip(chr(34))}{coding}"'
+
+    old = tag(admin.put("user/k", "1"))
+    new = tag(admin.put("user/k", "2", headers={"If-Match": old}))
+    assert admin.get("user/k", headers={"If-None-Match": new}).status_code == 304
+    assert admin.get("user/k", headers={"If-None-Match": old}).text == "2"
+    for stale in (old, f'"x", {old}'):
+        assert admin.put("user/k", "3", headers={"If-Match": stale}).status_code == 412
+        assert admin.delete("user/k", headers={"If-Match": stale}).status_code == 412
+    assert admin.put("user/k", "3", headers={"If-None-Match": new}).status_code == 412
+    assert admin.get("user/k").text == "2"
+    assert admin.delete("user/k", headers={"If-Match": new}).status_code == 200
+
+
+def test_secrets_have_no_etag(admin: Client) -> None:
+    """SupersetClient would keep them in the browser; Entry-Version is no ETag."""
+    put = admin.put("user/k", {"value": "1", "is_encrypted": True})
+    got = admin.get("user/k")
+    head = admin.request("HEAD", "user/k")
+    version = got.headers["Entry-Version"]
+    assert version == put.headers["Entry-Version"] == head.headers["Entry-Version"]
+    known = admin.get("user/k", headers={"If-None-Match": version})
+    assert (known.status_code, known.headers["Entry-Version"]) == (304, version)
+    for answer in (put, got, head, known):
+        assert "ETag" not in answer.headers
+    assert admin.put("user/k", "2", headers={"If-Match": version}).status_code == 200
+    assert admin.put("user/k", "3", headers={"If-Match": version}).status_code == 412
+    assert admin.get("user/k").text == "2"
+    plain = admin.put("user/k", {"value": "3", "is_encrypted": False})
+    assert plain.headers["Entry-Version"] == plain.headers["ETag"]
+
+
 def test_if_match_on_put(admin: Client) -> None:
     etag = admin.put("user/k", "1").headers["ETag"]
     for header in (etag, f'"other", {etag}', "*"):
         answer = admin.put("user/k", "2", headers={"If-Match": header})
         assert answer.status_code == 200
         sql("UPDATE ext_storage.extension_storage SET version = 1")
-    for header in ('"other"', f"W/{etag}", etag[:-2] + '2"', '"other", "else"', ""):
+    other = etag[:-1]
+    for header in (
+        *('"other"', other[:-1] + '2"', '"other", "else"', ""),
+        *(
+            f'{other}0"',
+            f'{other}-1"',
+            f'{other}-"',
+            f'{other}---gzip"',
+            f'{other}gzip"',
+        ),
+    ):
         answer = admin.put("user/k", "3", headers={"If-Match": header})
         assert answer.status_code == 412, header
         assert set(answer.json()) == {"message"}
@@ -644,23 +982,11 @@ def test_conditional_delete(admin: Client) -> None:
 
 
 def test_quota(admin: Client) -> None:
-    sql("ALTER DATABASE superset SET extension_storage.quota_per_extension = 10")
-    try:
-        sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE usename = 'superset'"
-        )
-        admin.get("/health")
+    with setting("extension_storage.quota_per_extension", "10"):
         assert admin.put("user/a", "12345678").status_code == 200
         answer = admin.put("user/b", "12345678")
         assert answer.status_code == 507 and "quota" in answer.json()["message"]
         assert admin.put("user/b", "x", extension="acme/other").status_code == 200
-    finally:
-        sql("ALTER DATABASE superset RESET extension_storage.quota_per_extension")
-        sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE usename = 'superset'"
-        )
 
 
 def test_audit_columns(admin: Client, gamma: Client) -> None:
@@ -690,3 +1016,54 @@ def test_openapi_document(admin: Client) -> None:
         for operation in operations.values():
             assert operation["tags"] == ["Extension storage"]
             assert operation["summary"] and operation["responses"]["200"]
+
+
+def test_latin1_database(
+    running: Superset, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A metadata database that is not UTF-8 cannot hold every character."""
+    sql(
+        "CREATE DATABASE latin1 OWNER superset TEMPLATE template0"
+        " ENCODING LATIN1 LOCALE 'C'",
+        database="postgres",
+    )
+    dump = subprocess.run(["pg_dump", "superset"], capture_output=True, check=True)
+    subprocess.run(
+        ["psql", "-qX", "latin1"], input=dump.stdout, capture_output=True, check=True
+    )
+    superset = Superset(tmp_path_factory.mktemp("latin1") / "superset", "latin1")
+    superset.start()
+    try:
+        admin = superset.client("admin")
+        assert admin.put("user/caf%C3%A9", {"value": "😀", "category": "é"}).ok
+        assert admin.get("user/caf%C3%A9").text == "😀"
+        for answer, field in (
+            (admin.put("user/😀", "x"), "key"),
+            (admin.get("user/😀"), "key"),
+            (admin.delete("user/😀"), "key"),
+            (admin.get("resources/thing/😀/"), "resource_uuid"),
+            (admin.get("resources/😀/1/"), "resource_type"),
+            (admin.get("user/?category=😀"), "category"),
+            (admin.put("user/k", {"category": "😀"}), "category"),
+            (admin.put("user/k", {"description": "😀"}), "description"),
+        ):
+            assert answer.status_code == 400
+            message = answer.json()["message"]
+            assert message.startswith(f"{field} ") and "LATIN1" in message
+    finally:
+        superset.stop()
+
+
+def test_back_end_example(admin: Client) -> None:
+    """The back end of acme.my-ext, by the API that it has of its own."""
+    answer = admin.get("/extensions/acme/my-ext/examples")
+    assert (answer.status_code, answer.json()) == (200, {"result": '{"lang":"fr"}'})
+    found = sql(
+        "SELECT extension_id, key, user_fk IS NULL, resource_type"
+        " FROM ext_storage.extension_storage ORDER BY key"
+    )
+    assert found == [
+        ("acme.my-ext", "config", True, None),
+        ("acme.my-ext", "prefs", False, None),
+        ("acme.my-ext", "state", True, "dashboard"),
+    ]

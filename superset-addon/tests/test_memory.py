@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
 
 from conftest import Client, Superset, sql
@@ -68,3 +69,38 @@ def test_memory(worker: psutil.Process, admin: Client, results: Path) -> None:
     (results / "memory.txt").write_text(text)
     assert listing < 32 * MB, text
     assert reading < 128 * MB, text
+
+
+def test_memory_of_refused_values(
+    worker: psutil.Process, admin: Client, results: Path
+) -> None:
+    """What is too large is refused before a statement, and held once."""
+    url = "global/k"
+    admin.put(url, "x")
+    with psycopg2.connect(dbname="superset") as connection:
+        # Nobody can even be logged in now.
+        connection.cursor().execute(
+            "LOCK ab_user, ext_storage.extension_storage IN ACCESS EXCLUSIVE MODE"
+        )
+        body = b'{"value": "' + b"x" * 99_000_000 + b'"}'
+        before = reset_peak(worker)
+        answer = admin.put(url, data=body, timeout=300)
+        refused = peak(worker) - before
+        assert answer.status_code == 413 and "16777215" in answer.json()["message"]
+        longer = b'{"value": "' + b"x" * (16777215 + 1) + b'"}'
+        assert admin.put(url, data=longer, timeout=300).status_code == 413
+    connection.close()
+
+    # The largest body that can be right: each byte is spelt with six
+    body = b'{"value": "' + b"\\u0001" * 16777215 + b'"}'
+    before = reset_peak(worker)
+    assert admin.put(url, data=body).status_code == 200
+    escaped = peak(worker) - before
+    text = (
+        f"a body of 99 MB is refused: +{refused / MB:.1f} MB;"
+        f" one of {len(body) / MB:.0f} MB for a value of 16 MB: +{escaped / MB:.1f} MB\n"
+    )
+    with (results / "memory.txt").open("a") as file:
+        file.write(text)
+    assert refused < 2 * 99_000_000, text
+    assert escaped < 2 * len(body), text

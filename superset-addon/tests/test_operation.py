@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +27,7 @@ EXTVERSION = "SELECT extversion FROM pg_extension WHERE extname = 'extension_sto
 SUMMARY = re.compile(r"^\d+ scanned, .*$", re.MULTILINE)
 SECRETS = ["new-strong-secret", "old-secret"]
 TABLE = "ext_storage.extension_storage"
+COLUMNS = 40
 
 
 def fernet(secret: str) -> Fernet:
@@ -65,10 +69,121 @@ def test_init_again(app: Any) -> None:
         "Deleted charts: their entries are already purged with them",
     ]
     assert [re.sub("[0-9a-f]{8}", "F", line) for line in lines[6:]] == [
-        "Key 1, fingerprint F: encrypts, 0 entries; it is needed",
-        "Key 2, fingerprint F: decrypts, 0 entries; it may be removed",
-        "Key 3, fingerprint F: decrypts, 0 entries; it may be removed",
+        "Key 1, fingerprint F, item 1 of EXTENSION_STORAGE_ENCRYPTION_KEYS:"
+        " encrypts, 0 entries; it is needed",
+        "Key 2, fingerprint F, item 2 of EXTENSION_STORAGE_ENCRYPTION_KEYS:"
+        " decrypts, 0 entries; it may be removed",
+        "Key 3, fingerprint F, SECRET_KEY: decrypts, 0 entries; no entry needs it",
     ]
+
+
+def test_init_with_entries_that_no_key_reads(app: Any) -> None:
+    from superset_extension_storage.cli import init
+
+    plant("lost", 2)
+    done = app.test_cli_runner().invoke(init)
+    assert done.exit_code == 4
+    assert "Error: Entries that no key reads: 2." in done.stderr
+
+
+@pytest.mark.parametrize("state", ["DISABLE", "ENABLE REPLICA"])
+@pytest.mark.parametrize(
+    ("what", "table"),
+    [("users", "ab_user"), ("dashboards", "dashboards"), ("charts", "slices")],
+)
+def test_init_repairs_triggers(app: Any, what: str, table: str, state: str) -> None:
+    """A restore may have left them so: all of them, or one."""
+    from superset_extension_storage.cli import init
+
+    enabled = (
+        "SELECT bool_and(tgenabled = 'O') FROM pg_trigger"
+        f" WHERE tgrelid = '{table}'::regclass AND tgname LIKE 'extension_storage%%'"
+    )
+    names = sql(
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass"
+        " AND tgname LIKE 'extension_storage%%'",
+        table,
+    )
+    for triggers in ([*names], names[:1]):
+        for (name,) in triggers:
+            sql(f"ALTER TABLE {table} {state} TRIGGER {name}")
+        assert sql(enabled) == [(False,)]
+        done = app.test_cli_runner().invoke(init)
+        assert (
+            f"Deleted {what}: their entries are now purged with them\n" in done.stdout
+        )
+        assert done.stdout.count(" are already purged with them\n") == 2
+        assert sql(enabled) == [(True,)]
+
+
+def plain(superset: Superset, *command: str) -> str:
+    """Run a command that cannot do its work; give the one line that says why."""
+    done = superset.run(*command, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr, done.stderr
+    (line,) = re.findall("^Error: .*$", done.stderr, re.MULTILINE)
+    assert done.stderr.rstrip().endswith(line)
+    return line
+
+
+@pytest.mark.parametrize(
+    "command", ["init-extension-storage", "rotate-extension-storage-keys"]
+)
+def test_commands_without_what_they_need(
+    second: Superset, tmp_path: Path, command: str
+) -> None:
+    second.lines = ["del FLASK_APP_MUTATOR"]
+    assert (
+        "superset_config.py lacks the line: from superset_extension_storage import"
+        " install as FLASK_APP_MUTATOR"
+    ) in plain(second, command)
+
+    second.lines = [f"SQLALCHEMY_DATABASE_URI = 'sqlite:///{tmp_path}/metadata.db'"]
+    assert "The metadata database is sqlite: the store needs PostgreSQL." in plain(
+        second, command
+    )
+
+    # the administrator has removed the extension's package from the server
+    library = (
+        "UPDATE pg_proc SET probin = %s WHERE probin = %s AND proname = %s"
+        " RETURNING proname"
+    )
+    there, gone = "$libdir/extension_storage", "$libdir/gone"
+    functions = ("ext_storage_key_status", "ext_storage_rotate_keys")
+    second.lines = []
+    for name in functions:
+        assert sql(library, gone, there, name)
+    try:
+        line = plain(second, command)
+        assert (
+            'could not access file "$libdir/gone": No such file or directory.' in line
+        )
+        assert "What was done stays" not in line
+    finally:
+        for name in functions:
+            assert sql(library, there, gone, name)
+
+
+def test_commands_with_an_older_extension(tmp_path: Path) -> None:
+    with other_database(
+        tmp_path,
+        "postgres",
+        "CREATE SCHEMA ext_storage;"
+        " CREATE EXTENSION extension_storage SCHEMA ext_storage VERSION '1.1' CASCADE",
+    ) as superset:
+        assert (
+            "The extension is version 1.1, the add-on needs 1.2: the administrator of"
+            " the server updates its package, and the extension's owner runs ALTER"
+            " EXTENSION extension_storage UPDATE."
+        ) in plain(superset, "init-extension-storage")
+        assert "The extension is version 1.1, " in plain(
+            superset, "rotate-extension-storage-keys"
+        )
+        sql("DROP SCHEMA ext_storage CASCADE", database="other")
+        assert (
+            "The extension is not installed: run superset init-extension-storage."
+            in (plain(superset, "rotate-extension-storage-keys"))
+        )
 
 
 @contextmanager
@@ -143,14 +258,6 @@ def test_schema_of_any_name(tmp_path: Path) -> None:
 # Rotation
 
 
-@pytest.fixture
-def second(installed: Superset, tmp_path: Path) -> Iterator[Superset]:
-    """Another Superset on the same database."""
-    superset = Superset(tmp_path / "second")
-    yield superset
-    superset.stop()
-
-
 def test_rotation_in_three_steps(second: Superset) -> None:
     """As the README tells, with every statement logged, which shows no key."""
     secrets = SECRETS
@@ -193,12 +300,12 @@ def test_rotation_in_three_steps(second: Superset) -> None:
         done = second.run(*real.split())
         assert "3 scanned, 2 re-encrypted, 1 already current, 0 failed\n" in done.stdout
         keys = re.findall(
-            r"^Key (\d), fingerprint [0-9a-f]{8}: (.*)$", done.stdout, re.MULTILINE
+            r"^Key (\d), fingerprint [0-9a-f]{8}, .*: (.*)$", done.stdout, re.MULTILINE
         )
         assert keys == [
             ("1", "encrypts, 3 entries; it is needed"),
             ("2", "decrypts, 0 entries; it may be removed"),
-            ("3", "decrypts, 0 entries; it may be removed"),
+            ("3", "decrypts, 0 entries; no entry needs it"),
         ]
         readable("a s0", "old", "new")
         assert {fernet(secrets[0]).decrypt(token) for token in tokens()} == {b"value"}
@@ -236,7 +343,7 @@ def test_rotate_dry_run_extension_and_batches(app: Any) -> None:
     assert "7 scanned, 7 re-encrypted, 0 already current, 0 failed\n" in done.stdout
     assert "\r" not in done.stdout and "%" not in done.stdout
     assert re.search(
-        r"^Key 2, fingerprint \w{8}: decrypts, 2 entries; it is needed$",
+        r"^Key 2, fingerprint \w{8}, .*: decrypts, 2 entries; it is needed$",
         done.stdout,
         re.MULTILINE,
     )
@@ -252,24 +359,76 @@ def test_rotate_with_a_bad_row(app: Any) -> None:
     plant("other", 2)
     plant("lost", 1)
     done = rotate(app)
-    assert done.exit_code == 1
+    assert done.exit_code == 4
     assert "3 scanned, 2 re-encrypted, 0 already current, 1 failed\n" in done.stdout
-    assert "No key reads 1 entries" in done.stdout
+    assert "Entries that no key reads: 1." in done.stderr
     warning = re.search(r"^Warning: (.*)$", done.stderr, re.MULTILINE)[1]
     uuid = sql(f"SELECT uuid::text FROM {TABLE} WHERE key = 'los0'")[0][0]
     assert all(word in warning for word in ("los0", "acme.my-ext", uuid))
 
 
-def test_rotate_bad_arguments(app: Any) -> None:
-    assert rotate(app, "--batch-size=0").exit_code == 2
-    done = rotate(app, "--extension-id=" + "x" * 300)
-    assert done.exit_code == 1 and "extension_id" in done.stderr
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("--batch-size=0", "'--batch-size': 0 is not"),
+        ("--batch-size=3000000000", "'--batch-size': 3000000000 is not"),
+        (
+            "--extension-id=acme.my-exx",
+            "'acme.my-exx'; extensions with entries: acme.a, acme.b",
+        ),
+        ("--extension-id=", "''; extensions with entries: acme.a, acme.b"),
+        ("--extension-id=" + "x" * 300, "extensions with entries: acme.a, acme.b"),
+    ],
+)
+def test_rotate_with_an_option_that_cannot_be(
+    app: Any, argument: str, named: str
+) -> None:
+    plant("other", 1, "acme.a")
+    plant("other", 1, "acme.b")
+    before = tokens()
+    done = rotate(app, argument)
+    assert done.exit_code == 2
+    assert named in done.stderr and "What was done" not in done.stderr
+    assert tokens() == before
+
+
+def test_dry_run_in_a_pipe(app: Any) -> None:
+    """Progress, one summary, and no word of anything that was done."""
+    plant("other", 3)
+    done = rotate(app, "--dry-run", "--batch-size=2")
+    lines = done.stdout.splitlines()
+    assert sum(" scanned, " in line for line in lines) == 1
+    assert "re-encrypted" not in done.stdout
+    assert re.match("rotate_keys: 2 of 3 rows done, ", lines[0])
+
+
+def test_server_stops_in_mid_rotation(app: Any, request: pytest.FixtureRequest) -> None:
+    """What ended it is told in a line, not what came of it."""
+    plant("other", 3)
+    sql(
+        "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
+        " AS 'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END';"
+        f" CREATE TRIGGER stop BEFORE UPDATE ON {TABLE}"
+        " FOR EACH ROW EXECUTE FUNCTION stop()"
+    )
+    request.addfinalizer(lambda: sql("DROP FUNCTION IF EXISTS stop CASCADE"))
+    done = rotate(app)
+    assert done.exit_code == 3
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        "Error: terminating connection due to administrator command."
+        " What was done stays; run the command again to go on."
+    )
+    sql("DROP FUNCTION stop CASCADE")
+    done = rotate(app)
+    assert done.exit_code == 0
+    assert "3 scanned, 3 re-encrypted, 0 already current, 0 failed" in done.stdout
 
 
 def test_rotate_shows_a_bar_and_can_be_stopped(
     second: Superset, app: Any, request: pytest.FixtureRequest
 ) -> None:
-    """On a terminal; a second run goes on where Ctrl-C has stopped the first."""
+    """On a narrow terminal; a second run goes on where Ctrl-C has stopped the first."""
     plant("other", 1)
     sql(
         f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
@@ -285,6 +444,7 @@ def test_rotate_shows_a_bar_and_can_be_stopped(
     request.addfinalizer(lambda: sql("DROP FUNCTION IF EXISTS slow CASCADE"))
     second.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["first", "other"]
     master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     process = subprocess.Popen(
         [
             Path(sys.executable).with_name("superset"),
@@ -292,7 +452,7 @@ def test_rotate_shows_a_bar_and_can_be_stopped(
             "--batch-size=20",
         ],
         cwd=second.folder,
-        env={**second.environment(), "TERM": "xterm", "COLUMNS": "80"},
+        env={**second.environment(), "TERM": "xterm"},
         stdin=subprocess.DEVNULL,
         stdout=terminal,
         stderr=subprocess.PIPE,
@@ -305,14 +465,17 @@ def test_rotate_shows_a_bar_and_can_be_stopped(
             shown += os.read(master, 4096).decode()
         except OSError:
             break
-        if not stopped and re.search(r"#-+\] +\d+%", shown):
+        if not stopped and re.search(r"#-+\] +\d+%", shown) is not None:
             process.send_signal(signal.SIGINT)
             stopped = True
     os.close(master)
     stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
+    assert process.returncode == 3
     assert "What was done stays; run the command again to go on." in stderr
     assert re.search(r"Re-encrypting  \[#+-+\] +\d+%", shown)
+    drawn = [line for line in re.split("[\r\n]+", shown) if "Re-encrypting" in line]
+    drawn = [re.sub(r"\x1b\[[?\w]*", "", line) for line in drawn]
+    assert max(map(len, drawn)) <= COLUMNS
     assert "100%" not in shown and "rows done" not in shown
 
     sql("DROP FUNCTION slow CASCADE")
@@ -435,7 +598,7 @@ def test_keys_of_the_server(second: Superset) -> None:
     before = conf.read_text()
     keys.write_text("secret of the file\n")
     keys.chmod(0o600)
-    second.restart(EXTENSION_STORAGE_SEND_KEYS=False)
+    second.restart(EXTENSION_STORAGE_SEND_KEYS=False)  # "server" by its older name
     client = second.client("admin")
     secret = {"value": "value", "is_encrypted": True}
     try:
@@ -476,4 +639,3 @@ def test_readme_settings() -> None:
 
     assert names["FLASK_APP_MUTATOR"] is install
     assert names["EXTENSION_STORAGE_ENCRYPTION_KEYS"] == SECRETS
-    assert names["EXTENSION_STORAGE_SEND_KEYS"] is False

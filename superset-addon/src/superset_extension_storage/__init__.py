@@ -21,21 +21,23 @@ def install(app: Flask) -> None:
     import superset_core.common.daos
     from superset.extensions import appbuilder, db
 
+    from . import official
     from .api import ExtensionStorageRestApi
     from .dao import ExtensionStorageDAO
-    from .keys import hand_over_keys
+    from .keys import COPY, EXTENSION, Keys
+    from .page import add_page
 
     app.config.setdefault("EXTENSION_STORAGE_SCHEMA", "ext_storage")
     app.config.setdefault("EXTENSION_STORAGE_ENCRYPTION_KEYS", [])
+    app.config.setdefault("EXTENSION_STORAGE_KEYS_BY", COPY)
     app.config.setdefault("EXTENSION_STORAGE_SEND_KEYS", True)
+    app.config.setdefault("EXTENSION_STORAGE_DIRECT_URI", None)
+    app.config.setdefault("EXTENSION_STORAGE_ANY_NAME", False)
 
-    if app.config["EXTENSION_STORAGE_SEND_KEYS"]:
-        hand_over_keys(
-            db.engine,
-            app.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"],
-            app.config["SECRET_KEY"],
-        )
+    keys = app.extensions[EXTENSION] = Keys(app.config)
+    keys.attach(db.engine)
     superset_core.common.daos.ExtensionStorageDAO = ExtensionStorageDAO
+    official.install(app)
 
     # What Alpha may do and Gamma may not, when `superset init` makes the roles.
     security = appbuilder.sm
@@ -43,3 +45,4 @@ def install(app: Flask) -> None:
         ("can_write_shared", ExtensionStorageRestApi.class_permission_name)
     }
     appbuilder.add_api(ExtensionStorageRestApi)
+    add_page(appbuilder)

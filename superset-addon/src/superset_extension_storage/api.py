@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import logging
 import re
 import unicodedata
 from collections.abc import Callable
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qsl
 from uuid import UUID
 
-from flask import Blueprint, Response, request
-from flask_appbuilder.api import expose, permission_name, protect, safe
+import msgspec
+from flask import Blueprint, Response, g, request, session
+from flask_appbuilder.api import expose, permission_name, protect
+from flask_jwt_extended import decode_token
+from flask_jwt_extended.exceptions import JWTExtendedException
+from jwt import PyJWTError
+from sqlalchemy.exc import SQLAlchemyError
+from superset import is_feature_enabled
 from superset.daos.chart import ChartDAO
-from superset.daos.dashboard import DashboardDAO
+from superset.daos.dashboard import DashboardDAO, EmbeddedDashboardDAO
 from superset.exceptions import SupersetSecurityException
 from superset.extensions import security_manager, talisman
 from superset.utils.core import get_user_id
 from superset.utils.decorators import transaction
 from superset.views.base_api import BaseSupersetApi, statsd_metrics
+from werkzeug.datastructures import ImmutableMultiDict
 
 from . import errors, openapi
-from .dao import Entry, ExtensionStorageDAO
+from .bundles import is_known
+from .dao import MAX_VALUE_SIZE, Entry, ExtensionStorageDAO, is_reserved
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +43,23 @@ RESOURCE = f"{ROOT}/resources/<resource_type>/<resource_uuid>"
 MAX_PAGE = 2**31 - 1  # an SQL integer
 MAX_PAGE_SIZE = 100
 # JSON spells a byte of the largest value with up to six characters.
-MAX_BODY = 6 * 16777215 + 65536
+MAX_BODY = 6 * MAX_VALUE_SIZE + 65536
+# What is no escape of JSON in a body: base64 of the largest value, and the rest.
+MAX_PLAIN_BODY = MAX_VALUE_SIZE // 3 * 4 + 5 * 65536
+BODY_STEP = 65536
+
+RETRY_AFTER = 2  # seconds
 
 # What a stored value may do when a browser opens it: nothing.
 VALUE_POLICY = "sandbox; default-src 'none'"
 
-FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+# As an ETag comes back, or would come back, through what compresses answers:
+# `-gzip` (Apache), `:gzip` (Flask-Compress), `--gzip`, `;br`.
+ETAG = re.compile(r"([0-9a-f-]{36}-([0-9]{1,18}))(?:[-:;+/]{1,2}[a-z][a-z0-9-]*)?")
+
+HALF_A_PAIR = re.compile(
+    rb"\\u[dD][89abAB]\w\w(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]\w\w)\\u[dD][c-fC-F]"
+)
 
 RESOURCES = {"dashboard": ("Dashboard", DashboardDAO), "chart": ("Chart", ChartDAO)}
 
@@ -66,44 +86,31 @@ def operation(permission: str) -> Callable[..., Any]:
     """Make a method an operation of the API that needs a permission."""
 
     def decorate(method: Callable[..., Response]) -> Callable[..., Response]:
-        answered = _answer_errors(transaction(on_error=None)(method))
-        named = permission_name(permission)(statsd_metrics(answered))
-        return protect()(safe(named))
+        tried = _try_again(transaction(on_error=None)(method))
+        return protect()(permission_name(permission)(statsd_metrics(tried)))
 
     return decorate
 
 
+def _try_again(method: Callable[..., Response]) -> Callable[..., Response]:
+    """Begin a transaction anew, once, where it lost against another one."""
+
+    @wraps(method)
+    def tried(*args: Any, **kwargs: Any) -> Response:
+        try:
+            return method(*args, **kwargs)
+        except errors.Conflict:
+            pass
+        except SQLAlchemyError as error:  # of COMMIT
+            if not isinstance(errors.from_database(error), errors.Conflict):
+                raise
+        return method(*args, **kwargs)
+
+    return tried
+
+
 # Talisman would put Superset's policy in the place of VALUE_POLICY.
 keep_policy = talisman(content_security_policy=None)
-
-
-def _answer_errors(method: Callable[..., Response]) -> Callable[..., Response]:
-    @wraps(method)
-    def answered(self: ExtensionStorageRestApi, *args: Any, **kwargs: Any) -> Response:
-        try:
-            return method(self, *args, **kwargs)
-        except Refused as refused:
-            return self.response(refused.status, message=refused.message)
-        except errors.StorageUnavailable as error:
-            logger.error(
-                "Extension storage cannot be used: %s (SQLSTATE %s). %s "
-                "`superset init-extension-storage` checks the set-up.",
-                error.message,
-                error.sqlstate,
-                error.hint or "",
-            )
-            return self.response(503, message="Extension storage is not available")
-        except errors.ValueUndecryptable as error:
-            logger.error("Extension storage: %s", error.message)
-            return self.response(500, message="Value cannot be decrypted")
-        except errors.ExtensionStorageError as error:
-            status = STATUS.get(type(error))
-            if status is None:
-                raise
-            detail = f": {error.detail}" if error.detail else ""
-            return self.response(status, message=error.message + detail)
-
-    return answered
 
 
 class ExtensionStorageRestApi(BaseSupersetApi):
@@ -238,12 +245,11 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         entry = ExtensionStorageDAO.get(**_address(publisher, name, key, scope))
         if entry is None:
             return self.response(404, message="Not found")
-        etag = _etag(entry)
-        if _matches(request.if_none_match, etag, weak=True):
+        if _matches(request.if_none_match, _etag(entry)):
             response = Response(status=304)
         else:
-            response = Response(entry.value, content_type=entry.value_type)
-        response.set_etag(etag)
+            response = Response(entry.value, content_type=_content_type(entry))
+        _set_version(response, entry)
         response.headers["Cache-Control"] = "no-store"
         response.headers["Content-Security-Policy"] = VALUE_POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
@@ -251,15 +257,17 @@ class ExtensionStorageRestApi(BaseSupersetApi):
 
     def _put(self, publisher: str, name: str, key: str, scope: Scope) -> Response:
         address = _address(publisher, name, key, scope)
+        if "extension_storage_body" not in g:
+            g.extension_storage_body = _entry_of_body()
         entry = ExtensionStorageDAO.set(
-            **address, **_entry_of_body(), if_version=_expected_version()
+            **address, **g.extension_storage_body, if_version=_expected_version()
         )
         # The version tells what was replaced; a refusal takes it back.
         _check_preconditions(
             _etag(entry, entry.version - 1) if entry.version > 1 else None
         )
         response = self.response(200, result=_public(entry))
-        response.set_etag(_etag(entry))
+        _set_version(response, entry)
         return response
 
     def _delete(self, publisher: str, name: str, key: str, scope: Scope) -> Response:
@@ -282,8 +290,40 @@ class ExtensionStorageRestApi(BaseSupersetApi):
 
     def create_blueprint(self, *args: Any, **kwargs: Any) -> Blueprint:
         blueprint = super().create_blueprint(*args, **kwargs)
-        blueprint.url_value_preprocessor(_keep_form_body)
+        blueprint.url_value_preprocessor(_before_the_first_statement)
+        blueprint.register_error_handler(Refused, self._answer_refused)
+        blueprint.register_error_handler(errors.ExtensionStorageError, self._answer)
+        blueprint.register_error_handler(
+            SQLAlchemyError, lambda error: self._answer(errors.from_database(error))
+        )
         return blueprint
+
+    def _answer_refused(self, refused: Refused) -> Response:
+        response = self.response(refused.status, message=refused.message)
+        if refused.status == 415:
+            response.headers["Accept-Encoding"] = "identity"
+        return response
+
+    def _answer(self, error: errors.ExtensionStorageError) -> Response:
+        """Answer an error of the store; what an operator must know is logged."""
+        if status := STATUS.get(type(error)):
+            detail = f": {error.detail}" if error.detail else ""
+            return self.response(status, message=error.message + detail)
+        logger.error(
+            "Extension storage: %s (SQLSTATE %s). %s",
+            error.message,
+            error.sqlstate,
+            " ".join(filter(None, (error.hint, error.action))),
+        )
+        if isinstance(error, errors.StorageBusy):
+            response = self.response(503, message="Extension storage is busy")
+            response.headers["Retry-After"] = str(RETRY_AFTER)
+            return response
+        if isinstance(error, errors.StorageUnavailable):
+            return self.response(503, message="Extension storage is not available")
+        if isinstance(error, errors.ValueUndecryptable):
+            return self.response(500, message="Value cannot be decrypted")
+        return self.response(500, message="Extension storage failed")
 
     def add_apispec_components(self, api_spec: Any) -> None:
         super().add_apispec_components(api_spec)
@@ -303,11 +343,43 @@ class ExtensionStorageRestApi(BaseSupersetApi):
             )
 
 
-def _keep_form_body(endpoint: str | None, values: dict[str, Any] | None) -> None:
-    """Keep a body that calls itself a form: the CSRF check parses it as one."""
-    length = request.content_length
-    if request.mimetype in FORMS and length is not None and length <= MAX_BODY:
-        request.get_data(cache=True)
+def _before_the_first_statement(
+    endpoint: str | None, values: dict[str, Any] | None
+) -> None:
+    """Look at what needs no database, so that no transaction waits for a client."""
+    _check_utf8(values or {})
+    if request.method == "PUT" and _is_logged_in():
+        g.extension_storage_body = _entry_of_body()
+        # Whatever the body calls itself: the CSRF check would parse a form.
+        request.form = request.files = ImmutableMultiDict()
+
+
+def _check_utf8(values: dict[str, str]) -> None:
+    """Refuse a URL that is not UTF-8; else different keys would become one."""
+    segments = iter(request.environ["PATH_INFO"].encode("latin-1").split(b"/"))
+    for name, text in values.items():
+        segment = next(s for s in segments if s.decode(errors="replace") == text)
+        try:
+            segment.decode()
+        except UnicodeDecodeError:
+            raise Refused(400, f"{name} is not UTF-8") from None
+    try:
+        parse_qsl(request.query_string.decode("latin-1"), True, errors="strict")
+    except UnicodeDecodeError:
+        raise Refused(400, "query is not UTF-8") from None
+
+
+def _is_logged_in() -> bool:
+    """Has somebody signed this request, as far as can be told without a database?"""
+    if "_user_id" in session:
+        return True
+    kind, _, token = request.headers.get("Authorization", "").partition(" ")
+    if kind.lower() != "bearer":
+        return False
+    try:
+        return bool(decode_token(token))
+    except (JWTExtendedException, PyJWTError):
+        return False
 
 
 def _current_user() -> int:
@@ -321,7 +393,10 @@ def _extension_id(publisher: str, name: str) -> str:
     for part, text in (("publisher", publisher), ("name", name)):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
             raise Refused(400, f"{part} must consist of letters, digits, _ and -")
-    return f"{publisher}.{name}"
+    extension_id = f"{publisher}.{name}"
+    if not is_known(extension_id):
+        raise Refused(404, f"Extension {extension_id} is not installed")
+    return extension_id
 
 
 def _address(publisher: str, name: str, key: str, scope: Scope) -> dict[str, Any]:
@@ -331,89 +406,162 @@ def _address(publisher: str, name: str, key: str, scope: Scope) -> dict[str, Any
 
 
 def _readable(resource_type: str, resource_uuid: str) -> Scope:
-    return _resource(resource_type, resource_uuid, "can_read", lambda resource: None)
+    return _resource(resource_type, resource_uuid, "can_read", _raise_for_access)
 
 
 def _editable(resource_type: str, resource_uuid: str) -> Scope:
-    return _resource(
-        resource_type,
-        resource_uuid,
-        "can_write",
-        security_manager.raise_for_ownership,
-    )
+    def check(**resource: Any) -> None:
+        security_manager.raise_for_access(**resource)
+        security_manager.raise_for_ownership(*resource.values())
+
+    return _resource(resource_type, resource_uuid, "can_write", check)
 
 
 def _resource(
-    resource_type: str,
-    resource_uuid: str,
-    permission: str,
-    check: Callable[[Any], None],
+    resource_type: str, resource_uuid: str, permission: str, check: Callable[..., None]
 ) -> Scope:
     """Give the scope of a resource; Superset decides on its dashboards and charts."""
+    if is_reserved(resource_type):
+        raise Refused(400, "resource_type is reserved: no request reaches secrets")
     if resource_type in RESOURCES:
         view, dao = RESOURCES[resource_type]
         try:
-            resource_uuid = str(UUID(resource_uuid))
+            uuid = str(UUID(resource_uuid))
         except ValueError:
             raise Refused(404, "Not found") from None
-        resource = dao.find_by_id(
-            resource_uuid, skip_base_filter=True, id_column="uuid"
-        )
+        resource = dao.find_by_id(uuid, skip_base_filter=True, id_column="uuid")
+        if resource is None and resource_type == "dashboard":
+            resource = _embedded_dashboard(uuid)
         if resource is None:
             raise Refused(404, "Not found")
         try:
-            security_manager.raise_for_access(**{resource_type: resource})
-            check(resource)
+            check(**{resource_type: resource})
         except SupersetSecurityException:
             raise Refused(403, "Forbidden") from None
         if not security_manager.can_access(permission, view):
             raise Refused(403, "Forbidden")
+        resource_uuid = str(resource.uuid)
     return {"resource_type": resource_type, "resource_uuid": resource_uuid}
+
+
+def _embedded_dashboard(uuid: str) -> Any:
+    """Give the dashboard that other sites embed under a uuid of its own."""
+    if not is_feature_enabled("EMBEDDED_SUPERSET"):
+        return None
+    embedded = EmbeddedDashboardDAO.find_by_id(uuid)
+    return embedded and embedded.dashboard
+
+
+def _raise_for_access(**resource: Any) -> None:
+    """Refuse who may see neither the resource nor a chart's data in a dashboard."""
+    try:
+        security_manager.raise_for_access(**resource)
+    except SupersetSecurityException:
+        chart = resource.get("chart")
+        if chart is None or not any(_sees(chart, board) for board in chart.dashboards):
+            raise
+
+
+def _sees(chart: Any, dashboard: Any) -> bool:
+    """Would Superset give the user the chart's data in the dashboard?"""
+    if chart.datasource is None:
+        return False
+    form_data = {"dashboardId": dashboard.id, "slice_id": chart.id}
+    try:
+        security_manager.raise_for_access(
+            viz=SimpleNamespace(datasource=chart.datasource, form_data=form_data)
+        )
+    except SupersetSecurityException:
+        return False
+    return True
 
 
 def _entry_of_body() -> dict[str, Any]:
     """Parse the body of a PUT into arguments of ExtensionStorageDAO.set."""
-    if request.content_length is None:
-        raise Refused(411, "Content-Length is missing")
-    if request.content_length > MAX_BODY:
-        raise Refused(413, f"body must not be larger than {MAX_BODY} bytes")
+    body = _read_body()
     try:
-        body = json.loads(request.get_data(cache=False))
-    except (ValueError, RecursionError):
-        raise Refused(400, "body is not JSON") from None
-    if not isinstance(body, dict):
-        raise Refused(400, "body must be a JSON object")
-    entry: dict[str, Any] = {
-        "value": _value(body.pop("value", ""), body.pop("value_encoding", None))
-    }
-    for field, kind, expected in (
-        ("value_type", str, "a string"),
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        raise Refused(400, "body must be a JSON object") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _check_surrogates(body)
+        raise Refused(400, f"body is not JSON: {error}") from None
+    entry: dict[str, Any] = {}
+    for field, kinds, expected in (
+        ("value", (str,), "a string"),
+        ("value_encoding", (str, type(None)), '"base64"'),
+        ("value_type", (str,), "a string"),
         ("category", (str, type(None)), "a string or null"),
         ("description", (str, type(None)), "a string or null"),
-        ("is_encrypted", bool, "true or false"),
+        ("is_encrypted", (bool,), "true or false"),
     ):
-        if field in body:
-            entry[field] = body.pop(field)
-            if not isinstance(entry[field], kind):
+        if field in fields:
+            entry[field] = _decode(field, fields.pop(field))
+            if not isinstance(entry[field], kinds):
                 raise Refused(400, f"{field} must be {expected}")
-    if body:
-        raise Refused(400, f"unknown field {ascii(next(iter(body)))}")
+    if fields:
+        raise Refused(400, f"unknown field {ascii(next(iter(fields)))}")
+    entry["value"] = _value(entry.pop("value", ""), entry.pop("value_encoding", None))
     return entry
 
 
-def _value(value: Any, encoding: Any) -> bytes:
-    if not isinstance(value, str):
-        raise Refused(400, "value must be a string")
+def _read_body() -> bytearray:
+    """Read the body, of a length that is told or not, as far as one can be needed."""
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Refused(
+            415, f"body must not be compressed: Content-Encoding is {encoding}"
+        )
+    if request.content_length is None:
+        if not request.environ.get("wsgi.input_terminated"):
+            raise Refused(411, "Content-Length is missing")
+    elif request.content_length > MAX_BODY:
+        raise Refused(413, f"body must not be larger than {MAX_BODY} bytes")
+    body = bytearray()
+    try:
+        while piece := request.stream.read(BODY_STEP):
+            body += piece
+            if len(body) > MAX_BODY:
+                raise Refused(413, f"body must not be larger than {MAX_BODY} bytes")
+    except Refused:
+        raise
+    except Exception:  # each server has its own for a client that is gone or wrong
+        raise Refused(400, "body does not arrive whole") from None
+    # Without its escapes, six characters of which may be one byte
+    if len(body) - 5 * body.count(b"\\u") - body.count(b"\\") > MAX_PLAIN_BODY:
+        raise Refused(413, f"value must not be larger than {MAX_VALUE_SIZE} bytes")
+    return body
+
+
+def _check_surrogates(body: bytearray) -> None:
+    """Refuse half an emoji, where a body that is not JSON has one, by its field."""
+    if half := HALF_A_PAIR.search(body):
+        fields = re.compile(rb'"(\w+)"\s*:').findall(body, 0, half.start())
+        field = fields[-1].decode() if fields else "body"
+        raise Refused(400, f"{field} contains half a surrogate pair")
+
+
+def _decode(field: str, raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except UnicodeDecodeError:
+        raise Refused(400, f"{field} is not UTF-8") from None
+    except msgspec.DecodeError as error:
+        raise Refused(400, f"{field} is not JSON: {error}") from None
+
+
+def _value(text: str, encoding: str | None) -> bytes:
     if encoding not in (None, "base64"):
         raise Refused(400, 'value_encoding must be "base64"')
     try:
-        if encoding is None:
-            return value.encode()
-        return base64.b64decode(value, validate=True)
-    except UnicodeEncodeError:
-        raise Refused(400, "value contains half a surrogate pair") from None
+        value = (
+            text.encode() if encoding is None else base64.b64decode(text, validate=True)
+        )
     except (binascii.Error, ValueError):
         raise Refused(400, "value is not base64") from None
+    if len(value) > MAX_VALUE_SIZE:
+        raise Refused(413, f"value must not be larger than {MAX_VALUE_SIZE} bytes")
+    return value
 
 
 def _public(entry: Entry) -> dict[str, Any]:
@@ -427,28 +575,50 @@ def _public(entry: Entry) -> dict[str, Any]:
     }
 
 
+def _content_type(entry: Entry) -> str:
+    """Give an entry's type, if a header can say it; other programs may store any."""
+    if re.fullmatch(r"[ -~]+", entry.value_type):
+        return entry.value_type
+    return "application/octet-stream"
+
+
 def _etag(entry: Entry, version: int | None = None) -> str:
     return f"{entry.uuid}-{entry.version if version is None else version}"
 
 
-def _matches(header: Any, etag: str, weak: bool = False) -> bool:
-    """Is an ETag in an If-Match or, with weak, in an If-None-Match header?
+def _set_version(response: Response, entry: Entry) -> None:
+    """Tell the version, as an ETag too unless the value is a secret.
 
-    Flask-Compress adds `:gzip` and the like to those it sends.
+    SupersetClient keeps answers that have an ETag on the browser's disk.
     """
-    tags = header.as_set(include_weak=weak)
-    return header.star_tag or any(tag.partition(":")[0] == etag for tag in tags)
+    response.headers["Entry-Version"] = f'"{_etag(entry)}"'
+    if not entry.is_encrypted:
+        response.set_etag(_etag(entry))
+
+
+def _named(header: Any) -> set[str]:
+    """Give the ETags in a header as they were when they were sent.
+
+    What compresses an answer makes them weak or adds a name, though an ETag is of
+    the entry, not of how it was sent.
+    """
+    return {
+        found[1] if (found := ETAG.fullmatch(tag)) else tag
+        for tag in header.as_set(include_weak=True)
+    }
+
+
+def _matches(header: Any, etag: str) -> bool:
+    return header.star_tag or etag in _named(header)
 
 
 def _expected_version() -> int | None:
     """Give the version that the headers name, where they name just one."""
     if request.if_none_match.star_tag:
         return 0
-    tags = list(request.if_match)
-    if len(tags) != 1:
-        return None
-    found = re.fullmatch(r"[0-9a-f-]{36}-([0-9]{1,18})(:\w+)?", tags[0])
-    return int(found[1]) if found else None
+    tags = _named(request.if_match)
+    found = ETAG.fullmatch(tags.pop()) if len(tags) == 1 else None
+    return int(found[2]) if found else None
 
 
 def _check_preconditions(etag: str | None) -> None:
@@ -457,5 +627,5 @@ def _check_preconditions(etag: str | None) -> None:
         etag is None or not _matches(request.if_match, etag)
     ):
         raise Refused(412, "The entry is not the one named by If-Match")
-    if etag is not None and _matches(request.if_none_match, etag, weak=True):
+    if etag is not None and _matches(request.if_none_match, etag):
         raise Refused(412, "The entry is one excluded by If-None-Match")

@@ -4,40 +4,100 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, NoReturn
 
 import click
 from flask.cli import with_appcontext
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
-# Whose deletion is watched, in which table, and the call that sees to it.
+from .errors import ExtensionStorageError, from_database
+from .keys import EXTENSION, SERVER, quoted
+
+NEEDED_VERSION = "1.2"
+
+# Exit codes; 2 is Click's, for options that cannot be used.
+COULD_NOT_RUN = 1
+INTERRUPTED = 3
+UNREADABLE = 4
+
+# Classes of SQLSTATEs of what passes: connection, conflict, resources, locks,
+# and the end of the server or the statement by a person.
+PASSING = ("08", "40", "53", "55", "57")
+
+# Whose deletion is watched, in which table, the call that sees to it, and the
+# arguments of the triggers that it makes.
 ATTACHED = (
-    ("users", "ab_user", "ext_storage_attach_users('ab_user')"),
+    ("users", "ab_user", "ext_storage_attach_users('ab_user')", "id"),
     (
         "dashboards",
         "dashboards",
         "ext_storage_attach_resource('dashboard', 'dashboards')",
+        "dashboard\\000uuid",
     ),
-    ("charts", "slices", "ext_storage_attach_resource('chart', 'slices')"),
+    (
+        "charts",
+        "slices",
+        "ext_storage_attach_resource('chart', 'slices')",
+        "chart\\000uuid",
+    ),
 )
 
 
+def fail(message: str, code: int = COULD_NOT_RUN) -> NoReturn:
+    failure = click.ClickException(message)
+    failure.exit_code = code
+    raise failure
+
+
+def in_a_line(error: ExtensionStorageError | DBAPIError) -> str:
+    """Give the words of an error, and what to do about it."""
+    if isinstance(error, DBAPIError):
+        error = from_database(error)
+    # Where the connection is gone, all that the server said may be in one text.
+    message = re.split(r"\s(?:DETAIL|HINT|CONTEXT):\s", error.message)[0]
+    said = [message.removeprefix("FATAL:"), error.detail, error.hint]
+    return " ".join(
+        " ".join(sentence.split()).rstrip(".") + "." for sentence in said if sentence
+    )
+
+
+def of_an_operator(command: Callable[..., None]) -> Callable[..., None]:
+    """Have a command say in a line why it cannot run."""
+
+    @with_appcontext
+    @wraps(command)
+    def run(**options: Any) -> None:
+        from flask import current_app
+
+        if EXTENSION not in current_app.extensions:
+            fail(
+                "superset_config.py lacks the line: from superset_extension_storage"
+                " import install as FLASK_APP_MUTATOR"
+            )
+        try:
+            _check_server()
+            command(**options)
+        except (ExtensionStorageError, DBAPIError) as error:
+            fail(in_a_line(error))
+
+    return run
+
+
 @click.command("init-extension-storage")
-@with_appcontext
+@of_an_operator
 def init() -> None:
-    """Set up the store of extensions in the metadata database, or check it."""
+    """Set up the store of extensions in the metadata database, or check it.
+
+    Exits with 1 where it could not, 4 where no key reads an entry.
+    """
     from superset.utils.decorators import transaction
 
-    from .errors import ExtensionStorageError
-
-    try:
-        for line in transaction(on_error=None)(_set_up)():
-            click.echo(line)
-        _report_keys()
-    except ExtensionStorageError as error:
-        hint = f"\n{error.hint}" if error.hint else ""
-        raise click.ClickException(f"{error.message}{hint}") from None
+    for line in transaction(on_error=None)(_set_up)():
+        click.echo(line)
+    _report_keys()
 
 
 def _set_up() -> list[str]:
@@ -45,26 +105,24 @@ def _set_up() -> list[str]:
     from flask import current_app
     from superset.extensions import db
 
-    from .errors import from_database
-
     schema = current_app.config["EXTENSION_STORAGE_SCHEMA"]
     report = [_check_server()]
     installed = _check_schema(schema)
     role = _query("SELECT current_user")
     attach = {
-        what: f"SELECT {_quoted(schema)}.{call}"
-        for what, table, call in ATTACHED
-        if not _is_attached(table)
+        what: f"SELECT {quoted(schema)}.{call}"
+        for what, table, call, arguments in ATTACHED
+        if not _is_attached(table, arguments)
     }
     install = [
-        f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}",
-        f"CREATE EXTENSION extension_storage SCHEMA {_quoted(schema)} CASCADE",
+        f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}",
+        f"CREATE EXTENSION extension_storage SCHEMA {quoted(schema)} CASCADE",
     ]
     administrator = "".join(
         f"    {statement};\n"
         for statement in [
             *([] if installed else install),
-            f"SELECT {_quoted(schema)}.ext_storage_grant({_literal(_quoted(role))}, 'admin')",
+            f"SELECT {quoted(schema)}.ext_storage_grant({_literal(quoted(role))}, 'admin')",
             *attach.values(),
         ]
     )
@@ -84,12 +142,13 @@ def _set_up() -> list[str]:
         for statement in attach.values():
             _execute(statement)
     except DBAPIError as error:
-        translated = from_database(error)
-        raise (refusal if translated.sqlstate == "42501" else translated) from None
+        if from_database(error).sqlstate == "42501":
+            raise refusal from None
+        raise
     return report + [
         f"Deleted {what}: their entries are {'now' if what in attach else 'already'}"
         " purged with them"
-        for what, _, _ in ATTACHED
+        for what, *_ in ATTACHED
     ]
 
 
@@ -98,14 +157,10 @@ def _check_server() -> str:
 
     dialect = db.session.get_bind().dialect.name
     if dialect != "postgresql":
-        raise click.ClickException(
-            f"The metadata database is {dialect}: the store needs PostgreSQL."
-        )
+        fail(f"The metadata database is {dialect}: the store needs PostgreSQL.")
     number, version = _query("SHOW server_version_num"), _query("SHOW server_version")
     if int(number) < 150000:
-        raise click.ClickException(
-            f"The server is PostgreSQL {version}: the store needs 15 or later."
-        )
+        fail(f"The server is PostgreSQL {version}: the store needs 15 or later.")
     return f"Server: PostgreSQL {version}"
 
 
@@ -120,7 +175,7 @@ def _check_schema(schema: str) -> str | None:
         return None
     version, place = found
     if place != schema:
-        raise click.ClickException(
+        fail(
             f"The extension is in schema {place}, not {schema}: set"
             f" EXTENSION_STORAGE_SCHEMA = {place!r} in superset_config.py."
         )
@@ -138,12 +193,7 @@ def _update(before: str | None) -> str:
         version = _query(
             "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
         )
-    if version == "1.0":
-        raise click.ClickException(
-            "The extension is version 1.0, the add-on needs 1.1: the server's"
-            " administrator updates its package, and the extension's owner runs"
-            " ALTER EXTENSION extension_storage UPDATE."
-        )
+    _check_version(version)
     if before is None:
         return f"Extension: {version}, now installed"
     if version == before:
@@ -151,31 +201,52 @@ def _update(before: str | None) -> str:
     return f"Extension: {version}, updated from {before}"
 
 
+def _check_version(version: str) -> None:
+    def numbers(version: str) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", version)]
+
+    if numbers(version) < numbers(NEEDED_VERSION):
+        fail(
+            f"The extension is version {version}, the add-on needs {NEEDED_VERSION}:"
+            " the administrator of the server updates its package, and the"
+            " extension's owner runs ALTER EXTENSION extension_storage UPDATE."
+        )
+
+
 def _may_use() -> bool:
     """May the role execute what the add-on calls?"""
     return _query(
-        "SELECT has_schema_privilege(extnamespace, 'USAGE') AND NOT EXISTS ("
+        "SELECT has_schema_privilege(extnamespace, 'USAGE') AND EXISTS ("
+        " SELECT FROM pg_class WHERE relnamespace = extnamespace"
+        "  AND relname = 'ext_storage_secrets'"
+        "  AND has_table_privilege(oid, 'INSERT')"
+        ") AND NOT EXISTS ("
         " SELECT FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid"
         " WHERE d.refobjid = e.oid AND d.deptype = 'e'"
         "  AND d.refclassid = 'pg_extension'::regclass"
         "  AND d.classid = 'pg_proc'::regclass"
         "  AND proname IN ('ext_storage_get', 'ext_storage_get_entry',"
         "   'ext_storage_set', 'ext_storage_delete', 'ext_storage_list',"
-        "   'ext_storage_count', 'ext_storage_rotate_keys', 'ext_storage_key_status')"
+        "   'ext_storage_count', 'ext_storage_usage', 'ext_storage_configured_keys',"
+        "   'ext_storage_rotate_keys', 'ext_storage_key_status')"
         "  AND NOT has_function_privilege(p.oid, 'EXECUTE'))"
         " FROM pg_extension e WHERE extname = 'extension_storage'"
     )
 
 
-def _is_attached(table: str) -> bool:
-    """Is the table's deletion watched by a trigger of the extension?"""
+def _is_attached(table: str, arguments: str) -> bool:
+    """Do triggers of the extension watch the table's DELETE and TRUNCATE?
+
+    A restore may leave them disabled; the call that makes them enables them.
+    """
     return _query(
-        "SELECT EXISTS (SELECT FROM pg_trigger t"
+        "SELECT count(DISTINCT tgtype & 40) = 2 FROM pg_trigger t"  # 8, 32: pg_trigger.h
         " JOIN pg_depend d ON d.objid = t.tgfoid AND d.deptype = 'e'"
         "  AND d.classid = 'pg_proc'::regclass"
         "  AND d.refclassid = 'pg_extension'::regclass"
         " JOIN pg_extension e ON e.oid = d.refobjid"
-        f" WHERE extname = 'extension_storage' AND tgrelid = to_regclass('{table}'))"
+        " WHERE extname = 'extension_storage' AND tgenabled IN ('O', 'A')"
+        f"  AND tgrelid = to_regclass('{table}') AND tgargs = '{arguments}\\000'"
     )
 
 
@@ -197,61 +268,85 @@ def _query(statement: str) -> Any:
     return None if row is None else row[0]
 
 
-def _quoted(name: str) -> str:
-    # with the driver's dialect it would be for a statement with parameters
-    return postgresql.dialect(paramstyle="named").identifier_preparer.quote(name)
-
-
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
 def _report_keys() -> None:
-    """Print what each key is still needed for; fail where none encrypts."""
+    """Print what each key is still needed for.
+
+    Fails where none encrypts, and where entries are left that none reads.
+    """
     from .dao import call
 
     encrypts = False
+    unreadable = 0
     for key in call("ext_storage_key_status"):
         if key.role == "unknown":
-            if key.entries:
-                click.echo(f"No key reads {key.entries} entries")
+            unreadable = key.entries
             continue
         encrypts = encrypts or key.role == "encrypts"
-        verdict = "it may be removed" if key.removable else "it is needed"
+        source = key_source(key.source)
+        if not key.removable:
+            verdict = "it is needed"
+        elif source == "SECRET_KEY":
+            verdict = "no entry needs it"
+        else:
+            verdict = "it may be removed"
         click.echo(
-            f"Key {key.ordinal}, fingerprint {key.fingerprint}: {key.role},"
-            f" {key.entries} entries; {verdict}"
+            f"Key {key.ordinal}, fingerprint {key.fingerprint}, {source}:"
+            f" {key.role}, {key.entries} entries; {verdict}"
         )
+    if unreadable:
+        fail(f"Entries that no key reads: {unreadable}.", UNREADABLE)
     if not encrypts:
-        raise click.ClickException("No encryption key is configured.")
+        fail("No encryption key is configured.")
+
+
+def key_source(source: str) -> str:
+    """Say where a key comes from in the words of who configures Superset."""
+    from flask import current_app
+
+    if line := re.fullmatch(r"extension_storage\.encryption_keys_file, (.*)", source):
+        return f"{line[1]} of the server's key file"
+    if current_app.extensions[EXTENSION].way == SERVER:
+        return source
+    if item := re.fullmatch(r"extension_storage\.encryption_keys, (.*)", source):
+        return f"{item[1]} of EXTENSION_STORAGE_ENCRYPTION_KEYS"
+    return source.removeprefix("extension_storage.").upper()
 
 
 @click.command("rotate-extension-storage-keys")
 @click.option("--extension-id", help="Only the entries of this extension.")
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 2**31 - 1),
     default=500,
     show_default=True,
     help="Rows in a transaction.",
 )
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
-@with_appcontext
+@of_an_operator
 def rotate(extension_id: str | None, batch_size: int, dry_run: bool) -> None:
     """Re-encrypt the entries of extensions with the first key.
 
-    Can be stopped and run again. Exits with 1 where an entry is read by no key.
+    Can be stopped and run again. Exits with 1 where it could not run, 3 where
+    it was interrupted, 4 where no key reads an entry.
     """
-    from .errors import ExtensionStorageError, from_database
+    from flask import current_app
 
-    progress = Progress()
+    version = _check_schema(current_app.config["EXTENSION_STORAGE_SCHEMA"])
+    if version is None:
+        fail("The extension is not installed: run superset init-extension-storage.")
+    _check_version(version)
+    if extension_id is not None:
+        _check_extension(extension_id)
+    progress = Progress("Checking" if dry_run else "Re-encrypting")
     try:
-        result = _call_rotation(extension_id, batch_size, dry_run, progress)
-    except DBAPIError as error:
-        message = from_database(error).message
-        raise click.ClickException(
-            f"{message}. What was done stays; run the command again to go on."
-        ) from None
+        with _connection() as connection:
+            result = _call_rotation(
+                connection, extension_id, batch_size, dry_run, progress
+            )
     finally:
         progress.finish()
     click.echo(
@@ -259,21 +354,53 @@ def rotate(extension_id: str | None, batch_size: int, dry_run: bool) -> None:
         f" {'to re-encrypt' if dry_run else 're-encrypted'},"
         f" {result.current} already current, {result.failed} failed"
     )
-    try:
-        _report_keys()
-    except ExtensionStorageError as error:
-        raise click.ClickException(error.message) from None
+    _report_keys()
     if result.failed:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(UNREADABLE)
+
+
+def _check_extension(extension_id: str) -> None:
+    """Refuse an extension without entries: its name may be misspelt."""
+    from .dao import call
+
+    known = [row.extension_id for row in call("ext_storage_usage")]
+    if extension_id not in known:
+        raise click.BadParameter(
+            f"no entries of {extension_id!r}; extensions with entries:"
+            f" {', '.join(known) or 'none'}",
+            param_hint="'--extension-id'",
+        )
+
+
+@contextmanager
+def _connection() -> Iterator[Any]:
+    """Give a connection to the server itself, with the keys for all that follows."""
+    from flask import current_app
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+    from superset.extensions import db
+
+    keys = current_app.extensions[EXTENSION]
+    uri = current_app.config["EXTENSION_STORAGE_DIRECT_URI"]
+    engine = db.engine
+    if uri is not None:
+        engine = create_engine(uri, poolclass=NullPool)
+        keys.attach(engine)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        keys.hand_over_for_session(connection)
+        yield connection
 
 
 def _call_rotation(
-    extension_id: str | None, batch_size: int, dry_run: bool, progress: Progress
+    connection: Any,
+    extension_id: str | None,
+    batch_size: int,
+    dry_run: bool,
+    progress: Progress,
 ) -> Any:
     """Call the procedure outside of a transaction, so that it commits batches."""
     from psycopg2.extensions import set_wait_callback
     from psycopg2.extras import wait_select
-    from superset.extensions import db
 
     from .dao import qualified
 
@@ -283,30 +410,40 @@ def _call_rotation(
         " batch_size => CAST(%(batch_size)s AS integer),"
         " dry_run => CAST(%(dry_run)s AS boolean))"
     )
-    with db.engine.connect().execution_options(
-        isolation_level="AUTOCOMMIT"
-    ) as connection:
-        # psycopg2 gives notices as they come only where it waits in Python.
-        connection.connection.dbapi_connection.notices = progress
-        set_wait_callback(wait_select)
-        try:
-            return connection.exec_driver_sql(
-                statement,
-                {
-                    "extension_id": extension_id,
-                    "batch_size": batch_size,
-                    "dry_run": dry_run,
-                },
-            ).one()
-        finally:
-            set_wait_callback(None)
-            connection.connection.dbapi_connection.notices = []
+    # psycopg2 gives notices as they come only where it waits in Python.
+    driver = connection.connection.dbapi_connection
+    driver.notices = progress
+    set_wait_callback(wait_select)
+    try:
+        return connection.exec_driver_sql(
+            statement,
+            {
+                "extension_id": extension_id,
+                "batch_size": batch_size,
+                "dry_run": dry_run,
+            },
+        ).one()
+    except KeyboardInterrupt:
+        _interrupted("Interrupted.")
+    except DBAPIError as error:
+        sqlstate = getattr(error.orig, "pgcode", None)
+        if sqlstate is None or sqlstate.startswith(PASSING):
+            _interrupted(in_a_line(error))
+        raise
+    finally:
+        set_wait_callback(None)
+        driver.notices = []
+
+
+def _interrupted(why: str) -> NoReturn:
+    fail(f"{why} What was done stays; run the command again to go on.", INTERRUPTED)
 
 
 class Progress:
     """Shows the server's notices: a bar on a terminal, lines elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
+        self._label = label
         self._terminal = sys.stdout.isatty()
         self._bar: Any = None
         self._warnings: list[str] = []
@@ -318,14 +455,15 @@ class Progress:
             self._warnings.append(message)
             if not self._terminal:
                 self.finish()
-        elif not self._terminal:
-            click.echo(message)
         elif done := re.match(r"rotate_keys: (\d+) of (\d+) rows done", message):
-            self._show(int(done[1]), int(done[2]))
+            if self._terminal:
+                self._show(int(done[1]), int(done[2]))
+            else:
+                click.echo(message)
 
     def _show(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = click.progressbar(length=total, label="Re-encrypting")
+            self._bar = click.progressbar(length=total, label=self._label, width=0)
         self._bar.length = total
         self._bar.update(done - self._bar.pos)
 

@@ -1,16 +1,19 @@
-"""What can go wrong, as SQLSTATEs of the server tell it."""
+"""What can go wrong, as SQLSTATEs of the server tell it.
+
+Source of the SQLSTATEs: the extension's README and PostgreSQL's appendix A.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 
 class ExtensionStorageError(Exception):
-    """An error of the store; the attributes are the server's own words."""
+    """An error of the store; the attributes are the server's own words.
 
-    sqlstates: ClassVar[frozenset[str]] = frozenset()
+    `action` says what an operator does about it, where that is not in `hint`.
+    """
 
     def __init__(
         self,
@@ -18,70 +21,149 @@ class ExtensionStorageError(Exception):
         sqlstate: str | None = None,
         detail: str | None = None,
         hint: str | None = None,
+        action: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.sqlstate = sqlstate
         self.detail = detail
         self.hint = hint
+        self.action = action
 
 
 class InvalidArgument(ExtensionStorageError, ValueError):
     """An argument is missing, too long or malformed."""
 
-    sqlstates = frozenset({"22001", "22003", "22004", "22023"})
-
 
 class ValueTooLarge(ExtensionStorageError):
     """The value is larger than extension_storage.max_value_size."""
-
-    sqlstates = frozenset({"54000"})
 
 
 class ValueUndecryptable(ExtensionStorageError):
     """None of the configured keys reads the stored value."""
 
-    sqlstates = frozenset({"ES001"})
-
 
 class QuotaExceeded(ExtensionStorageError):
     """The extension's quota would be exceeded."""
-
-    sqlstates = frozenset({"ES003"})
 
 
 class VersionMismatch(ExtensionStorageError):
     """The entry has another version than the one that was asked for."""
 
-    sqlstates = frozenset({"ES004"})
-
 
 class StorageUnavailable(ExtensionStorageError):
-    """The store cannot be used until an operator has done something.
-
-    Extension or schema missing or old, rights missing, no key, broken key file.
-    """
-
-    sqlstates = frozenset(
-        {"ES002", "42883", "3F000", "42P01", "42501", "F0000", "58P01"}
-    )
+    """The store cannot be used until an operator has done something."""
 
 
-_BY_SQLSTATE = {
-    sqlstate: error
-    for error in ExtensionStorageError.__subclasses__()
-    for sqlstate in error.sqlstates
+class StorageBusy(ExtensionStorageError):
+    """The store could not be used just now; the same call may work later."""
+
+
+class Conflict(StorageBusy):
+    """Another transaction was in the way; this one can begin again at once."""
+
+
+_SET_UP = "`superset init-extension-storage` checks the set-up."
+_RIGHTS = (
+    "Superset's role lacks a right; `superset init-extension-storage` prints what"
+    " an administrator must run."
+)
+_KEYS = "The README of superset-extension-storage says where keys are configured."
+_LOCKS = (
+    "Where it comes again and again, pg_stat_activity and pg_locks show who holds"
+    " the locks."
+)
+_TABLE = "Something that was added to the store's table, a constraint or a trigger, refuses the entry."
+_DISK = "Give the database server more room, or purge extensions that are gone."
+_SERVER_LOG = "The log of the database server says more."
+_DAMAGE = f"{_SERVER_LOG} It may be damage: make a backup before anything else."
+_CONNECTION = (
+    "Where it comes again and again, see whether the database server runs, what its"
+    " log says, and what is between Superset and it."
+)
+
+# An SQLSTATE, or the class that begins it: the error, and what an operator does.
+_ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
+    "ES001": (ValueUndecryptable, _KEYS),
+    "ES002": (StorageUnavailable, _KEYS),
+    "ES003": (QuotaExceeded, None),
+    "ES004": (VersionMismatch, None),
+    "54000": (ValueTooLarge, None),
+    "22": (InvalidArgument, None),
+    "2200H": (
+        StorageUnavailable,
+        "The ids of the store's table are used up: the README of extension_storage"
+        " says how to widen them.",
+    ),
+    "22P05": (
+        StorageUnavailable,
+        "The encoding of the database or of its client cannot hold what is stored:"
+        " remove client_encoding from the configuration.",
+    ),
+    "F0": (StorageUnavailable, _KEYS),
+    "58P01": (StorageUnavailable, f"A file is missing: {_SERVER_LOG}"),
+    "42": (StorageUnavailable, _SET_UP),
+    "42501": (StorageUnavailable, _RIGHTS),
+    "3D": (StorageUnavailable, _SET_UP),
+    "3F": (StorageUnavailable, _SET_UP),
+    "0A": (StorageUnavailable, _SET_UP),
+    "28": (StorageUnavailable, "The database server lets Superset's role not in."),
+    "55": (StorageUnavailable, _SET_UP),
+    "23": (StorageUnavailable, _TABLE),
+    "27": (StorageUnavailable, _TABLE),
+    "39": (StorageUnavailable, _TABLE),
+    "44": (StorageUnavailable, _TABLE),
+    "P0": (StorageUnavailable, _TABLE),
+    "25000": (StorageUnavailable, _SET_UP),
+    "25006": (
+        StorageUnavailable,
+        "The database takes no writes: connect Superset to the primary server, or see"
+        " who set default_transaction_read_only.",
+    ),
+    "53100": (StorageUnavailable, _DISK),
+    "53400": (StorageUnavailable, _SERVER_LOG),
+    "54": (StorageUnavailable, _SERVER_LOG),
+    "58": (StorageUnavailable, _SERVER_LOG),
+    "XX": (StorageUnavailable, _SERVER_LOG),
+    "XX001": (StorageUnavailable, _DAMAGE),
+    "XX002": (StorageUnavailable, f"{_DAMAGE} REINDEX makes an index anew."),
+    "57P04": (StorageUnavailable, "The database was dropped."),
+    "40": (Conflict, _LOCKS),
+    "55P03": (StorageBusy, f"The setting lock_timeout ended it. {_LOCKS}"),
+    "57014": (
+        StorageBusy,
+        "The setting statement_timeout, or a person, ended it: see whether it is too short"
+        f" for values of this size. {_LOCKS}",
+    ),
+    "57": (StorageBusy, _CONNECTION),
+    "08": (StorageBusy, _CONNECTION),
+    "25P03": (StorageBusy, _CONNECTION),
+    "53": (StorageBusy, _SERVER_LOG),
+    "53300": (StorageBusy, "Raise max_connections, or let Superset keep fewer."),
 }
 
 
-def from_database(error: DBAPIError) -> ExtensionStorageError:
+def from_database(error: SQLAlchemyError) -> ExtensionStorageError:
     """Give the typed error; it has no trace of the statement, which has the value."""
+    if isinstance(error, PoolTimeout):
+        return StorageBusy(
+            "no connection became free",
+            action="Raise pool_size in SQLALCHEMY_ENGINE_OPTIONS.",
+        )
+    if not isinstance(error, DBAPIError):
+        return ExtensionStorageError(f"{type(error).__name__} of SQLAlchemy")
     sqlstate = getattr(error.orig, "pgcode", None)
     diagnosis = getattr(error.orig, "diag", None)
-    message = getattr(diagnosis, "message_primary", None)
-    return _BY_SQLSTATE.get(sqlstate, ExtensionStorageError)(
-        message or str(error.orig),  # libpq's own words: the connection is gone
+    if sqlstate is None:
+        # libpq's own words: there is no connection, or there is none any more
+        return StorageBusy(" ".join(str(error.orig).split()), action=_CONNECTION)
+    kind, action = _ERRORS.get(sqlstate) or _ERRORS.get(
+        sqlstate[:2], (ExtensionStorageError, _SERVER_LOG)
+    )
+    return kind(
+        diagnosis.message_primary or str(error.orig),
         sqlstate,
-        getattr(diagnosis, "message_detail", None),
-        getattr(diagnosis, "message_hint", None),
+        diagnosis.message_detail,
+        diagnosis.message_hint,
+        action,
     )

@@ -37,7 +37,7 @@ BODY = {
         },
         "value_type": {"type": "string", "default": "application/json"},
         "category": {"type": "string", "nullable": True, "maxLength": 64},
-        "description": {"type": "string", "nullable": True},
+        "description": {"type": "string", "nullable": True, "maxLength": 65535},
         "is_encrypted": {
             "type": "boolean",
             "description": "Absent: as the entry is; false for a new one",
@@ -59,6 +59,16 @@ LIST = {
 RESULT = {
     "type": "object",
     "properties": {"result": {"$ref": "#/components/schemas/ExtensionStorageEntry"}},
+}
+
+
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+VERSION = {
+    "Entry-Version": _header("The version, for If-Match and If-None-Match"),
+    "ETag": _header("The same, unless the entry is encrypted"),
 }
 
 MESSAGE = {"type": "object", "properties": {"message": {"type": "string"}}}
@@ -83,7 +93,11 @@ def operation(method: str, path: str, name: str, summary: str) -> dict[str, Any]
         "responses": {
             "401": {"$ref": "#/components/responses/401"},
             "403": {"$ref": "#/components/responses/403"},
-            "503": _json("The store is not set up", MESSAGE),
+            "404": _json("No such entry, resource or extension", MESSAGE),
+            "503": {
+                **_json("The store cannot be used", MESSAGE),
+                "headers": {"Retry-After": _header("Seconds, where it may help")},
+            },
         },
     }
     (_describe_list if path.endswith("/") else _DESCRIBE[method])(described)
@@ -101,22 +115,22 @@ def _describe_list(described: dict[str, Any]) -> None:
 
 def _describe_get(described: dict[str, Any]) -> None:
     described["parameters"].append(
-        _parameter("header", "If-None-Match", "ETag that the caller has")
+        _parameter("header", "If-None-Match", "Version that the caller has")
     )
     described["responses"] |= {
         "200": {
             "description": "The bytes, of the entry's value_type",
+            "headers": VERSION,
             "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
         },
         "304": {"description": "The caller has this version"},
-        "404": _json("No such entry", MESSAGE),
         "500": _json("The value cannot be decrypted", MESSAGE),
     }
 
 
 def _describe_write(described: dict[str, Any]) -> None:
     described["parameters"] += [
-        _parameter("header", "If-Match", "Write only over this ETag"),
+        _parameter("header", "If-Match", "Write only over this version"),
         _parameter("header", "If-None-Match", "`*`: write only where there is none"),
     ]
     described["responses"] |= {
@@ -136,8 +150,10 @@ def _describe_put(described: dict[str, Any]) -> None:
         },
     }
     described["responses"] |= {
-        "200": _json("The entry", RESULT),
+        "200": {**_json("The entry", RESULT), "headers": VERSION},
+        "411": _json("The length of the body is not known", MESSAGE),
         "413": _json("The value is too large", MESSAGE),
+        "415": _json("The body is compressed", MESSAGE),
         "507": _json("The extension's quota is used up", MESSAGE),
     }
 
@@ -146,7 +162,6 @@ def _describe_delete(described: dict[str, Any]) -> None:
     _describe_write(described)
     described["responses"] |= {
         "200": _json("Deleted", MESSAGE),
-        "404": _json("No such entry", MESSAGE),
     }
 
 

@@ -1,0 +1,108 @@
+"""Python values as bytes with a MIME type, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json as standard_json
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+from flask import current_app
+from itsdangerous import BadSignature, Signer
+from superset.utils import json
+
+from ..dao import Entry
+from ..errors import ExtensionStorageError, InvalidArgument
+
+JSON, BINARY, PICKLE = "json", "binary", "pickle"
+MIME_TYPES = {
+    JSON: "application/json",
+    BINARY: "application/octet-stream",
+    PICKLE: "application/x-python-pickle",
+}
+
+
+class ValueUndecodable(ExtensionStorageError, ValueError):
+    """The stored bytes are not what their type says, or must not be unpickled."""
+
+
+def codec_of(entry: Entry) -> str:
+    """Tell the codec by the type; what has a type of its own is binary."""
+    if entry.value_type.partition(";")[0].strip().lower() == MIME_TYPES[JSON]:
+        return JSON
+    return PICKLE if entry.value_type == MIME_TYPES[PICKLE] else BINARY
+
+
+def encode(codec: str, value: Any, address: Mapping[str, Any]) -> bytes:
+    """Give the bytes of a value, which are never in the message of an error."""
+    if codec not in MIME_TYPES:
+        raise InvalidArgument(
+            f"codec must be one of {', '.join(MIME_TYPES)}, not {ascii(codec)}", "22023"
+        )
+    if codec == BINARY:
+        if not isinstance(value, (bytes, bytearray, memoryview)):
+            raise InvalidArgument("value must be bytes for the codec binary", "22023")
+        return bytes(value)
+    try:
+        if codec == JSON:
+            return json.dumps(value, default=_json_of).encode()
+        pickled = pickle.dumps(value)
+    except Exception:
+        raise InvalidArgument(
+            f"value of type {type(value).__name__} cannot be encoded as {codec}",
+            "22023",
+        ) from None
+    return _signer(address).sign(pickled)
+
+
+def decode(entry: Entry, address: Mapping[str, Any], unpickle: bool) -> Any:
+    """Give the value of an entry back."""
+    codec = codec_of(entry)
+    name = f'value of key "{entry.key}" of extension "{address["extension_id"]}"'
+    if codec == BINARY:
+        return entry.value
+    if codec == JSON:
+        try:
+            return json.loads(entry.value)
+        except (ValueError, RecursionError):
+            raise ValueUndecodable(f"{name} is not JSON") from None
+    if not unpickle:
+        raise ValueUndecodable(
+            f"{name} is pickled",
+            hint="Ask for it with pickle=True, or name the extension in"
+            " EXTENSION_STORAGE_UNPICKLE.",
+        )
+    try:
+        pickled = _signer(address).unsign(entry.value)
+    except BadSignature:
+        raise ValueUndecodable(
+            f"{name} was not pickled by this Superset for this entry"
+        ) from None
+    try:
+        return pickle.loads(pickled)
+    except Exception as error:
+        raise ValueUndecodable(f"{name} cannot be unpickled") from error
+
+
+def _json_of(value: Any) -> Any:
+    """Convert as Superset does, which puts "[bytes]" for what is no text."""
+    if isinstance(value, (bytes, memoryview)):
+        raise TypeError
+    return json.json_iso_dttm_ser(value)
+
+
+def _signer(address: Mapping[str, Any]) -> Signer:
+    """Sign pickles for their address: who unpickles runs what they say.
+
+    So no bytes that were written by another way, over HTTP or in SQL, and none
+    of another entry are unpickled.
+    """
+    keys = [current_app.config.get("PREVIOUS_SECRET_KEY"), current_app.secret_key]
+    parts = sorted(part for part in address.items() if part[1] is not None)
+    return Signer(
+        [key for key in keys if key],
+        salt=standard_json.dumps(["extension_storage", parts]),
+        key_derivation="hmac",
+        digest_method=hashlib.sha256,
+    )

@@ -1,0 +1,153 @@
+"""Which extension's code runs, and for whom."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from flask import current_app, has_request_context, request
+from flask.globals import request_ctx
+from superset.extensions.context import get_current_extension_context
+from superset.extensions.utils import get_extensions
+from superset.utils.core import get_user_id
+from superset_core.extensions.types import BaseExtension, Manifest
+
+from .persistent import UserPersistentState
+from .secrets import UserSecretsState
+
+
+@dataclass(frozen=True)
+class ExtensionStorage:
+    """The storage of a context's extension."""
+
+    _context: ExtensionContext
+
+    @property
+    def persistent(self) -> UserPersistentState:
+        """What the database keeps."""
+        return UserPersistentState(self._context)
+
+    @property
+    def secrets(self) -> UserSecretsState:
+        """What the database keeps for the back end alone, encrypted."""
+        return UserSecretsState(self._context)
+
+    @property
+    def ephemeral(self) -> Any:
+        """Superset 7's cache."""
+        raise NotImplementedError(
+            "storage.ephemeral is a cache of Superset 7, which this Superset has"
+            " not; storage.persistent and storage.secrets are there"
+        )
+
+
+@dataclass(frozen=True)
+class ExtensionContext:
+    """An extension, and the user that was named for it, if any was."""
+
+    extension: BaseExtension
+    named_user_id: int | None = None
+
+    @property
+    def user_id(self) -> int | None:
+        """The user that was named, else the one of the request, None for neither."""
+        return get_user_id() if self.named_user_id is None else self.named_user_id
+
+    @property
+    def storage(self) -> ExtensionStorage:
+        """The extension's storage; it can be used where this context is current."""
+        return ExtensionStorage(self)
+
+
+# What extension_context() has entered last, and in which request, if in one.
+_entered: ContextVar[tuple[ExtensionContext, Any] | None] = ContextVar(
+    "extension_storage_context", default=None
+)
+
+
+def get_context() -> ExtensionContext:
+    """Give the context of the extension whose code runs.
+
+    Raises RuntimeError where that is no extension's.
+    """
+    entered, within = _entered.get() or (None, None)
+    if entered is not None and within is _request():
+        return entered
+    if loading := get_current_extension_context():
+        return ExtensionContext(loading.manifest)
+    if manifest := _manifest_of_request():
+        return ExtensionContext(manifest)
+    if entered is None:
+        raise RuntimeError(
+            "get_context() must be called in an extension: while it is loaded, in"
+            " a request to its API, or in extension_context()"
+        )
+    return entered
+
+
+@contextmanager
+def extension_context(
+    extension: Manifest | str, user_id: int | None = None
+) -> Iterator[Any]:
+    """Run the block as code of an extension, for a user.
+
+    For what neither a request nor the loading of an extension tells: threads,
+    tasks and commands. The extension is its manifest or the id of one that is
+    installed; without a user the one of the request or of `override_user`
+    stays. Contexts nest, and each thread has its own.
+    """
+    if isinstance(user_id, bool) or not isinstance(user_id, (int, type(None))):
+        raise TypeError("user_id must be the integer id of a user")
+    manifest = _installed(extension) if isinstance(extension, str) else extension
+    if manifest is None:
+        raise LookupError(f"no extension {ascii(extension)} is installed")
+    if sys.modules["superset_core.extensions.context"] is not sys.modules[__name__]:
+        from superset.extensions.context import extension_context as superset_s_own
+
+        with superset_s_own(manifest, user_id=user_id) as context:
+            yield context
+        return
+    context = ExtensionContext(manifest, user_id)
+    token = _entered.set((context, _request()))
+    try:
+        yield context
+    finally:
+        _entered.reset(token)
+
+
+def _request() -> Any:
+    return request_ctx._get_current_object() if has_request_context() else None
+
+
+def _manifest_of_request() -> Manifest | None:
+    """Tell to whose API the current request is.
+
+    Superset notes it on the classes that extensions register with its `@api`;
+    other views are told by the path that is reserved for their extension.
+    """
+    if not has_request_context() or request.url_rule is None:
+        return None
+    view = current_app.view_functions.get(request.endpoint)
+    metadata = getattr(getattr(view, "__self__", None), "_api_metadata", None)
+    if metadata and metadata["context"]:
+        return metadata["context"].manifest
+    path = re.match(r"/extensions/([^/<]+)/([^/<]+)(?:/|$)", request.url_rule.rule)
+    return _installed(".".join(path.groups())) if path else None
+
+
+def _installed(extension_id: str) -> Manifest | None:
+    """Give the manifest of an extension.
+
+    Once found it is kept: Superset reads all bundles to list them, and code of
+    an extension that is removed meanwhile runs on.
+    """
+    known = current_app.extensions.setdefault("extension_storage_manifests", {})
+    if extension_id not in known:
+        for found, extension in get_extensions().items():
+            known[found] = extension.manifest
+    return known.get(extension_id)

@@ -1,0 +1,14 @@
+"""Stands where Superset 7 has its cache for extensions, to say that it is not here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    raise ImportError(
+        f"{name}: ephemeral storage is a cache of Superset 7, which this Superset"
+        " has not"
+    )

@@ -1,0 +1,147 @@
+"""What the states of an extension have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flask import current_app
+from superset.extensions import db
+from superset.utils.core import get_user_id
+from superset.utils.decorators import transaction
+
+from ..dao import Entry, ExtensionStorageDAO
+from ..errors import InvalidArgument
+from . import codecs
+
+if TYPE_CHECKING:
+    from .context import ExtensionContext
+
+# So many entries are listed by one statement.
+BATCH = 1000
+
+
+class State:
+    """Entries of the extension whose code runs, of all users.
+
+    With `owner`, a context, of that context's extension alone: in the context
+    of another one each call is an error.
+    """
+
+    resource: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, owner: ExtensionContext | None = None) -> None:
+        self._owner = owner
+
+    def _scope(self) -> dict[str, Any]:
+        return {"extension_id": self._current().extension.id, **self.resource}
+
+    def _current(self) -> Any:
+        from superset_core.extensions.context import get_context
+
+        current, owner = get_context(), self._owner
+        if owner is not None and (
+            owner.extension.id != current.extension.id
+            or owner.named_user_id not in (None, current.user_id)
+        ):
+            raise RuntimeError(
+                f"a context of {owner.extension.id} was used in one of"
+                f" {current.extension.id} or of another user: call get_context()"
+            )
+        return current
+
+    def _address(self, key: str) -> dict[str, Any]:
+        if not isinstance(key, str):
+            raise InvalidArgument("key must be a string", "22023")
+        return {**self._scope(), "key": key}
+
+    def _get(self, key: str, unpickle: bool = False) -> Any:
+        address = self._address(key)
+        entry = read(address)
+        return None if entry is None else self._decode(entry, address, unpickle)
+
+    def _decode(self, entry: Entry, address: dict[str, Any], unpickle: bool) -> Any:
+        allowed = current_app.config["EXTENSION_STORAGE_UNPICKLE"]
+        return codecs.decode(
+            entry, address, unpickle or address["extension_id"] in allowed
+        )
+
+    @transaction(on_error=None)
+    def _set(self, key: str, value: Any, codec: str, encrypt: bool) -> None:
+        address = self._address(key)
+        encoded = codecs.encode(codec, value, address)
+        with _savepoint():
+            ExtensionStorageDAO.set(
+                **address,
+                value=encoded,
+                value_type=codecs.MIME_TYPES[codec],
+                is_encrypted=True if encrypt else None,  # None keeps what it is
+                actor_fk=_user_of(self._current()),
+            )
+
+    @transaction(on_error=None)
+    def _remove(self, key: str) -> None:
+        address = self._address(key)
+        with _savepoint():
+            ExtensionStorageDAO.delete(**address)
+
+
+class UserState(State):
+    """Entries of the extension whose code runs, of the user for whom it runs."""
+
+    def _scope(self) -> dict[str, Any]:
+        user_fk = _user_of(self._current())
+        if user_fk is None:
+            raise RuntimeError(
+                "there is no user: use .shared, or name one in extension_context()"
+            )
+        return {**super()._scope(), "user_fk": user_fk}
+
+
+def _user_of(context: Any) -> int | None:
+    # Superset's own contexts tell a user that was named, no other.
+    return get_user_id() if context.user_id is None else context.user_id
+
+
+def read(address: dict[str, Any]) -> Entry | None:
+    with _savepoint():
+        return ExtensionStorageDAO.get(**address)
+
+
+@contextmanager
+def _savepoint() -> Iterator[None]:
+    """Keep the caller's transaction usable where a statement fails.
+
+    The session's own savepoints would flush what the caller has changed.
+    """
+    with db.session.connection().begin_nested():
+        yield
+
+
+def newest_first(
+    scope: dict[str, Any], page: int, page_size: int
+) -> tuple[list[Entry], int]:
+    """Give a page of a scope's entries, without values, and the number of all."""
+    if not isinstance(page, int) or not isinstance(page_size, int):
+        raise InvalidArgument("page and page_size must be integers", "22023")
+    entries = entries_by_key(scope)
+    entries.sort(key=lambda entry: entry.changed_on or datetime.min, reverse=True)
+    first, size = max(page, 0) * max(page_size, 1), max(page_size, 1)
+    return entries[first : first + size], len(entries)
+
+
+def entries_by_key(scope: dict[str, Any]) -> list[Entry]:
+    """Give all entries of a scope, without values."""
+    found: dict[str, Entry] = {}
+    page = 0
+    while True:
+        with _savepoint():
+            entries = ExtensionStorageDAO.list_scope(
+                **scope, page=page, page_size=BATCH
+            )
+        found.update((entry.key, entry) for entry in entries)
+        if len(entries) < BATCH:
+            return list(found.values())
+        page += 1

@@ -1,0 +1,271 @@
+"""Figures of the whole store, for the administrator's page.
+
+What would take long is estimated from a sample of the table's pages, and says
+so; who asks for it gets it exactly, within a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from math import sqrt
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from superset.extensions import db
+
+from .dao import call, qualified
+from .errors import ExtensionStorageError, StorageUnavailable, from_database
+
+# A table of more pages is not read whole unless somebody asks for it.
+EXACT_PAGES = 16384
+SAMPLE_PAGES = 4096
+
+# Extensions of which a sample has fewer rows are counted by the index: the
+# first so many, if they have no more entries than that.
+FEW_ROWS = 20
+COUNTED_APART = 50
+MOST_APART = 1000
+
+# More tokens or bytes are not decrypted unless somebody asks for it.
+FEW_TOKENS = 50_000
+FEW_TOKEN_BYTES = 64_000_000
+
+EXAMPLES = 100
+
+_QUERY_CANCELED = "57014"
+
+
+class TakesTooLong(Exception):
+    """The server has not answered within the time that was given."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an extension stores; a margin tells how far an estimate may be off.
+
+    It is two standard errors: of a hundred estimates, about five are off more.
+    """
+
+    extension_id: str
+    entries: float
+    encrypted: float
+    size: float
+    encrypted_size: float
+    newest: datetime | None
+    entries_margin: float = 0
+    size_margin: float = 0
+
+
+@dataclass(frozen=True)
+class UsageReport:
+    """What all extensions store, largest first.
+
+    In a sample, an extension's newest change is the newest that it has read.
+    """
+
+    extensions: list[Usage]
+    quota: int  # bytes, 0 where there is none
+    sampled: float | None  # the share of the table that was read
+
+    def total(self, figure: str) -> float:
+        return sum(getattr(usage, figure) for usage in self.extensions)
+
+    def entries_margin(self) -> float:
+        """The extensions are in the same pages: their margins add up at most."""
+        return self.total("entries_margin")
+
+    def has_few_tokens(self) -> bool:
+        return (
+            self.total("encrypted") <= FEW_TOKENS
+            and self.total("encrypted_size") <= FEW_TOKEN_BYTES
+        )
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """The configured keys and, where tokens were read, what they are needed for.
+
+    The keys are rows of ext_storage_key_status, or of ext_storage_configured_keys.
+    """
+
+    keys: list[Any]
+    counted: bool
+    unreadable: int = 0
+    examples: Sequence[Any] = ()
+
+
+_FIGURES = """
+    count(*) AS entries,
+    count(*) FILTER (WHERE is_encrypted) AS encrypted,
+    COALESCE(sum(COALESCE(value_size, octet_length(value))), 0) AS size,
+    COALESCE(sum(COALESCE(value_size, octet_length(value)))
+        FILTER (WHERE is_encrypted), 0) AS encrypted_size,
+    max(changed_on) AS newest
+"""
+
+# A page comes into the sample by itself, with the probability %(share)s: so a
+# sum over those that came, divided by it, estimates the sum over all.
+_SAMPLE = f"""
+WITH page AS (
+    SELECT extension_id, {_FIGURES}
+    FROM {{table}} TABLESAMPLE SYSTEM (100 * %(share)s) REPEATABLE (1)
+    GROUP BY extension_id, (CAST(CAST(ctid AS text) AS point))[0]
+)
+SELECT extension_id, sum(entries) AS rows,
+    CAST(sum(entries) AS float8) AS entries,
+    CAST(sum(encrypted) AS float8) AS encrypted,
+    CAST(sum(size) AS float8) AS size,
+    CAST(sum(encrypted_size) AS float8) AS encrypted_size,
+    max(newest) AS newest,
+    CAST(sum(entries ^ 2) AS float8) AS entries_squares,
+    CAST(sum(size ^ 2) AS float8) AS size_squares
+FROM page GROUP BY extension_id
+"""
+
+# All names, each found in the index behind the one before.
+_NAMES = """
+WITH RECURSIVE name AS (
+    (SELECT extension_id FROM {table} ORDER BY extension_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT e.extension_id FROM {table} e
+            WHERE e.extension_id > name.extension_id
+            ORDER BY e.extension_id LIMIT 1)
+    FROM name WHERE name.extension_id IS NOT NULL
+)
+SELECT extension_id FROM name WHERE extension_id IS NOT NULL
+"""
+
+_COUNTED_APART = f"""
+SELECT name AS extension_id, figures.*
+FROM unnest(CAST(%(names)s AS text[])) AS name
+CROSS JOIN LATERAL (
+    SELECT {_FIGURES}
+    FROM (SELECT * FROM {{table}} WHERE extension_id = name LIMIT %(most)s) AS e
+) AS figures
+WHERE entries < %(most)s
+"""
+
+# The bytes that the store itself counts, while a quota makes it do so.
+_KEPT_BYTES = """
+SELECT u.extension_id, u.value_bytes FROM {table}_usage AS u
+WHERE (SELECT tgenabled FROM pg_trigger
+       WHERE tgrelid = CAST('{literal}' AS regclass)
+           AND tgname = 'extension_storage_count') <> 'D'
+"""
+
+
+def usage_report(exact: bool, seconds: int) -> UsageReport:
+    """Tell what each extension stores: exactly where asked to, or where it is little."""
+    with _time_limit(seconds):
+        ((pages, quota),) = _run(
+            "SELECT pg_relation_size(CAST('{literal}' AS regclass))"
+            " / CAST(current_setting('block_size') AS bigint),"
+            " current_setting('extension_storage.quota_per_extension', true)"
+        )
+        share = SAMPLE_PAGES / pages if pages > EXACT_PAGES and not exact else None
+        if share is None:
+            found = [
+                Usage(*row)
+                for row in _run(
+                    f"SELECT extension_id, {_FIGURES} FROM {{table}}"
+                    " GROUP BY extension_id"
+                )
+            ]
+        else:
+            found = _estimates(share)
+    found.sort(key=lambda usage: (-usage.size, usage.extension_id))
+    return UsageReport(found, int(float(quota or 0)), share)
+
+
+def _estimates(share: float) -> list[Usage]:
+    sample = {row.extension_id: row for row in _run(_SAMPLE, share=share)}
+    found = {name: _estimate(row, share) for name, row in sample.items()}
+    names = [name for (name,) in _run(_NAMES)]
+    few = [n for n in names if n not in sample or sample[n].rows < FEW_ROWS]
+    for row in _run(_COUNTED_APART, names=few[:COUNTED_APART], most=MOST_APART):
+        found[row.extension_id] = Usage(*row)
+    ((may_read,),) = _run(
+        "SELECT has_table_privilege(to_regclass('{literal}_usage'), 'SELECT')"
+    )
+    if may_read:
+        for name, size in _run(_KEPT_BYTES):
+            if name in found:
+                found[name] = replace(found[name], size=size, size_margin=0)
+    # Of those that were neither met nor counted, there may be that many.
+    unmet = {
+        name: Usage(name, 0, 0, 0, 0, None, entries_margin=FEW_ROWS / share)
+        for name in names
+        if name not in found
+    }
+    return [*found.values(), *unmet.values()]
+
+
+def _estimate(row: Any, share: float) -> Usage:
+    def margin(squares: float) -> float:
+        return 2 * sqrt((1 - share) * squares) / share
+
+    return Usage(
+        row.extension_id,
+        row.entries / share,
+        row.encrypted / share,
+        row.size / share,
+        row.encrypted_size / share,
+        row.newest,
+        margin(row.entries_squares),
+        margin(row.size_squares),
+    )
+
+
+def key_report(counted: bool, seconds: int) -> KeyReport:
+    """Tell which keys there are and, from all tokens, what each is needed for."""
+    with _time_limit(seconds):
+        if not counted:
+            return KeyReport(call("ext_storage_configured_keys"), counted)
+        rows = call("ext_storage_key_status")
+        unreadable = sum(row.entries for row in rows if row.role == "unknown")
+        # The keys are handed over until the transaction ends.
+        examples = (
+            _run("SELECT * FROM {verify}() LIMIT %(most)s", most=EXAMPLES)
+            if unreadable
+            else ()
+        )
+    keys = [row for row in rows if row.role != "unknown"]
+    return KeyReport(keys, counted, unreadable, examples)
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """Run statements that only read, with so many seconds for each, 0 for no limit."""
+    try:
+        _run(
+            "SELECT set_config('statement_timeout', %(limit)s, true)",
+            limit=f"{seconds}s",
+        )
+        yield
+    except ExtensionStorageError as error:
+        if error.sqlstate == _QUERY_CANCELED:
+            raise TakesTooLong from None
+        raise
+    finally:
+        db.session.rollback()
+
+
+def _run(statement: str, **arguments: Any) -> list[Any]:
+    """Run a statement in which {verify} is that function, {table} the store's table,
+    and {literal} the table's name in a string.
+    """
+    if db.session.get_bind().dialect.name != "postgresql":
+        raise StorageUnavailable("the metadata database is not PostgreSQL")
+    table = qualified("extension_storage")
+    statement = statement.format(
+        table=table,
+        literal=table.replace("'", "''"),
+        verify=qualified("ext_storage_verify"),
+    )
+    try:
+        return db.session.connection().exec_driver_sql(statement, arguments).all()
+    except DBAPIError as error:
+        raise from_database(error) from None

@@ -1,0 +1,184 @@
+"""The command that tells operators and their monitoring how the store is."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import click
+from flask.cli import with_appcontext
+
+# What needs an operator, as bits of the exit code; 1 and 2 are click's own.
+UNREADABLE, QUOTA, OLD_KEY = 4, 8, 16
+ALMOST_FULL = 0.9
+PROBLEMS = {
+    UNREADABLE: "Entries are unreadable: their key is not configured, or they are damaged.",
+    QUOTA: "An extension uses more than 90 % of its quota.",
+    OLD_KEY: "An old key is still needed: `superset rotate-extension-storage-keys`.",
+}
+
+KEY_COLUMNS = ("source", "fingerprint", "role", "entries", "oldest", "newest")
+EXTENSION_COLUMNS = (
+    "extension_id",
+    "entries",
+    "encrypted_entries",
+    "value_bytes",
+    "quota_bytes",
+)
+UNREADABLE_COLUMNS = (
+    "extension_id",
+    "user_fk",
+    "resource_type",
+    "resource_uuid",
+    "key",
+    "uuid",
+    "problem",
+)
+
+
+@click.command("extension-storage-status")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on the last line.")
+@with_appcontext
+def status(as_json: bool) -> None:
+    """Show what extensions store, and what each key is needed for.
+
+    The exit code is the sum of 4 where entries are unreadable, 8 where an
+    extension uses more than 90 % of its quota and 16 where an old key is still
+    needed; 1 where the store cannot be asked.
+    """
+    from .errors import ExtensionStorageError
+
+    try:
+        report = _report()
+    except ExtensionStorageError as error:
+        hint = f"\n{error.hint}" if error.hint else ""
+        raise click.ClickException(f"{error.message}{hint}") from None
+    if as_json:
+        click.echo(json.dumps(report, default=_plain))
+    else:
+        _print(report)
+    raise click.exceptions.Exit(report["exit_code"])
+
+
+def _report() -> dict[str, Any]:
+    from flask import current_app
+
+    from .dao import call
+
+    if "EXTENSION_STORAGE_SCHEMA" not in current_app.config:
+        raise click.ClickException(
+            "superset_config.py does not install this package: it lacks"
+            " `from superset_extension_storage import install as FLASK_APP_MUTATOR`"
+        )
+    extensions = [_columns(row, EXTENSION_COLUMNS) for row in call("ext_storage_usage")]
+    for extension in extensions:
+        quota = extension["quota_bytes"]
+        extension["share"] = extension["value_bytes"] / quota if quota else None
+    rows = call("ext_storage_key_status")
+    keys = [
+        {**_columns(row, KEY_COLUMNS), "removable": row.removable}
+        for row in rows
+        if row.role != "unknown"
+    ]
+    # Names are looked for where there is something to find: that reads all again.
+    lost = any(row.role == "unknown" and row.entries for row in rows)
+    unreadable = [
+        _columns(row, UNREADABLE_COLUMNS)
+        for row in (call("ext_storage_verify") if lost else [])
+    ]
+    exit_code = (
+        (UNREADABLE if lost else 0)
+        | (QUOTA if any((e["share"] or 0) > ALMOST_FULL for e in extensions) else 0)
+        | (
+            OLD_KEY
+            if any(k["role"] == "decrypts" and not k["removable"] for k in keys)
+            else 0
+        )
+    )
+    return {
+        "extensions": extensions,
+        "keys": keys,
+        "unreadable": unreadable,
+        "exit_code": exit_code,
+    }
+
+
+def _columns(row: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Take the named columns; None for one that an older extension has not."""
+    return {name: row._mapping.get(name) for name in names}
+
+
+def _print(report: dict[str, Any]) -> None:
+    _print_table(
+        ("extension", "entries", "encrypted", "bytes", "quota", "used"),
+        [
+            (
+                e["extension_id"],
+                e["entries"],
+                e["encrypted_entries"],
+                e["value_bytes"],
+                e["quota_bytes"] or "none",
+                "" if e["share"] is None else f"{e['share']:.0%}",
+            )
+            for e in report["extensions"]
+        ],
+        "No extension stores anything.",
+    )
+    _print_table(
+        (*KEY_COLUMNS, "removable"),
+        [tuple(_short(value) for value in key.values()) for key in report["keys"]],
+        "No encryption key is configured.",
+    )
+    if report["unreadable"]:
+        _print_table(
+            ("unreadable entry of", "scope", "key", "problem"),
+            [
+                (e["extension_id"], _scope(e), e["key"], e["problem"])
+                for e in report["unreadable"]
+            ],
+        )
+    for bit, problem in PROBLEMS.items():
+        if report["exit_code"] & bit:
+            click.echo(problem)
+
+
+def _print_table(
+    heads: tuple[str, ...], rows: list[tuple[Any, ...]], instead: str = ""
+) -> None:
+    if not rows:
+        click.echo(f"{instead}\n")
+        return
+    table = [heads, *(tuple(map(_printable, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row, kinds in zip(table, [rows[0], *rows], strict=True):
+        cells = (
+            cell.rjust(width) if isinstance(kind, int) else cell.ljust(width)
+            for cell, width, kind in zip(row, widths, kinds, strict=True)
+        )
+        click.echo("  ".join(cells).rstrip())
+    click.echo()
+
+
+def _printable(value: Any) -> str:
+    """Spell out what would do something to a terminal or to the table."""
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
+
+
+def _short(value: Any) -> Any:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:%Y-%m-%d %H:%M}" if isinstance(value, datetime) else value
+
+
+def _scope(entry: dict[str, Any]) -> str:
+    user = [] if entry["user_fk"] is None else [f"user {entry['user_fk']}"]
+    resource = filter(None, (entry["resource_type"], entry["resource_uuid"]))
+    return " ".join([*user, *resource]) or "global"
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,57 @@
+"""Headless Chromium, which reaches this machine alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from conftest import PASSWORD
+
+# Nothing here takes that long; only where something never comes, a test must end.
+END = 900
+
+
+def wait(driver: Chrome, condition: Callable[[Chrome], Any]) -> Any:
+    """Wait for what a page comes to, however slow the machine is."""
+    return WebDriverWait(driver, END).until(condition)
+
+
+def start_browser(profile: Path) -> Chrome:
+    """Start a browser with a profile of its own; the caller quits it."""
+    options = ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "disable-dev-shm-usage",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "no-first-run",
+        "host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+        "window-size=1280,1600",
+        f"user-data-dir={profile}",
+    ):
+        options.add_argument(f"--{flag}")
+    driver = Chrome(options=options, service=ChromeService("/usr/bin/chromedriver"))
+    driver.set_page_load_timeout(END)
+    driver.set_script_timeout(END)
+    return driver
+
+
+def log_in(driver: Chrome, url: str, user: str) -> None:
+    """Log in by the form of the Superset at a URL."""
+    driver.get(f"{url}/login/")
+    wait(driver, lambda d: d.find_elements(By.ID, "username"))
+    driver.find_element(By.ID, "username").send_keys(user)
+    driver.find_element(By.ID, "password").send_keys(PASSWORD)
+    driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+    wait(driver, lambda d: "/login" not in d.current_url)

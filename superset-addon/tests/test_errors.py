@@ -1,0 +1,393 @@
+"""What the API answers, and what the operator reads, when the database fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+import requests
+from psycopg2 import errorcodes
+
+from conftest import PASSWORD, STORAGE, Client, Superset, setting, sql
+
+SOURCES = Path(__file__).parents[2]
+URL = STORAGE.format("acme/my-ext")
+
+BUSY = (503, {"message": "Extension storage is busy"}, True)
+UNAVAILABLE = (503, {"message": "Extension storage is not available"}, False)
+
+
+def summary(answer: requests.Response) -> tuple[int, Any, bool]:
+    """Give status, JSON, and whether trying again is said to help."""
+    return answer.status_code, answer.json(), "Retry-After" in answer.headers
+
+
+@contextmanager
+def logged(superset: Superset, *words: str) -> Iterator[None]:
+    """Check that Superset logs one line, with these words, meanwhile."""
+    start = superset.log.stat().st_size
+    yield
+    with superset.log.open() as log:
+        log.seek(start)
+        lines = [line for line in log if "Extension storage: " in line]
+    assert len(lines) == 1, lines
+    for word in words:
+        assert word in lines[0]
+
+
+@contextmanager
+def session() -> Iterator[Any]:
+    """Give a cursor of a transaction, which ends with the block."""
+    connection = psycopg2.connect(dbname="superset")
+    try:
+        with connection, connection.cursor() as cursor:
+            yield cursor
+    finally:
+        connection.close()
+
+
+def wait_for_a_lock(future: Future[Any]) -> None:
+    """Wait until Superset waits for a lock."""
+    while not sql(
+        "SELECT 1 FROM pg_stat_activity"
+        " WHERE usename = 'superset' AND wait_event_type = 'Lock'"
+    ):
+        assert not future.done(), future.result().text
+        time.sleep(0.01)
+
+
+# Real ones
+
+
+def test_no_connection(running: Superset, admin: Client) -> None:
+    """Superset pings before it uses one, so what has gone is not noticed."""
+    assert admin.put("user/k", "x").ok
+    html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    end = (
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+        " WHERE usename = 'superset'"
+    )
+    sql(end)
+    assert admin.get("user/k", headers=html).text == "x"
+    sql("ALTER ROLE superset NOLOGIN")
+    try:
+        sql(end)
+        for method in ("GET", "PUT", "DELETE"):
+            with logged(running, "not permitted", "whether the database server runs"):
+                answer = admin.request(method, "user/k", json={}, headers=html)
+                assert summary(answer) == BUSY
+    finally:
+        sql("ALTER ROLE superset LOGIN")
+    assert admin.get("user/k").text == "x"
+
+
+def test_connection_goes_in_the_middle(running: Superset, admin: Client) -> None:
+    assert admin.put("user/k", "x").ok
+    with (
+        ThreadPoolExecutor(1) as pool,
+        logged(running, "whether the database server runs"),
+        session() as other,
+    ):
+        other.execute("SELECT 1 FROM ext_storage.extension_storage FOR UPDATE")
+        put = pool.submit(admin.put, "user/k", "y")
+        wait_for_a_lock(put)
+        sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE usename = 'superset' AND wait_event_type = 'Lock'"
+        )
+        assert summary(put.result()) == BUSY
+    assert admin.put("user/k", "z").ok
+    assert admin.get("user/k").text == "z"
+
+
+@pytest.mark.parametrize(
+    ("name", "sqlstate"),
+    [("lock_timeout", "55P03"), ("statement_timeout", "57014")],
+)
+def test_time_out(running: Superset, admin: Client, name: str, sqlstate: str) -> None:
+    admin.put("user/k", "x")
+    with setting(name, "2s"):
+        with logged(running, sqlstate, name), session() as other:
+            other.execute("SELECT 1 FROM ext_storage.extension_storage FOR UPDATE")
+            assert summary(admin.put("user/k", "y")) == BUSY
+        assert admin.get("user/k").text == "x"
+        assert admin.put("user/k", "y").ok
+
+
+def test_read_only(running: Superset, admin: Client) -> None:
+    """As on a standby that Superset has been sent to."""
+    admin.put("user/k", "x")
+    with setting("default_transaction_read_only", "on"):
+        for write in (
+            lambda: admin.put("user/k", "y"),
+            lambda: admin.delete("user/k"),
+        ):
+            with logged(running, "25006", "primary server"):
+                assert summary(write()) == UNAVAILABLE
+        assert admin.get("user/k").text == "x"
+        assert admin.get("user/").json()["count"] == 1
+
+
+def test_ids_are_used_up(running: Superset, admin: Client) -> None:
+    sequence = "ext_storage.extension_storage_id_seq"
+    ((last,),) = sql(f"SELECT last_value FROM {sequence}")
+    sql(f"SELECT setval('{sequence}', 2147483647)")
+    try:
+        with logged(running, "2200H", "widen"):
+            assert summary(admin.put("user/k", "x")) == UNAVAILABLE
+    finally:
+        sql(f"SELECT setval('{sequence}', %s)", last)
+    assert admin.put("user/k", "x").ok
+
+
+def test_role_lacks_a_right(running: Superset, admin: Client) -> None:
+    admin.put("user/k", "x")
+    sql("REVOKE UPDATE ON ext_storage.extension_storage FROM superset")
+    try:
+        with logged(running, "42501", "superset init-extension-storage"):
+            assert summary(admin.put("user/k", "y")) == UNAVAILABLE
+    finally:
+        sql("GRANT UPDATE ON ext_storage.extension_storage TO superset")
+
+
+# Of two transactions one must begin again, which the API does itself.
+
+
+def test_serialization_failure(running: Superset, admin: Client) -> None:
+    admin.put("user/k", "x")
+    with (
+        setting("default_transaction_isolation", "repeatable read"),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with session() as other:
+            other.execute("UPDATE ext_storage.extension_storage SET value = 'other'")
+            put = pool.submit(admin.put, "user/k", "y")
+            wait_for_a_lock(put)
+        answer = put.result()
+        assert answer.status_code == 200
+        assert admin.get("user/k").text == "y"
+        # Only once, so that it ends
+        sql(
+            "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN RAISE EXCEPTION USING ERRCODE = ''40001''; END'"
+        )
+        sql(
+            "CREATE TRIGGER fail BEFORE UPDATE ON ext_storage.extension_storage"
+            " FOR EACH ROW EXECUTE FUNCTION public.fail()"
+        )
+        try:
+            with logged(running, "40001", "pg_locks"):
+                assert summary(admin.put("user/k", "z")) == BUSY
+        finally:
+            sql("DROP FUNCTION public.fail CASCADE")
+        assert admin.get("user/k").text == "y"
+
+
+def test_deadlock(running: Superset, admin: Client) -> None:
+    """Superset has the row and waits for a lock of who waits for the row."""
+    admin.put("user/k", "x")
+    sql(
+        "CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END'"
+    )
+    sql(
+        "CREATE TRIGGER wait AFTER UPDATE ON ext_storage.extension_storage"
+        " FOR EACH ROW WHEN (NEW.changed_by_fk IS NOT NULL)"
+        " EXECUTE FUNCTION public.wait()"
+    )
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with session() as other:
+                other.execute("SET deadlock_timeout = '1h'")
+                other.execute("SELECT pg_advisory_xact_lock(77)")
+                put = pool.submit(admin.put, "user/k", "y")
+                wait_for_a_lock(put)
+                other.execute("SELECT 1 FROM ext_storage.extension_storage FOR UPDATE")
+            assert put.result().status_code == 200
+    finally:
+        sql("DROP FUNCTION public.wait CASCADE")
+    assert admin.get("user/k").text == "y"
+    log = Path(os.environ["PG_DATA"]).with_name("log")
+    assert "deadlock detected" in log.read_text()
+
+
+def test_failure_at_commit(running: Superset, admin: Client) -> None:
+    """A deferred trigger fails when the answer has been made already."""
+    sql("CREATE SEQUENCE public.tries")
+    sql("GRANT USAGE ON SEQUENCE public.tries TO superset")
+    sql(
+        "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN IF nextval(''public.tries'') = 1 THEN"
+        " RAISE EXCEPTION USING ERRCODE = ''40001''; END IF; RETURN NULL; END'"
+    )
+    sql(
+        "CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON ext_storage.extension_storage"
+        " DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION public.fail()"
+    )
+    try:
+        assert admin.put("user/k", "x").status_code == 200
+        assert sql("SELECT last_value FROM public.tries") == [(2,)]
+        assert admin.get("user/k").text == "x"
+    finally:
+        sql("DROP FUNCTION public.fail CASCADE")
+        sql("DROP SEQUENCE public.tries")
+
+
+# Every other one, raised by functions in the place of the real ones
+
+
+# Names of the server's that psycopg2 has under another one
+ALIASES = {
+    "DATETIME_VALUE_OUT_OF_RANGE": "DATETIME_FIELD_OVERFLOW",
+    "E_R_I_E_TRIGGER_PROTOCOL_VIOLATED": "TRIGGER_PROTOCOL_VIOLATED",
+}
+
+
+def own_sqlstates() -> set[str]:
+    """Give the SQLSTATEs that the library and its scripts raise by themselves."""
+    found = set()
+    for source in SOURCES.glob("src/*.[ch]"):
+        text = source.read_text()
+        found |= {
+            "".join(re.findall("'(.)'", custom))
+            for custom in re.findall(r"MAKE_SQLSTATE\((.*?)\)", text)
+        }
+        for name in re.findall(r"errcode\(ERRCODE_(\w+)\)", text):
+            if not name.startswith("ES_"):
+                name = ALIASES.get(name, name)
+                found.add(getattr(errorcodes, name))
+    for script in SOURCES.glob("extension_storage--*.sql"):
+        for name in re.findall(r"ERRCODE = '(\w+)'", script.read_text()):
+            found.add(
+                name
+                if re.fullmatch("[A-Z0-9]{5}", name)
+                else getattr(errorcodes, name.upper())
+            )
+    assert {"ES001", "ES002", "ES003", "ES004", "22001", "XX000"} <= found
+    return found
+
+
+OF_THE_SERVER = {
+    *("08000", "08003", "08006", "0A000", "21000", "22000", "22003", "22021", "22P02"),
+    *("22P05", "23502", "23505", "23514", "25006", "25P02", "25P03", "26000", "28000"),
+    *("2200H", "3D000", "3F000", "40000", "40001", "40P01", "42501", "42703", "42804"),
+    *("42883", "42P01", "44000", "53000", "53100", "53200", "53300", "53400", "54000"),
+    *("54001", "55000", "55006", "55P03", "57000", "57014", "57P01", "57P02", "57P03"),
+    *("57P04", "57P05", "58000", "58030", "58P01", "72000", "F0000", "P0001", "XX000"),
+    *("XX001", "XX002"),
+}
+
+STATUS = {
+    "ES001": (500, {"message": "Value cannot be decrypted"}, False),
+    "ES003": (507, {"message": "raised"}, False),
+    "ES004": (412, {"message": "raised"}, False),
+    "54000": (413, {"message": "raised"}, False),
+    "2200H": UNAVAILABLE,
+    "22P05": UNAVAILABLE,
+    **dict.fromkeys(("57P04", "53100", "53400"), UNAVAILABLE),
+    **dict.fromkeys(("40", "57", "08", "53", "55P03", "25P03"), BUSY),
+    "22": (400, {"message": "raised"}, False),
+    # Faults of the caller's transaction, which the API never makes
+    **dict.fromkeys(
+        ("21000", "25P02", "26000", "72000"),
+        (500, {"message": "Extension storage failed"}, False),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def raising(installed: Superset) -> Iterator[None]:
+    """A schema whose functions raise what stands in its table."""
+    sql("CREATE SCHEMA raising")
+    sql("CREATE TABLE raising.raised (sqlstate text)")
+    sql("GRANT USAGE ON SCHEMA raising TO superset")
+    sql("GRANT SELECT ON raising.raised TO superset")
+    sql(
+        "CREATE TABLE raising.entry AS"
+        " SELECT * FROM ext_storage.ext_storage_get_entry('none', 'none')"
+    )
+    sql(
+        "DO $do$ DECLARE f regprocedure; BEGIN"
+        " FOR f IN SELECT oid FROM pg_proc"
+        "   WHERE pronamespace = 'ext_storage'::regnamespace AND proname IN"
+        "   ('ext_storage_set', 'ext_storage_get_entry', 'ext_storage_delete',"
+        "    'ext_storage_list', 'ext_storage_count')"
+        " LOOP EXECUTE format('CREATE FUNCTION raising.%s(%s) RETURNS %s"
+        "   LANGUAGE plpgsql AS %L',"
+        "   (SELECT proname FROM pg_proc WHERE oid = f),"
+        "   pg_get_function_arguments(f),"
+        "   regexp_replace(pg_get_function_result(f), '^TABLE.*', 'SETOF raising.entry'),"
+        "   'BEGIN RAISE EXCEPTION ''raised'' USING ERRCODE ="
+        "     (SELECT sqlstate FROM raising.raised); END');"
+        " END LOOP; END $do$"
+    )
+    yield
+    sql("DROP SCHEMA raising CASCADE")
+
+
+@pytest.fixture(scope="module")
+def inside(app: Any, raising: None) -> Iterator[Any]:
+    """A client in this process, of an application that calls what raises."""
+    app.config["WTF_CSRF_ENABLED"] = False
+    client = app.test_client()
+    client.post("/login/", data={"username": "admin", "password": PASSWORD})
+    schema = app.config["EXTENSION_STORAGE_SCHEMA"]
+    app.config["EXTENSION_STORAGE_SCHEMA"] = "raising"
+    yield client
+    app.config["EXTENSION_STORAGE_SCHEMA"] = schema
+    app.config["WTF_CSRF_ENABLED"] = True
+
+
+@pytest.mark.parametrize("sqlstate", sorted(own_sqlstates() | OF_THE_SERVER))
+def test_every_sqlstate(
+    inside: Any, caplog: pytest.LogCaptureFixture, sqlstate: str
+) -> None:
+    expected = STATUS.get(sqlstate) or STATUS.get(sqlstate[:2], UNAVAILABLE)
+    sql("DELETE FROM raising.raised")
+    sql("INSERT INTO raising.raised VALUES (%s)", sqlstate)
+    html = {"Accept": "text/html"}
+    for answer in (
+        inside.get(f"{URL}/user/k", headers=html),
+        inside.get(f"{URL}/user/", headers=html),
+        inside.put(f"{URL}/user/k", json={"value": "v"}, headers=html),
+        inside.delete(f"{URL}/user/k", headers=html),
+        inside.delete(f"{URL}/user/k", headers={**html, "If-Match": "*"}),
+    ):
+        found = answer.status_code, answer.json, "Retry-After" in answer.headers
+        assert found == expected
+    lines = [r.getMessage() for r in caplog.records if r.name.endswith("storage.api")]
+    if expected[0] in (500, 503):
+        assert len(lines) == 5
+        # What happened, and a sentence on what to do about it
+        assert re.fullmatch(
+            rf"Extension storage: raised \(SQLSTATE {sqlstate}\)\. [A-Z`].+\.", lines[0]
+        )
+    else:
+        assert lines == []
+
+
+def test_pool_is_used_up(inside: Any, app: Any) -> None:
+    """More requests than connections."""
+    from superset.extensions import db
+
+    with app.app_context():
+        pool = db.engine.pool
+        taken = [pool.connect() for _ in range(pool.size() + pool._max_overflow)]
+        before, pool._timeout = pool._timeout, 0
+        try:
+            answer = inside.get(f"{URL}/user/k")
+        finally:
+            pool._timeout = before
+            for connection in taken:
+                connection.close()
+    assert (answer.status_code, answer.json) == BUSY[:2]
+    assert "Retry-After" in answer.headers

@@ -1,0 +1,437 @@
+"""The TypeScript package in the browser, inside of an extension."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver import Chrome
+
+from browser import log_in, start_browser, wait
+from conftest import Superset, sql
+from sample import build_sample
+from sample import run as run_program
+
+TABLE = "ext_storage.extension_storage"
+
+# The calls of the package, and what it has asked the server for.
+PRELUDE = """
+const { persistent, StorageError, decodeBase64, getContext } = window.acmeSample;
+const failure = promise => promise.then(
+  value => ['no failure', value],
+  e => [e instanceof StorageError ? e.status : e.name, e.message]);
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("npm")
+
+
+@pytest.fixture(scope="module")
+def sample(work: Path) -> Path:
+    return build_sample(work)
+
+
+@pytest.fixture(scope="module", params=["", "/team/superset"], ids=["root", "path"])
+def superset(
+    request: pytest.FixtureRequest,
+    installed: Superset,
+    app: Any,
+    sample: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Superset]:
+    """A Superset with the extension, also behind a path."""
+    superset = Superset(tmp_path_factory.mktemp("js") / "superset")
+    superset.config["FEATURE_FLAGS"] = {"ENABLE_EXTENSIONS": True}
+    superset.config["LOCAL_EXTENSIONS"] = [str(sample)]
+    if request.param:
+        superset.config["APPLICATION_ROOT"] = request.param
+    superset.run("init")  # with the permissions on Superset's API for extensions
+    superset.start()
+    yield superset
+    superset.stop()
+
+
+def open_sample(driver: Chrome, superset: Superset, user: str) -> None:
+    """Log in and wait until the extension has run."""
+    log_in(driver, superset.url, user)
+    driver.get(f"{superset.url}/dashboard/list/")
+    if "APPLICATION_ROOT" in superset.config:
+        # Superset 6.1.0 looks for the code of extensions outside of the path.
+        problem = driver.execute_async_script(
+            """
+            const [root, done] = arguments;
+            (async () => {
+              const answer = await fetch(`${root}/api/v1/extensions/`);
+              const [{remoteEntry, moduleFederationName}] =
+                (await answer.json()).result.filter(({id}) => id === 'acme.sample');
+              await new Promise((loaded, failed) => {
+                const script = document.createElement('script');
+                Object.assign(script, {
+                  src: root + remoteEntry, onload: loaded, onerror: failed });
+                document.head.append(script);
+              });
+              const container = window[moduleFederationName];
+              await container.init({});
+              (await container.get('./index'))();
+            })().then(done, error => done(error.stack ?? 'it does not load'));
+            """,
+            superset.config["APPLICATION_ROOT"],
+        )
+        assert problem is None, problem
+    wait(driver, lambda d: d.execute_script("return Boolean(window.acmeSample)"))
+    # the visit that it counts
+    wait(driver, lambda d: sql(f"SELECT key FROM {TABLE} WHERE key = 'visits'"))
+    sql(f"DELETE FROM {TABLE}")
+
+
+@pytest.fixture(scope="module")
+def drivers(
+    superset: Superset, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Chrome]]:
+    drivers: dict[str, Chrome] = {}
+    try:
+        for user in ("gamma", "admin"):
+            drivers[user] = start_browser(tmp_path_factory.mktemp("chromium"))
+            open_sample(drivers[user], superset, user)
+        yield drivers
+    finally:
+        for driver in drivers.values():
+            driver.quit()
+
+
+def run(driver: Chrome, code: str) -> Any:
+    """Run the body of an async function; give what it returns."""
+    return driver.execute_async_script(
+        f"const done = arguments[0]; (async () => {{ {PRELUDE} {code} }})()"
+        ".then(done, e => done('failed: ' + e.stack));"
+    )
+
+
+def stored(columns: str) -> list[Any]:
+    return sql(f"SELECT {columns} FROM {TABLE} ORDER BY key")
+
+
+def test_package(work: Path, sample: Path) -> None:
+    """What npm packs: code, types, and no dependency."""
+    (tarball,) = (work / "js").glob("*.tgz")
+    with tarfile.open(fileobj=BytesIO(tarball.read_bytes())) as files:
+        assert sorted(files.getnames()) == [
+            "package/README.md",
+            "package/dist/index.d.ts",
+            "package/dist/index.js",
+            "package/package.json",
+        ]
+        manifest = json.load(files.extractfile("package/package.json"))
+        code = files.extractfile("package/dist/index.js").read().decode()
+    assert not {"dependencies", "peerDependencies"} & set(manifest)
+    assert list(manifest["devDependencies"]) == ["typescript"]
+    assert "import " not in code.replace("important ", "") and "require(" not in code
+
+
+def test_readme(superset: Superset, drivers: dict[str, Chrome], sample: Path) -> None:
+    """Its example compiles, and does what it says."""
+    readme = Path(__file__).parents[1] / "js" / "README.md"
+    (example,) = re.findall(r"```typescript\n(.*?)```", readme.read_text(), re.DOTALL)
+    frontend = sample / "frontend"
+    (frontend / "src" / "readme.ts").write_text(
+        example.replace("const {", "declare const uuid: string;\nconst {", 1)
+    )
+    run_program(frontend, "npx", "tsc", "--noEmit", "-p", ".")
+    answer = superset.client("admin").request(
+        "POST", "/api/v1/dashboard/", json={"dashboard_title": "of the README"}
+    )
+    uuid = str(
+        sql("SELECT uuid FROM dashboards WHERE id = %s", answer.json()["id"])[0][0]
+    )
+    code = example.split("\n", 1)[1].replace("const { persistent }", "const context")
+    found = run(
+        drivers["admin"],
+        f"const uuid = '{uuid}'; {code.replace('persistent', 'context.persistent')}"
+        "return [snippet, entries.length, count, entry.value];",
+    )
+    assert found == [{"sql": "SELECT 1"}, 1, 1, {"sql": "SELECT 1"}]
+    assert stored("key, is_encrypted, value_type, resource_uuid") == [
+        ("config", False, "application/json", None),
+        ("layout", False, "application/json", uuid),
+        ("logo", False, "application/octet-stream", None),
+        ("token", True, "application/json", None),
+    ]
+
+
+def test_json(drivers: dict[str, Chrome]) -> None:
+    assert run(
+        drivers["gamma"],
+        """
+        const out = [await persistent.get('missing')];
+        for (const value of [{a: [1, 'ü€😀', null]}, 'text', 0, false, null, []]) {
+          await persistent.set('k', value);
+          out.push(await persistent.get('k'));
+        }
+        return out;
+        """,
+    ) == [None, {"a": [1, "ü€😀", None]}, "text", 0, False, None, []]
+    (row,) = stored("extension_id, user_fk, value_type, version")
+    gamma = sql("SELECT id FROM ab_user WHERE username = 'gamma'")[0][0]
+    assert row == ("acme.sample", gamma, "application/json", 6)
+
+
+def test_binary(drivers: dict[str, Chrome]) -> None:
+    assert run(
+        drivers["gamma"],
+        """
+        const bytes = Uint8Array.from({length: 100000}, (_, i) => i % 256);
+        await persistent.set('b', bytes, {isBinary: true});
+        const text = await persistent.get('b');
+        const same = other => other.length === bytes.length
+          && other.every((byte, i) => byte === bytes[i]);
+        const {isBinary, codec} = await persistent.getEntry('b');
+        return [same(decodeBase64(text)), same(await persistent.getBytes('b')),
+          isBinary, codec,
+          await failure(persistent.set('b', bytes)),
+          await failure(persistent.set('b', 'text', {isBinary: true})),
+          await failure(persistent.set('b', () => 1)),
+        ].map(String);
+        """,
+    ) == [
+        *("true", "true", "true", "binary"),
+        *["TypeError,a value is a Uint8Array if, and only if, isBinary is true"] * 2,
+        "TypeError,the value cannot be JSON",
+    ]
+    value = bytes(i % 256 for i in range(100_000))
+    assert bytes(stored("value")[0][0]) == value
+
+
+def test_encrypted_stays_encrypted(drivers: dict[str, Chrome]) -> None:
+    assert (
+        run(
+            drivers["gamma"],
+            """
+            await persistent.set('s', 'secret', {encrypt: true});
+            await persistent.set('s', 'other');
+            return persistent.get('s');
+            """,
+        )
+        == "other"
+    )
+    assert stored("is_encrypted, left(convert_from(value, 'UTF8'), 5)") == [
+        (True, "gAAAA")
+    ]
+
+
+def test_list(drivers: dict[str, Chrome]) -> None:
+    first, second, filtered = run(
+        drivers["gamma"],
+        """
+        for (const n of [1, 2, 3]) await persistent.set(`k${n}`, {n});
+        await persistent.set('x', new Uint8Array([1, 2]),
+          {isBinary: true, category: 'images', description: 'two bytes'});
+        await persistent.shared.get('k1');
+        return [await persistent.list({page: 0, pageSize: 3}),
+          await persistent.list({page: 1, pageSize: 3}),
+          await persistent.list({page: 0, pageSize: 3, category: 'images'})];
+        """,
+    )
+    assert first == {
+        "count": 4,
+        "entries": [
+            {"key": f"k{n}", "value": {"n": n}, "codec": "json", "isBinary": False}
+            for n in (1, 2, 3)
+        ],
+    }
+    image = {"key": "x", "value": "AQI=", "codec": "binary", "isBinary": True}
+    assert second == {"count": 4, "entries": [image]}
+    assert filtered == {"count": 1, "entries": [image]}
+    assert stored("category, description")[3] == ("images", "two bytes")
+
+
+def test_unreadable_entry_in_a_list(drivers: dict[str, Chrome]) -> None:
+    gamma = sql("SELECT id FROM ab_user WHERE username = 'gamma'")[0][0]
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, user_fk, key, value, is_encrypted)"
+        " VALUES ('acme.sample', %s, 'bad', 'no token', true)",
+        gamma,
+    )
+    listed, alone = run(
+        drivers["gamma"],
+        """
+        await persistent.set('good', 1);
+        const {entries} = await persistent.list({page: 0, pageSize: 10});
+        return [entries.map(e => [e.key, e.value, e.error?.status, e.error?.message]),
+          await failure(persistent.get('bad'))];
+        """,
+    )
+    message = "Value cannot be decrypted"
+    assert listed == [["bad", None, 500, message], ["good", 1, None, None]]
+    assert alone == [500, message]
+
+
+def test_remove(drivers: dict[str, Chrome]) -> None:
+    assert run(
+        drivers["gamma"],
+        """
+        await persistent.set('k', 1);
+        await persistent.remove('k');
+        await persistent.remove('k');
+        return [await persistent.get('k')];
+        """,
+    ) == [None]
+    assert stored("key") == []
+
+
+def test_conditions(drivers: dict[str, Chrome]) -> None:
+    first, second, absent, stale, unmade, value = run(
+        drivers["gamma"],
+        """
+        const first = await persistent.set('k', 1, {ifAbsent: true});
+        const second = await persistent.set('k', 2, {ifMatch: first});
+        return [first, second,
+          await failure(persistent.set('k', 3, {ifAbsent: true})),
+          await failure(persistent.set('k', 3, {ifMatch: first})),
+          await failure(persistent.remove('k', {ifMatch: first})),
+          (await persistent.getEntry('k')).etag];
+        """,
+    )
+    assert first != second == value
+    assert [answer[0] for answer in (absent, stale, unmade)] == [412] * 3
+    assert stored("convert_from(value, 'UTF8')") == [("2",)]
+
+
+def test_shared_and_resources(drivers: dict[str, Chrome]) -> None:
+    run(
+        drivers["admin"],
+        """
+        await persistent.shared.set('config', {v: 2});
+        await persistent.resource('thing', 'u 1').set('layout', [1]);
+        """,
+    )
+    code = """
+        return [await persistent.get('config'), await persistent.shared.get('config'),
+          await persistent.resource('thing', 'u 1').get('layout'),
+          await failure(persistent.shared.set('config', 3)),
+          await failure(persistent.shared.remove('config'))];
+    """
+    refused = [403, "Forbidden"]
+    assert run(drivers["gamma"], code) == [None, {"v": 2}, [1], refused, refused]
+    assert stored("key, user_fk, resource_type, resource_uuid") == [
+        ("config", None, None, None),
+        ("layout", None, "thing", "u 1"),
+    ]
+
+
+def test_names(drivers: dict[str, Chrome]) -> None:
+    """Any key is itself; what would be another path is refused without a request."""
+    keys = ["a b", "ü", "%2e%2e", "?x=1", "#", "a.b", "&+;", "\\"]
+    assert (
+        run(
+            drivers["gamma"],
+            f"""
+            const keys = {json.dumps(keys)};
+            for (const key of keys) await persistent.set(key, key);
+            return Promise.all(keys.map(key => persistent.get(key)));
+            """,
+        )
+        == keys
+    )
+    assert sorted(key for (key,) in stored("key")) == sorted(keys)
+    assert (
+        run(
+            drivers["gamma"],
+            """
+        const real = window.fetch;
+        window.fetch = () => { throw new Error('a request'); };
+        try {
+          return [
+            ...await Promise.all(['', '.', '..', 'a/b'].flatMap(key => [
+              failure(persistent.get(key)), failure(persistent.remove(key)),
+              failure(persistent.set(key, 1))])),
+            ...await Promise.all(['acme', 'a.b.c', '../x.y', 'a.b/c', ''].map(
+              id => failure((async () => getContext(id))()))),
+          ].map(([kind]) => kind);
+        } finally {
+          window.fetch = real;
+        }
+        """,
+        )
+        == [400] * 12 + ["TypeError"] * 5
+    )
+    assert len(stored("key")) == len(keys)
+
+
+def test_requests(drivers: dict[str, Chrome]) -> None:
+    """Nothing is cached; a token that has gone stale is fetched anew, once."""
+    caches, tokens, stored_value, failed = run(
+        drivers["gamma"],
+        """
+        const real = window.fetch;
+        const calls = [];
+        let spoil = 1;
+        window.fetch = (url, init = {}) => {
+          calls.push([url, init.cache]);
+          if (init.method && spoil-- > 0) {
+            init = {...init, headers: {...init.headers, 'X-CSRFToken': 'stale'}};
+          }
+          return real(url, init);
+        };
+        try {
+          const {persistent} = getContext('acme.sample').storage;
+          await persistent.set('k', 1);
+          await persistent.list({page: 0, pageSize: 5});
+          spoil = 1;
+          await persistent.remove('other');
+          const tokens = calls.filter(([url]) => url.endsWith('/csrf_token/')).length;
+          spoil = 99;
+          return [[...new Set(calls.map(([, cache]) => cache))], tokens,
+            await persistent.get('k'), await failure(persistent.remove('k'))];
+        } finally {
+          window.fetch = real;
+        }
+        """,
+    )
+    assert caches == ["no-store"]
+    assert tokens == 3
+    assert stored_value == 1
+    assert failed[0] in (400, 401)
+    assert stored("key") == [("k",)]
+
+
+def test_not_logged_in(
+    superset: Superset,
+    drivers: dict[str, Chrome],
+    tmp_path: Path,
+) -> None:
+    """A session that ended is an error, not the login page's success."""
+    driver = start_browser(tmp_path)
+    try:
+        open_sample(driver, superset, "admin")
+        driver.delete_all_cookies()
+        answers = run(
+            driver,
+            """
+            return Promise.all([persistent.get('k'), persistent.set('k', 1),
+              persistent.remove('k'), persistent.list({page: 0, pageSize: 1})]
+              .map(failure));
+            """,
+        )
+    finally:
+        driver.quit()
+    assert [status for status, _ in answers] == [401] * 4
+    assert stored("key") == []
+
+
+def test_page_behind_the_path(superset: Superset) -> None:
+    """The administrator's page finds its own files there, too."""
+    admin = superset.client("admin")
+    html = admin.get("/extension-storage/").text
+    root = superset.config.get("APPLICATION_ROOT", "")
+    for name in ("page.css", "page.js"):
+        path = f"{root}/extension-storage/static/{name}"
+        assert f'"{path}"' in html
+        assert admin.get(path.removeprefix(root)).status_code == 200

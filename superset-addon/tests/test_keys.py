@@ -1,0 +1,578 @@
+"""How keys get to the server, what of them is where, and SECRET_KEY's rotation."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from cryptography.fernet import Fernet
+from sqlalchemy.exc import DBAPIError
+
+from conftest import README, SECRET_KEY, Superset, sql
+from services import Nginx, PgBouncer, RoundTrips
+from superset_extension_storage.errors import StorageUnavailable
+from superset_extension_storage.keys import Keys, KeysUnusable, fingerprint
+
+TABLE = "ext_storage.extension_storage"
+SECRET = {"value": "value", "is_encrypted": True}
+DEFAULTS = {
+    "SECRET_KEY": SECRET_KEY,
+    "EXTENSION_STORAGE_SCHEMA": "ext_storage",
+    "EXTENSION_STORAGE_ENCRYPTION_KEYS": [],
+    "EXTENSION_STORAGE_KEYS_BY": "copy",
+    "EXTENSION_STORAGE_SEND_KEYS": True,
+}
+
+
+def fernet(secret: str | bytes) -> Fernet:
+    bytes_ = secret if isinstance(secret, bytes) else secret.encode()
+    return Fernet(urlsafe_b64encode(sha256(bytes_).digest()))
+
+
+def token() -> bytes:
+    ((value,),) = sql(f"SELECT value FROM {TABLE}")
+    return bytes(value)
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": "a,b"},
+            "EXTENSION_STORAGE_ENCRYPTION_KEYS must be a list of strings",
+        ),
+        (
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": {"a": "b"}},
+            "EXTENSION_STORAGE_ENCRYPTION_KEYS must be a list of strings",
+        ),
+        (
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": ["a", 1]},
+            "EXTENSION_STORAGE_ENCRYPTION_KEYS, item 2, must be a string",
+        ),
+        (
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": ["a", ""]},
+            "EXTENSION_STORAGE_ENCRYPTION_KEYS, item 2, must not be empty or contain a"
+            " NUL character",
+        ),
+        (
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": ["a\0"]},
+            "EXTENSION_STORAGE_ENCRYPTION_KEYS, item 1, must not be empty or contain a"
+            " NUL character",
+        ),
+        (
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": ["new", " old\n"]},
+            "EXTENSION_STORAGE_ENCRYPTION_KEYS, item 2, must not begin or end with"
+            " blanks or line ends",
+        ),
+        (
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": ["\ud800"]},
+            "EXTENSION_STORAGE_ENCRYPTION_KEYS, item 1, contains half a surrogate pair",
+        ),
+        (
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": [f"s{n}" for n in range(101)]},
+            "EXTENSION_STORAGE_ENCRYPTION_KEYS has 101 items, 100 are allowed",
+        ),
+        (
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": [f"{n:01000}" for n in range(66)]},
+            "EXTENSION_STORAGE_ENCRYPTION_KEYS has 66197 bytes in all, 65536 are allowed",
+        ),
+        (
+            {"SECRET_KEY": b"caf\xe9"},
+            "SECRET_KEY is not UTF-8: use a secret that is, or"
+            " EXTENSION_STORAGE_KEYS_BY = 'server'",
+        ),
+        (
+            {"PREVIOUS_SECRET_KEY": "x" * 65537},
+            "PREVIOUS_SECRET_KEY has 65537 bytes, 65536 are allowed",
+        ),
+        (
+            {"EXTENSION_STORAGE_KEYS_BY": "mail"},
+            "EXTENSION_STORAGE_KEYS_BY must be one of 'copy', 'startup', 'server'",
+        ),
+        (
+            {
+                "EXTENSION_STORAGE_KEYS_BY": "startup",
+                "EXTENSION_STORAGE_ENCRYPTION_KEYS": ["x" * 200] * 60,
+            },
+            "EXTENSION_STORAGE_ENCRYPTION_KEYS, SECRET_KEY and PREVIOUS_SECRET_KEY have"
+            " 12303 bytes in all, 8000 are allowed with EXTENSION_STORAGE_KEYS_BY ="
+            " 'startup'",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_named(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(KeysUnusable) as error:
+        Keys({**DEFAULTS, **config})
+    assert str(error.value) == message
+
+
+def test_the_server_takes_what_the_add_on_takes() -> None:
+    """At the limits, and with every character that means something on the way."""
+    for way in ("copy", "startup"):
+        secrets = [
+            'quote " comma , backslash \\ dash -c x=y percent %s colon :a',
+            "ß 日本 😀\u3000",
+            "tab\tand\nnewline",
+            "'single' ${HOME} %(x)s",
+            "\\",
+            '"',
+            *([f"{n:0650}" for n in range(94)] if way == "copy" else []),
+        ]
+        with (
+            own_engine(
+                EXTENSION_STORAGE_ENCRYPTION_KEYS=secrets,
+                EXTENSION_STORAGE_KEYS_BY=way,
+                SECRET_KEY=" blanks at the ends ",
+                PREVIOUS_SECRET_KEY='"quoted"',
+            ) as (engine, keys),
+            engine.begin() as connection,
+        ):
+            keys.hand_over(connection)
+            assert fingerprints(connection) == [
+                *map(fingerprint, secrets),
+                fingerprint(" blanks at the ends "),
+                fingerprint('"quoted"'),
+            ]
+
+
+def test_secret_key_of_bytes(second: Superset) -> None:
+    secret = "a secret key of the tests, as bytes: é".encode()
+    second.restart(SECRET_KEY=secret)
+    client = second.client("admin")
+    assert client.put("global/k", SECRET).status_code == 200
+    assert client.get("global/k").text == "value"
+    assert fernet(secret).decrypt(token()) == b"value"
+    assert ", SECRET_KEY: encrypts, 1 entries" in (
+        second.run("init-extension-storage").stdout
+    )
+
+
+# Handing over
+
+
+@contextmanager
+def own_engine(folder: str | Path | None = None, **config: Any) -> Iterator[Any]:
+    """An engine as Superset has one, and the keys of a configuration."""
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg2://superset@/superset?host="
+        + str(folder or os.environ["PGHOST"]),
+        pool_size=1,
+    )
+    keys = Keys({**DEFAULTS, **config})
+    keys.attach(engine)
+    yield engine, keys
+    engine.dispose()
+
+
+def fingerprints(connection: Any) -> list[str]:
+    return [
+        row.fingerprint
+        for row in connection.exec_driver_sql(
+            "SELECT fingerprint FROM ext_storage.ext_storage_configured_keys()"
+            " ORDER BY ordinal"
+        )
+    ]
+
+
+OWN = [fingerprint(SECRET_KEY)]
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        # process id, COPY (two), comparison; comparison, as the first may be undone
+        ("copy", [4, 1, 0, 0, 0]),
+        ("startup", [1, 0, 0, 0, 0]),
+        ("server", [0, 0, 0, 0, 0]),
+    ],
+)
+def test_a_connection_keeps_the_keys(
+    installed: Superset, tmp_path: Path, way: str, expected: list[int]
+) -> None:
+    """They cost round trips in its first transactions, then none."""
+    relay = RoundTrips(tmp_path, f"{os.environ['PGHOST']}/.s.PGSQL.5432")
+    costs = []
+    with own_engine(tmp_path, EXTENSION_STORAGE_KEYS_BY=way) as (engine, keys):
+        for _ in expected:
+            with engine.begin() as connection:
+                connection.exec_driver_sql("SELECT 1")
+                before = relay.count
+                keys.hand_over(connection)
+                keys.hand_over(connection)
+                costs.append(relay.count - before)
+                assert fingerprints(connection) == ([] if way == "server" else OWN)
+    relay.close()
+    assert costs == expected
+
+
+def test_database_that_takes_no_writes(installed: Superset) -> None:
+    for way in ("copy", "startup"):
+        with (
+            own_engine(EXTENSION_STORAGE_KEYS_BY=way) as (engine, keys),
+            engine.begin() as connection,
+        ):
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            if way == "copy":
+                with pytest.raises(DBAPIError) as error:
+                    keys.hand_over(connection)
+                assert error.value.orig.pgcode == "25006"
+            else:
+                keys.hand_over(connection)
+                assert fingerprints(connection) == OWN
+
+
+def test_rollback_takes_the_keys_back(installed: Superset) -> None:
+    """They are there again whenever a call needs them."""
+    with own_engine() as (engine, keys), engine.connect() as connection:
+        for _ in range(2):
+            with connection.begin() as transaction:
+                keys.hand_over(connection)
+                assert fingerprints(connection) == OWN
+                transaction.rollback()
+        with connection.begin():
+            assert fingerprints(connection) == []
+            for end in ("rollback", "commit"):
+                savepoint = connection.begin_nested()
+                keys.hand_over(connection)
+                assert fingerprints(connection) == OWN
+                getattr(savepoint, end)()
+                keys.hand_over(connection)
+                assert fingerprints(connection) == OWN
+            with connection.begin_nested():
+                keys.hand_over(connection)
+                assert fingerprints(connection) == OWN
+        # an end that SQLAlchemy does not see
+        with connection.begin():
+            keys.hand_over(connection)
+        connection.connection.dbapi_connection.rollback()
+        with connection.begin():
+            keys.hand_over(connection)
+            assert fingerprints(connection) == OWN
+
+
+def test_keys_under_a_driver_that_waits_in_python(installed: Superset) -> None:
+    """As gevent and psycogreen have it."""
+    from psycopg2.extensions import get_wait_callback, set_wait_callback
+    from psycopg2.extras import wait_select
+
+    set_wait_callback(wait_select)
+    try:
+        with own_engine() as (engine, keys), engine.begin() as connection:
+            keys.hand_over(connection)
+            assert fingerprints(connection) == OWN
+            assert get_wait_callback() is wait_select
+    finally:
+        set_wait_callback(None)
+
+
+def test_connection_lost_while_keys_are_handed_over(installed: Superset) -> None:
+    """The pool hears of it, and the next connection gets the keys."""
+    with own_engine() as (engine, keys):
+        with engine.connect() as connection:
+            pid = connection.connection.dbapi_connection.info.backend_pid
+            keys.hand_over(connection)
+            sql("SELECT pg_terminate_backend(%s, 60000)", pid)
+            with pytest.raises(DBAPIError) as error, connection.begin():
+                keys._copy(connection, for_session=False)
+            assert error.value.connection_invalidated
+        with engine.begin() as connection:
+            keys.hand_over(connection)
+            assert fingerprints(connection) == OWN
+
+
+def test_other_keys_than_configured(installed: Superset) -> None:
+    """Whichever way: an error that names the key, and what to do."""
+    with own_engine(
+        EXTENSION_STORAGE_KEYS_BY="server",
+        EXTENSION_STORAGE_ENCRYPTION_KEYS=["of the file"],
+    ) as (engine, keys):
+        with engine.begin() as connection, pytest.raises(StorageUnavailable) as error:
+            keys.hand_over(connection)
+        assert "item 1 of EXTENSION_STORAGE_ENCRYPTION_KEYS is missing" in str(
+            error.value
+        )
+        assert "extension_storage.encryption_keys_file" in error.value.hint
+
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg2://",
+        creator=lambda: __import__("psycopg2").connect(
+            dbname="superset", user="superset"
+        ),
+    )
+    keys = Keys({**DEFAULTS, "EXTENSION_STORAGE_KEYS_BY": "startup"})
+    keys.attach(engine)
+    with engine.begin() as connection, pytest.raises(StorageUnavailable) as error:
+        keys.hand_over(connection)
+    assert "SECRET_KEY is missing" in str(error.value)
+    assert "EXTENSION_STORAGE_KEYS_BY = 'copy'" in error.value.hint
+    engine.dispose()
+
+
+@pytest.mark.parametrize("way", ["creator", "listener"])
+def test_connections_that_superset_makes_itself(second: Superset, way: str) -> None:
+    second.lines = [
+        "import psycopg2, sqlalchemy",
+        "def connect(*ignored):",
+        f"    return psycopg2.connect(dbname='superset', user='superset',"
+        f" host={os.environ['PGHOST']!r})",
+        "SQLALCHEMY_ENGINE_OPTIONS = {'creator': connect}"
+        if way == "creator"
+        else "sqlalchemy.event.listen(sqlalchemy.engine.Engine, 'do_connect', connect)",
+    ]
+    second.restart()
+    client = second.client("admin")
+    assert client.put("global/k", SECRET).status_code == 200
+    assert client.get("global/k").text == "value"
+    assert fernet(SECRET_KEY).decrypt(token()) == b"value"
+
+    second.restart(EXTENSION_STORAGE_KEYS_BY="startup")
+    client = second.client("admin")
+    if way == "creator":
+        assert client.get("/api/v1/dashboard/").status_code == 200
+        assert client.get("global/k").status_code == 503
+        assert "Set EXTENSION_STORAGE_KEYS_BY = 'copy'." in second.log.read_text()
+
+
+# Where keys come from
+
+
+@pytest.fixture
+def key_file() -> Iterator[Path]:
+    """A key file that the server has."""
+    data = Path(os.environ["PG_DATA"])
+    conf, keys = data / "postgresql.conf", data.with_name("keys")
+    before = conf.read_text()
+    keys.write_text("secret of the file\nold secret of the file\n")
+    keys.chmod(0o600)
+    conf.write_text(before + f"extension_storage.encryption_keys_file = '{keys}'\n")
+    reload()
+    yield keys
+    conf.write_text(before)
+    reload()
+
+
+def reload() -> None:
+    loaded = sql("SELECT pg_conf_load_time()")
+    sql("SELECT pg_reload_conf()")
+    while sql("SELECT pg_conf_load_time()") == loaded:
+        time.sleep(0.05)
+
+
+def test_key_file_and_configuration(second: Superset, key_file: Path) -> None:
+    """The file's keys decrypt whatever is configured; each key has its place."""
+
+    def report() -> list[str]:
+        output = second.run("init-extension-storage").stdout
+        return [
+            re.sub("fingerprint [0-9a-f]{8}", "F", line)
+            for line in output.splitlines()
+            if line.startswith("Key ")
+        ]
+
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
+        " VALUES ('acme.my-ext', 'secret-key', %s, true)",
+        fernet(SECRET_KEY).encrypt(b"value"),
+    )
+    second.restart()
+    client = second.client("admin")
+    assert client.put("global/file", SECRET).status_code == 200
+    assert client.get("global/secret-key").text == "value"
+    assert report() == [
+        "Key 1, F, line 1 of the server's key file: encrypts, 1 entries; it is needed",
+        "Key 2, F, line 2 of the server's key file: decrypts, 0 entries; it may be"
+        " removed",
+        "Key 3, F, SECRET_KEY: decrypts, 1 entries; it is needed",
+    ]
+
+    second.restart(EXTENSION_STORAGE_ENCRYPTION_KEYS=["listed"])
+    client = second.client("admin")
+    assert client.put("global/listed", SECRET).status_code == 200
+    for key in ("file", "secret-key", "listed"):
+        assert client.get(f"global/{key}").text == "value"
+    assert [line.partition(":")[0] for line in report()] == [
+        "Key 1, F, item 1 of EXTENSION_STORAGE_ENCRYPTION_KEYS",
+        "Key 2, F, line 1 of the server's key file",
+        "Key 3, F, line 2 of the server's key file",
+        "Key 4, F, SECRET_KEY",
+    ]
+
+
+# SECRET_KEY
+
+
+def test_rotation_of_secret_key(second: Superset) -> None:
+    """As Superset's documentation has it; every value is read at each step."""
+    old, new = "the old SECRET_KEY, long enough", "the new SECRET_KEY, long enough"
+    second.restart(SECRET_KEY=old)
+    client = second.client("admin")
+    assert client.put("global/old", SECRET).status_code == 200
+
+    def readable(*keys: str) -> None:
+        client = second.client("admin")
+        for key in keys:
+            assert client.get(f"global/{key}").text == "value"
+
+    # the new key, and the old one as the previous one
+    second.restart(SECRET_KEY=new, PREVIOUS_SECRET_KEY=old)
+    readable("old")
+    client = second.client("admin")
+    assert client.put("global/new", SECRET).status_code == 200
+    readable("old", "new")
+    second.run("re-encrypt-secrets")
+    readable("old", "new")
+    done = second.run("init-extension-storage")
+    assert ", PREVIOUS_SECRET_KEY: decrypts, 1 entries; it is needed\n" in done.stdout
+
+    # without the rotation that the README tells of, init says so
+    del second.config["PREVIOUS_SECRET_KEY"]
+    done = second.run("init-extension-storage", check=False)
+    assert done.returncode == 4
+    assert "Error: Entries that no key reads: 1." in done.stderr
+
+    second.config["PREVIOUS_SECRET_KEY"] = old
+    done = second.run("rotate-extension-storage-keys")
+    assert "2 scanned, 1 re-encrypted, 1 already current, 0 failed\n" in done.stdout
+    assert ", PREVIOUS_SECRET_KEY: decrypts, 0 entries; it may be removed\n" in (
+        done.stdout
+    )
+    readable("old", "new")
+
+    del second.config["PREVIOUS_SECRET_KEY"]
+    second.restart()
+    readable("old", "new")
+    second.run("init-extension-storage")
+
+
+# What is where
+
+
+def test_secrets_are_nowhere(second: Superset, tmp_path: Path) -> None:
+    """No file, log or catalog has a secret or a value that is stored encrypted.
+
+    PostgreSQL, PgBouncer, gunicorn and nginx log what they log by default, and
+    errors are among that.
+    """
+    markers = {
+        "EXTENSION_STORAGE_ENCRYPTION_KEYS": "marker-of-the-list",
+        "SECRET_KEY": "marker-of-the-secret-key-0123456789",
+        "PREVIOUS_SECRET_KEY": "marker-of-the-previous-secret-key",
+        "value": "marker-of-the-value",
+    }
+    bouncer = PgBouncer(tmp_path / "pgbouncer")
+    try:
+        for uri in (None, bouncer.uri()):
+            for way in ("copy", "startup"):
+                if uri is not None:
+                    second.config["SQLALCHEMY_DATABASE_URI"] = uri
+                second.restart(
+                    EXTENSION_STORAGE_ENCRYPTION_KEYS=[
+                        markers["EXTENSION_STORAGE_ENCRYPTION_KEYS"]
+                    ],
+                    SECRET_KEY=markers["SECRET_KEY"],
+                    PREVIOUS_SECRET_KEY=markers["PREVIOUS_SECRET_KEY"],
+                    EXTENSION_STORAGE_KEYS_BY=way,
+                )
+                nginx = Nginx(tmp_path / f"nginx-{way}-{uri is None}", second.url)
+                try:
+                    second.url, server = f"http://127.0.0.1:{nginx.port}", second.url
+                    _use(
+                        second,
+                        markers["value"],
+                        refused=uri is not None and way == "startup",
+                    )
+                    second.url = server
+                finally:
+                    nginx.stop()
+                running = sql(
+                    "SELECT a::text FROM pg_stat_activity a"
+                    " UNION ALL SELECT s::text FROM pg_settings s"
+                    " UNION ALL SELECT s::text FROM pg_db_role_setting s"
+                )
+                # a statement that runs shows the value, as the README says
+                assert set(found_in(str(running).encode(), markers)) <= {"value"}
+    finally:
+        bouncer.stop()
+    second.run("rotate-extension-storage-keys", check=False)
+    dump = os.popen("pg_dumpall -U postgres").read()
+    assert "acme.my-ext" in dump and not found_in(dump.encode(), markers)
+    sql("CHECKPOINT")
+
+    configured = second.folder / "superset_config.py"
+    data = Path(os.environ["PG_DATA"])
+    folders = [data, data.with_name("log"), tmp_path]
+    files = [
+        path
+        for folder in folders
+        for path in ([folder] if folder.is_file() else folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts and path != configured
+    ]
+    for name in ("log", "pgbouncer.log", "access.log", "error.log", "server.log"):
+        assert any(path.name == name for path in files)
+    assert any("pg_wal" in path.parts for path in files)
+    for path in files:
+        assert not found_in(path.read_bytes(), markers), path
+    # what is looked for is found where it is
+    assert found_in(configured.read_bytes(), markers)
+
+
+def found_in(text: bytes, markers: dict[str, str]) -> list[str]:
+    """Give the names of those that are in a text, as they are, in hex or base64."""
+    return [
+        name
+        for name, marker in markers.items()
+        for spelt in (
+            marker.encode(),
+            marker.encode().hex().encode(),
+            b64encode(marker.encode()).rstrip(b"=")[:-1],
+        )
+        if spelt in text
+    ]
+
+
+def _use(superset: Superset, value: str, refused: bool) -> None:
+    """Requests that encrypt and decrypt, and such as end in an error of the server."""
+    client = superset.client("admin")
+    assert client.get("/api/v1/dashboard/").status_code == 200
+    written = client.put("global/k", {"value": value, "is_encrypted": True})
+    assert written.status_code == (503 if refused else 200)
+    if refused:
+        return
+    assert client.get("global/k").text == value
+    assert client.put("global/k", {"value": value}).status_code == 200
+    other = {"If-Match": '"00000000-0000-0000-0000-000000000000-1"'}
+    assert client.put("global/k", {"value": value}, headers=other).status_code == 412
+    long = {"value": value, "category": "c" * 65, "is_encrypted": True}
+    assert client.put("global/k", long).status_code == 400
+
+
+def test_first_value_of_the_readme(second: Superset) -> None:
+    (typed,) = re.findall(
+        r"^superset shell <<'END'\n(.*?)^END$",
+        README.read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    subprocess.run(
+        [Path(sys.executable).with_name("superset"), "shell"],
+        cwd=second.folder,
+        env=second.environment(),
+        input=typed,
+        text=True,
+        check=True,
+        timeout=240,
+    )
+    assert fernet(SECRET_KEY).decrypt(token()) == b'"hello"'

@@ -1,0 +1,1189 @@
+"""Superset 7's storage API for extensions, on the Superset of these tests."""
+
+from __future__ import annotations
+
+import datetime
+import pickle
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from conftest import README, Client, Superset, sql
+
+NOTES, OTHER = "acme.notes", "acme.other-notes"
+TABLE = "ext_storage.extension_storage"
+BACK_END = Path(__file__).with_name("official_extension.py").read_text()
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two extensions with one source, made by the official command line."""
+    folder, made = tmp_path_factory.mktemp("extensions"), {}
+
+    def run(where: Path, *arguments: str) -> None:
+        programs = Path(sys.executable).parent
+        done = subprocess.run(
+            [programs / "superset-extensions", *arguments],
+            cwd=where,
+            env={"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(folder)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    for extension_id in (NOTES, OTHER):
+        publisher, name = extension_id.split(".")
+        run(
+            folder,
+            *("init", "--no-frontend", "--backend", "--license=Apache-2.0"),
+            *(f"--publisher={publisher}", f"--name={name}"),
+            *(f"--display-name={name.title()}", "--version=1.2.3"),
+        )
+        (entry_point,) = (folder / name).glob("backend/src/*/*/entrypoint.py")
+        # Superset 6.1 takes no two APIs of one class name.
+        entry_point.write_text(
+            BACK_END.replace("CallsApi", f"{entry_point.parent.name.title()}Api")
+        )
+        run(folder / name, "bundle")
+        made[extension_id] = folder / name
+    return made
+
+
+@pytest.fixture
+def official(app: Any, bundles: dict[str, Path]) -> Iterator[Any]:
+    """The application's context; both extensions are known, neither is loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            app.config, "LOCAL_EXTENSIONS", [str(b) for b in bundles.values()]
+        )
+        with app.app_context():
+            from superset.extensions import db
+
+            import superset_extension_storage.official as official
+
+            yield official
+            db.session.rollback()
+
+
+def rows(columns: str) -> list[Any]:
+    """Read what other connections see, by key."""
+    return sql(f"SELECT {columns} FROM {TABLE} ORDER BY key")
+
+
+def stored(key: str) -> tuple[bytes, str, bool]:
+    ((value, value_type, encrypted),) = sql(
+        f"SELECT value, value_type, is_encrypted FROM {TABLE} WHERE key = %s", key
+    )
+    return bytes(value), value_type, encrypted
+
+
+# Contexts
+
+
+def test_no_context(official: Any) -> None:
+    from superset_core.extensions.context import get_context
+    from superset_core.extensions.storage.persistent import PersistentState
+    from superset_core.extensions.storage.secrets import SecretsState
+
+    with official.extension_context(NOTES, user_id=1):
+        pass
+    for call in (
+        get_context,
+        lambda: PersistentState.get("k"),
+        lambda: PersistentState.shared.get("k"),
+        lambda: PersistentState.set("k", 1),
+        lambda: SecretsState.get("k"),
+        lambda: SecretsState.shared.list_names(),
+    ):
+        with pytest.raises(RuntimeError, match="must be called in an extension"):
+            call()
+
+
+def test_context_tells_extension_and_user(official: Any) -> None:
+    from superset_core.extensions.context import get_context
+
+    with official.extension_context(NOTES, user_id=7) as context:
+        assert get_context() is context
+        assert (context.extension.id, context.user_id) == (NOTES, 7)
+        assert (context.extension.publisher, context.extension.name) == (
+            "acme",
+            "notes",
+        )
+        assert context.extension.version == "1.2.3"
+        assert context.extension.displayName == "Notes"
+
+
+def test_user_of_the_request_unless_named(official: Any, app: Any) -> None:
+    from flask import g
+    from superset.extensions import security_manager
+
+    with app.test_request_context():
+        g.user = security_manager.find_user("gamma")
+        with official.extension_context(NOTES) as context:
+            assert context.user_id == g.user.id
+            context.storage.persistent.set("k", "gamma's")
+        with official.extension_context(NOTES, user_id=7) as context:
+            assert context.storage.persistent.get("k") is None
+            context.storage.persistent.set("k", "7's")
+        gamma = g.user.id
+    found = sql(f"SELECT user_fk, created_by_fk FROM {TABLE} ORDER BY id")
+    assert found == [(gamma, gamma), (7, 7)]
+
+
+def test_no_user(official: Any) -> None:
+    with official.extension_context(NOTES) as context:
+        assert context.user_id is None
+        for state in (context.storage.persistent, context.storage.secrets):
+            for call in (
+                lambda: state.get("k"),  # noqa: B023
+                lambda: state.set("k", 1),  # noqa: B023
+                lambda: state.remove("k"),  # noqa: B023
+            ):
+                with pytest.raises(RuntimeError, match="there is no user"):
+                    call()
+            state.shared.set("k", 1)
+            assert state.shared.get("k") == 1
+    assert rows("user_fk, created_by_fk") == [(None, None), (None, None)]
+
+
+def test_bad_contexts(official: Any) -> None:
+    for bad in ("1", 1.0, True):
+        with pytest.raises(TypeError), official.extension_context(NOTES, bad):
+            pass
+    for unknown in ("acme.unknown", "notes", "", "acme/notes"):
+        with pytest.raises(LookupError), official.extension_context(unknown, 1):
+            pass
+
+
+def test_nested_contexts(official: Any) -> None:
+    from superset_core.extensions.context import get_context
+    from superset_core.extensions.storage.persistent import PersistentState
+
+    with official.extension_context(NOTES, user_id=1) as outer:
+        PersistentState.set("k", "outer")
+        with official.extension_context(OTHER, user_id=1) as inner:
+            assert get_context() is inner
+            assert PersistentState.get("k") is None
+            PersistentState.set("k", "inner")
+            with official.extension_context(OTHER, user_id=2):
+                assert PersistentState.get("k") is None
+                with pytest.raises(RuntimeError, match="another user"):
+                    inner.storage.persistent.get("k")
+            for state in (outer.storage.persistent, outer.storage.secrets):
+                for call in (
+                    lambda: state.get("k"),  # noqa: B023
+                    lambda: state.set("k", 1),  # noqa: B023
+                    lambda: state.shared.get("k"),  # noqa: B023
+                    lambda: state.shared.remove("k"),  # noqa: B023
+                ):
+                    with pytest.raises(RuntimeError, match=f"context of {NOTES}"):
+                        call()
+        assert get_context() is outer
+        assert outer.storage.persistent.get("k") == "outer"
+    with pytest.raises(ValueError), official.extension_context(NOTES, user_id=1):
+        raise ValueError
+    with pytest.raises(RuntimeError):
+        get_context()
+
+
+def test_two_threads_in_two_contexts(official: Any, app: Any) -> None:
+    """Each step waits for the other thread's, so they are always both inside."""
+    from superset_core.extensions.context import get_context
+    from superset_core.extensions.storage.persistent import PersistentState
+
+    step = threading.Barrier(2, timeout=60)
+
+    def work(extension_id: str, user_id: int) -> list[Any]:
+        seen = []
+        with app.app_context(), official.extension_context(extension_id, user_id):
+            step.wait()
+            PersistentState.set("k", extension_id)
+            PersistentState.shared.set("s", extension_id)
+            step.wait()
+            seen += [get_context().extension.id, get_context().user_id]
+            seen += [PersistentState.get("k"), PersistentState.shared.get("s")]
+            step.wait()
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(work, NOTES, 1)
+        second = pool.submit(work, OTHER, 2)
+    assert first.result() == [NOTES, 1, NOTES, NOTES]
+    assert second.result() == [OTHER, 2, OTHER, OTHER]
+
+
+def test_a_thread_starts_without_context(official: Any, app: Any) -> None:
+    from superset_core.extensions.context import get_context
+
+    def work() -> None:
+        with app.app_context():
+            get_context()
+
+    with official.extension_context(NOTES, 1), ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+    with pytest.raises(RuntimeError, match="must be called in an extension"):
+        done.result()
+
+
+def test_requests_and_contexts(official: Any, app: Any) -> None:
+    """A request to an extension's path is its own, whoever sends it."""
+    from superset_core.extensions.context import get_context
+
+    rule = "/extensions/acme/other-notes/plain"
+    adapter = [r for r in app.url_map.iter_rules() if r.rule == rule]
+    if not adapter:
+        app.view_functions["plain_view"] = lambda: get_context().extension.id
+        app.url_map.add(app.url_rule_class(rule, endpoint="plain_view"))
+    with app.test_request_context(rule):
+        assert get_context().extension.id == OTHER
+        with official.extension_context(NOTES, 1):
+            assert get_context().extension.id == NOTES
+    with official.extension_context(NOTES, 1) as context:
+        with app.test_request_context(rule):
+            assert get_context().extension.id == OTHER
+        with app.test_request_context("/health"):
+            assert get_context() is context
+    for other in ("/health", "/extensions/list/", "/nowhere"):
+        with app.test_request_context(other), pytest.raises(RuntimeError):
+            get_context()
+
+
+def test_loading(official: Any, bundles: dict[str, Path]) -> None:
+    from superset.extensions.context import extension_context
+    from superset.extensions.utils import get_extensions
+    from superset_core.extensions.context import get_context
+
+    with extension_context(get_extensions()[NOTES].manifest):
+        assert get_context().extension.id == NOTES
+        get_context().storage.persistent.shared.set("k", 1)
+    assert rows("extension_id, user_fk") == [(NOTES, None)]
+
+
+def test_ephemeral(official: Any) -> None:
+    with (
+        official.extension_context(NOTES, 1) as context,
+        pytest.raises(NotImplementedError, match="cache of Superset 7"),
+    ):
+        context.storage.ephemeral  # noqa: B018
+    with pytest.raises(ImportError, match="cache of Superset 7"):
+        from superset_core.extensions.storage.ephemeral import (  # noqa: F401
+            EphemeralSetOptions,
+        )
+    with pytest.raises(ModuleNotFoundError):
+        import superset_core.extensions.storage.unheard_of  # noqa: F401
+
+
+# Values
+
+
+@contextmanager
+def storage(official: Any, user_id: int = 1) -> Iterator[Any]:
+    with official.extension_context(NOTES, user_id=user_id) as context:
+        yield context.storage
+
+
+def set_options(**options: Any) -> Any:
+    from superset_core.extensions.storage.persistent import PersistentSetOptions
+
+    return PersistentSetOptions(**options)
+
+
+def test_dataclasses() -> None:
+    """The official names, defaults and frozenness."""
+    from dataclasses import MISSING, FrozenInstanceError, fields
+
+    from superset_core.extensions.storage import persistent
+
+    shapes = {
+        "PersistentSetOptions": {"encrypt": False, "codec": "json"},
+        "PersistentListOptions": {
+            "page": MISSING,
+            "page_size": MISSING,
+            "resource_type": None,
+            "resource_uuid": None,
+        },
+        "PersistentListEntry": {"key": MISSING, "value": MISSING, "codec": MISSING},
+        "PersistentListResult": {"entries": MISSING, "count": 0},
+    }
+    for name, shape in shapes.items():
+        cls = getattr(persistent, name)
+        assert {f.name: f.default for f in fields(cls)} == shape, name
+    assert persistent.PersistentListResult().entries == []
+    with pytest.raises(FrozenInstanceError):
+        persistent.PersistentSetOptions().encrypt = True
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 0, 1.5, "", "ünï\0", [], {"a": [1, {"b": None}]}, "\ud800", 2**70],
+)
+def test_json(official: Any, value: Any) -> None:
+    import json
+
+    with storage(official) as state:
+        state.persistent.set("k", value)
+        assert state.persistent.get("k") == value
+    content, value_type, encrypted = stored("k")
+    assert json.loads(content) == value
+    assert (value_type, encrypted) == ("application/json", False)
+
+
+def test_binary(official: Any) -> None:
+    with storage(official) as state:
+        for value in (b"\0\xff", bytearray(b"\0\xff"), memoryview(b"\0\xff")):
+            state.persistent.set("k", value, set_options(codec="binary"))
+            assert state.persistent.get("k") == b"\0\xff"
+    assert stored("k") == (b"\0\xff", "application/octet-stream", False)
+
+
+def test_what_http_and_dao_wrote(official: Any) -> None:
+    """Types of others: JSON in any spelling is decoded, the rest is bytes."""
+    from superset_core.common.daos import ExtensionStorageDAO
+
+    with storage(official) as state:
+        for value_type, value in (
+            ("application/json", {"a": 1}),
+            ("Application/JSON; charset=utf-8", {"a": 1}),
+            ("text/plain", b'{"a":1}'),
+            ("application/jsonp", b'{"a":1}'),
+            ("application/X-python-pickle", b'{"a":1}'),
+        ):
+            ExtensionStorageDAO.set(NOTES, "k", b'{"a":1}', value_type, user_fk=1)
+            assert state.persistent.get("k") == value
+        ExtensionStorageDAO.set(NOTES, "k", b"{broken", user_fk=1)
+        with pytest.raises(
+            ValueError, match='"k" of extension "acme.notes" is not JSON'
+        ):
+            state.persistent.get("k")
+
+
+def test_pickle_is_read_only_when_asked_for(official: Any, app: Any) -> None:
+    value, day = set_options(codec="pickle"), datetime.date(2026, 11, 25)
+    with storage(official) as state:
+        state.persistent.set("k", {day}, value)
+        assert stored("k")[1] == "application/x-python-pickle"
+        with pytest.raises(ValueError, match="is pickled"):
+            state.persistent.get("k")
+        assert state.persistent.get("k", pickle=True) == {day}
+        (entry,) = list_(state.persistent, pickle=True).entries
+        assert (entry.value, entry.codec) == ({day}, "pickle")
+        (entry,) = list_(state.persistent).entries
+        assert (entry.key, entry.codec) == ("k", "pickle")
+        with pytest.raises(ValueError, match="is pickled"):
+            entry.value  # noqa: B018
+        app.config["EXTENSION_STORAGE_UNPICKLE"].append(OTHER)
+        try:
+            with pytest.raises(ValueError, match="is pickled"):
+                state.persistent.get("k")
+            app.config["EXTENSION_STORAGE_UNPICKLE"].append(NOTES)
+            assert state.persistent.get("k") == {day}
+        finally:
+            app.config["EXTENSION_STORAGE_UNPICKLE"].clear()
+
+
+class Exploit:
+    """What takes over whoever unpickles it."""
+
+    ran = False
+
+    def __reduce__(self) -> Any:
+        return setattr, (Exploit, "ran", True)
+
+
+def test_foreign_pickles_are_not_read(official: Any, app: Any) -> None:
+    """Bytes that came by another way, from another entry, or under another key."""
+    from superset_core.common.daos import ExtensionStorageDAO
+
+    def refused(key: str) -> None:
+        with pytest.raises(ValueError, match="not pickled by this Superset"):
+            state.persistent.get(key, pickle=True)
+
+    kind = "application/x-python-pickle"
+    with storage(official) as state:
+        for planted in (pickle.dumps(Exploit()), b"", b"." * 50):
+            ExtensionStorageDAO.set(NOTES, "k", planted, kind, user_fk=1)
+            refused("k")
+        state.persistent.set("k", {1}, set_options(codec="pickle"))
+        ExtensionStorageDAO.set(NOTES, "copy", stored("k")[0], kind, user_fk=1)
+        refused("copy")
+        state.persistent.set("copy", {2}, set_options(codec="pickle"))
+        key = app.secret_key
+        try:
+            app.secret_key = "another key that is long enough"
+            refused("k")
+            app.config["PREVIOUS_SECRET_KEY"] = key
+            assert state.persistent.get("k", pickle=True) == {1}
+        finally:
+            app.secret_key = key
+            del app.config["PREVIOUS_SECRET_KEY"]
+    assert Exploit.ran is False
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "options", "message"),
+    [
+        ("k", 1, {"codec": "yaml"}, "codec must be one of json, binary, pickle"),
+        ("k", 1, {"codec": None}, "codec must be one of"),
+        ("k", {object()}, {}, "type set cannot be encoded as json"),
+        ("k", object(), {}, "type object cannot be encoded as json"),
+        ("k", b"\xff", {}, "type bytes cannot be encoded as json"),
+        ("k", lambda: 1, {"codec": "pickle"}, "function cannot be encoded as pickle"),
+        ("k", "text", {"codec": "binary"}, "must be bytes"),
+        ("k" * 256, 1, {}, "key is too long"),
+        ("", 1, {}, "key"),
+        ("a\0b", 1, {}, "NUL"),
+        ("\ud800", 1, {}, "surrogate"),
+        (5, 1, {}, "key must be a string"),
+        (None, 1, {}, "key must be a string"),
+    ],
+)
+def test_bad_values(
+    official: Any, key: Any, value: Any, options: dict[str, Any], message: str
+) -> None:
+    from superset_extension_storage.errors import InvalidArgument
+
+    with storage(official) as state:
+        for states in (state.persistent, state.persistent.shared):
+            with pytest.raises(InvalidArgument, match=message):
+                states.set(key, value, set_options(**options))
+        if not options:
+            with pytest.raises(InvalidArgument, match=message):
+                state.secrets.set(key, value)
+    assert rows("key") == []
+
+
+def test_recursion(official: Any) -> None:
+    from superset_extension_storage.errors import InvalidArgument
+
+    value: list[Any] = []
+    value.append(value)
+    with storage(official) as state, pytest.raises(InvalidArgument):
+        state.persistent.set("k", value)
+
+
+def test_errors_do_not_show_the_value(official: Any) -> None:
+    import traceback
+
+    value = "".join(["s3cret", "-", "value"])
+    with storage(official) as state:
+        for call in (
+            lambda: state.persistent.set("k", {value: {object()}}),
+            lambda: state.secrets.set("k", {value: {object()}}),
+            lambda: state.secrets.set("k" * 256, value),
+        ):
+            with pytest.raises(ValueError) as caught:
+                call()
+            assert value not in "".join(traceback.format_exception(caught.value))
+
+
+def test_too_large(official: Any) -> None:
+    from superset_extension_storage.errors import ValueTooLarge
+
+    with storage(official) as state:
+        for call in (
+            lambda: state.secrets.set("k", "x" * 16777214),
+            lambda: state.persistent.set(
+                "k", bytes(16777216), set_options(codec="binary")
+            ),
+        ):
+            with pytest.raises(ValueTooLarge):
+                call()
+        state.secrets.set("k", "x" * 16777213)
+        assert len(state.secrets.get("k")) == 16777213
+
+
+def test_encryption_is_never_taken_back(official: Any) -> None:
+    with storage(official) as state:
+        state.persistent.set("k", "v", set_options(encrypt=True))
+        assert stored("k")[0].startswith(b"gAAAA") and stored("k")[2]
+        state.persistent.set("k", "w")
+        state.persistent.set("k", "x", set_options(encrypt=False))
+        assert state.persistent.get("k") == "x"
+        assert stored("k")[0].startswith(b"gAAAA") and stored("k")[2]
+
+
+def test_undecryptable(official: Any) -> None:
+    """An error that the caller's transaction survives; a new value mends it."""
+    from superset.extensions import db
+
+    from superset_extension_storage.errors import ValueUndecryptable
+
+    with storage(official) as state:
+        state.persistent.set("k", "v", set_options(encrypt=True))
+        state.secrets.set("k", "v")
+        sql(f"UPDATE {TABLE} SET value = 'gAAAAAbroken'")
+        for states in (state.persistent, state.secrets):
+            with pytest.raises(ValueUndecryptable):
+                states.get("k")
+            assert db.session.connection().exec_driver_sql("SELECT 1").scalar() == 1
+            states.set("k", "w")
+            assert states.get("k") == "w"
+
+
+def test_remove(official: Any) -> None:
+    with storage(official) as state:
+        for states in (state.persistent, state.persistent.shared, state.secrets):
+            states.set("k", 1)
+            assert states.remove("k") is None
+            assert states.get("k") is None
+            assert states.remove("k") is None
+    assert rows("key") == []
+
+
+# Transactions
+
+
+def test_commits(official: Any) -> None:
+    from superset.extensions import db
+
+    with storage(official) as state:
+        state.persistent.set("k", 1)
+        assert rows("key") == [("k",)]
+        state.persistent.remove("k")
+        assert rows("key") == []
+        state.secrets.set("k", 1)
+        db.session.rollback()
+        assert rows("key") == [("k",)]
+
+
+def test_transaction_of_the_caller(official: Any) -> None:
+    from superset.utils.decorators import transaction
+
+    from superset_extension_storage.errors import InvalidArgument
+
+    @transaction()
+    def work(fail: bool) -> None:
+        state.persistent.set("k", 1)
+        with pytest.raises(InvalidArgument):
+            state.persistent.set("k" * 256, 1)
+        state.secrets.set("s", 1)
+        assert state.persistent.get("k") == 1
+        assert rows("key") == []
+        if fail:
+            raise KeyError
+
+    with storage(official) as state:
+        with pytest.raises(KeyError):
+            work(True)
+        assert rows("key") == []
+        work(False)
+        assert rows("key") == [("k",), ("s",)]
+
+
+def test_what_the_caller_changed_is_not_flushed(official: Any) -> None:
+    from superset.extensions import db
+    from superset.models.dashboard import Dashboard
+
+    dashboard = Dashboard(dashboard_title="unsaved")
+    db.session.add(dashboard)
+    with storage(official) as state:
+        state.persistent.get("k")
+        list_(state.persistent)
+        state.secrets.list_names()
+    assert dashboard in db.session.new
+
+
+# Lists
+
+
+def list_(state: Any, page: int = 0, page_size: int = 25, **arguments: Any) -> Any:
+    from superset_core.extensions.storage.persistent import PersistentListOptions
+
+    pickle = {"pickle": True} if arguments.pop("pickle", False) else {}
+    return state.list(PersistentListOptions(page, page_size, **arguments), **pickle)
+
+
+def test_list(official: Any) -> None:
+    """The newest change first, a page of them, of the user or of all."""
+    with storage(official, user_id=2) as state:
+        state.persistent.set("other", 0)
+    with storage(official) as state:
+        for key in ("b", "a", "c"):
+            state.persistent.set(key, key.upper())
+            state.secrets.set(key, key)
+        state.persistent.set("a", b"A", set_options(codec="binary", encrypt=True))
+        state.persistent.shared.set("s", 1)
+        found = list_(state.persistent)
+        assert [(e.key, e.value, e.codec) for e in found.entries] == [
+            ("a", b"A", "binary"),
+            ("c", "C", "json"),
+            ("b", "B", "json"),
+        ]
+        assert found.count == 3
+        pages = [list_(state.persistent, page, 2) for page in range(3)]
+        assert [[e.key for e in p.entries] for p in pages] == [["a", "c"], ["b"], []]
+        assert {p.count for p in pages} == {3}
+        assert [e.key for e in list_(state.persistent, -1, 0).entries] == ["a"]
+        assert [e.key for e in list_(state.persistent.shared).entries] == ["s"]
+        sql(f"UPDATE {TABLE} SET changed_on = '2026-01-01'")
+        keys = [e.key for e in list_(state.persistent).entries]
+        assert keys == ["a", "b", "c"]
+        for page, page_size in ((None, 1), (0, "2"), (0.0, 1)):
+            with pytest.raises(ValueError, match="must be integers"):
+                list_(state.persistent, page, page_size)
+    with official.extension_context(OTHER, user_id=1) as context:
+        assert list_(context.storage.persistent).count == 0
+
+
+def test_long_list(official: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from superset_extension_storage.official import state as module
+
+    monkeypatch.setattr(module, "BATCH", 2)
+    with storage(official) as state:
+        for number in range(5):
+            state.persistent.set(str(number), number)
+            state.secrets.set(str(number), number)
+        assert list_(state.persistent, 0, 3).count == 5
+        assert state.secrets.list_names() == list("01234")
+
+
+def test_list_of_a_resource(official: Any) -> None:
+    from superset_core.common.daos import ExtensionStorageDAO
+
+    resource = {"resource_type": "dashboard", "resource_uuid": str(uuid4())}
+    other = {**resource, "resource_uuid": str(uuid4())}
+    for key, scope in (
+        ("shared", resource),
+        ("mine", {**resource, "user_fk": 1}),
+        ("another's", {**resource, "user_fk": 2}),
+        ("elsewhere", {**other, "user_fk": 1}),
+    ):
+        ExtensionStorageDAO.set(NOTES, key, b"1", **scope)
+    with storage(official) as state:
+        assert [e.key for e in list_(state.persistent, **resource).entries] == ["mine"]
+        found = list_(state.persistent.shared, **resource)
+        assert [(e.key, e.value) for e in found.entries] == [("shared", 1)]
+        with pytest.raises(ValueError):
+            list_(state.persistent, resource_type="dashboard")
+        state.secrets.set("k", 1)
+        with pytest.raises(ValueError, match="reserved"):
+            list_(
+                state.persistent,
+                resource_type="superset.secrets",
+                resource_uuid="secrets",
+            )
+
+
+def test_unreadable_entries_in_a_list(official: Any) -> None:
+    """They are told apart, and the others come."""
+    from superset_extension_storage.errors import ValueUndecryptable
+
+    with storage(official) as state:
+        for key in ("good", "lost", "broken"):
+            state.persistent.set(key, key, set_options(encrypt=key == "lost"))
+        sql(f"UPDATE {TABLE} SET value = 'gAAAAAbroken' WHERE key = 'lost'")
+        sql(f"UPDATE {TABLE} SET value = '{{' WHERE key = 'broken'")
+        found = list_(state.persistent)
+        assert found.count == 3
+        entries = {entry.key: entry for entry in found.entries}
+        assert entries["good"].value == "good"
+        for key, error in (("lost", ValueUndecryptable), ("broken", ValueError)):
+            assert entries[key].codec == "json" and repr(entries[key])
+            assert entries[key] != entries["good"] and len({entries[key]}) == 1
+            for _ in range(2):
+                with pytest.raises(error):
+                    entries[key].value  # noqa: B018
+
+
+def test_list_is_bounded_by_bytes(
+    official: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from superset_extension_storage.errors import ValueTooLarge
+    from superset_extension_storage.official import persistent
+
+    monkeypatch.setattr(persistent, "MAX_LIST_BYTES", 10)
+    with storage(official) as state:
+        for key in "abc":
+            state.persistent.set(key, "12345678")
+        with pytest.raises(ValueTooLarge, match="30 bytes, more than 10"):
+            list_(state.persistent)
+        assert len(list_(state.persistent, 1, 1).entries) == 1
+
+
+# Secrets
+
+
+def test_secrets(official: Any) -> None:
+    with storage(official) as state:
+        state.secrets.set("token", {"a": "mine"})
+        state.secrets.shared.set("token", "ours")
+        state.secrets.set("b", 1)
+        assert state.persistent.get("token") is None
+        state.persistent.set("token", "no secret")
+        assert state.secrets.get("token") == {"a": "mine"}
+        assert state.secrets.shared.get("token") == "ours"
+        assert state.secrets.list_names() == ["b", "token"]
+        assert state.secrets.shared.list_names() == ["token"]
+        assert state.secrets.get("none") is None
+    with storage(official, user_id=2) as state:
+        assert state.secrets.get("token") is None and state.secrets.list_names() == []
+        assert state.secrets.shared.get("token") == "ours"
+    with official.extension_context(OTHER, user_id=1) as context:
+        assert context.storage.secrets.get("token") is None
+        assert context.storage.secrets.shared.list_names() == []
+    found = sql(
+        f"SELECT is_encrypted, convert_from(value, 'UTF8') FROM {TABLE}"
+        " WHERE resource_type IS NOT NULL"
+    )
+    assert len(found) == 3
+    assert all(flag and token.startswith("gAAAA") for flag, token in found)
+
+
+def test_secrets_need_a_key(official: Any) -> None:
+    from superset.extensions import db
+
+    from superset_extension_storage.errors import StorageUnavailable
+
+    connection = db.session.connection()
+    for setting in ("encryption_keys", "secret_key"):
+        connection.exec_driver_sql(f"SET LOCAL extension_storage.{setting} = ''")
+    with storage(official) as state, pytest.raises(StorageUnavailable):
+        state.secrets.set("k", 1)
+    assert rows("key") == []
+
+
+def test_secrets_of_a_deleted_user(official: Any) -> None:
+    with storage(official) as state:
+        state.secrets.set("k", 1)
+        state.secrets.shared.set("k", 1)
+        sql("SELECT ext_storage.ext_storage_purge_user(1)")
+        assert state.secrets.list_names() == []
+        assert state.secrets.shared.list_names() == ["k"]
+
+
+SPELLINGS = [
+    "superset.secrets",
+    "Superset.Secrets",
+    "SUPERSET.SECRETS",
+    "superset%2Esecrets",
+    "%73uperset.secrets",
+    "superset.secrets%20",
+    "%20superset.secrets",
+    "superset.secrets%09",
+    "superset.secrets%0A",
+    "superset.secrets%C2%A0",
+    "superset.secrets%E2%80%8B",
+    "%EF%BB%BFsuperset.secrets",
+    "super%C2%ADset.secrets",
+    "superset%EF%BC%8Esecrets",
+    "%EF%BD%93uperset.secrets",
+    "%C5%BFuperset.secrets",
+    "superset%E2%80%A4secrets",
+    "superset.other",
+]
+# Spelled like it, but another type.
+LOOK_ALIKES = ["%D1%95uperset.secrets", "supersetXsecrets", "secrets"]
+
+
+@pytest.fixture
+def secret_rows(official: Any) -> list[Any]:
+    """Secrets of acme.my-ext, the admin's and the extension's own."""
+    from superset_core.extensions.types import Manifest
+
+    extension = Manifest(
+        id="acme.my-ext", publisher="acme", name="my-ext", displayName="My"
+    )
+    admin = sql("SELECT id FROM ab_user WHERE username = 'admin'")[0][0]
+    with official.extension_context(extension, admin) as context:
+        for state in (context.storage.secrets, context.storage.secrets.shared):
+            state.set("token", "the secret value")
+    return secrets_as_they_are()
+
+
+def secrets_as_they_are() -> list[Any]:
+    return sql(
+        f"SELECT * FROM {TABLE} WHERE resource_type = 'superset.secrets' ORDER BY id"
+    )
+
+
+def requests_of_the_storage(app: Any, **names: str) -> list[tuple[str, str]]:
+    """Give each method of each URL of the storage API, with these names in it."""
+    names = {"publisher": "acme", "name": "my-ext", **names}
+    found = []
+    for rule in app.url_map.iter_rules():
+        if rule.rule.startswith("/api/v1/extensions/<publisher>/<name>/storage/"):
+            path = re.sub("<([a-z_]+)>", lambda part: names[part[1]], rule.rule)
+            found += [(method, path) for method in sorted(rule.methods - {"OPTIONS"})]
+    return found
+
+
+@pytest.mark.parametrize("spelling", [*SPELLINGS, *LOOK_ALIKES])
+def test_no_request_reaches_secrets(
+    secret_rows: list[Any], app: Any, admin: Client, spelling: str
+) -> None:
+    """Every method of every URL, in any spelling of the place where secrets are."""
+    for uuid in ("secrets", "SECRETS", "secrets%20", "%73ecrets"):
+        asked = requests_of_the_storage(
+            app, resource_type=spelling, resource_uuid=uuid, key="token"
+        )
+        assert {"GET", "HEAD", "PUT", "DELETE"} <= {method for method, _ in asked}
+        for method, path in asked:
+            for headers in ({}, {"If-Match": "*"}):
+                answer = admin.request(
+                    method, path, json={"value": "planted"}, headers=headers
+                )
+                assert "secret value" not in answer.text
+                if "/resources/" in path and spelling in SPELLINGS:
+                    assert answer.status_code == 400, (method, path)
+                    if method != "HEAD":
+                        message = answer.json()["message"]
+                        assert message.startswith("resource_type is reserved")
+                else:
+                    assert answer.status_code < 500, (method, path)
+        assert secrets_as_they_are() == secret_rows
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "token",
+        "superset.secrets",
+        "superset.secrets%2Fsecrets%2Ftoken",
+        "..%2Fresources%2Fsuperset.secrets%2Fsecrets%2Ftoken",
+        "token%00",
+    ],
+)
+def test_no_key_reaches_secrets(
+    secret_rows: list[Any], app: Any, admin: Client, key: str
+) -> None:
+    place = {"resource_type": "thing", "resource_uuid": "secrets", "key": key}
+    for query in (
+        "",
+        "?page_size=100",
+        "?resource_type=superset.secrets&resource_uuid=secrets",
+        "?category=superset.secrets",
+        "?user_fk=",
+    ):
+        for method, path in requests_of_the_storage(app, **place):
+            if method == "PUT":
+                continue
+            answer = admin.request(method, path + query)
+            assert "secret value" not in answer.text
+            if method == "GET" and path.endswith("/"):
+                assert answer.json() == {"count": 0, "result": []}
+            elif method != "HEAD":
+                assert answer.status_code in (400, 404), (method, path)
+    assert secrets_as_they_are() == secret_rows
+
+
+# Superset 7
+
+
+def test_own_modules_stay_unless_a_setting_says_so(
+    official: Any, app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules of the names and places that Superset 7 has, as its start leaves them."""
+    from superset_extension_storage.official import persistent, secrets
+
+    class Own:
+        pass
+
+    names = [
+        "superset_core.extensions.context",
+        "superset_core.extensions.storage",
+        "superset_core.extensions.storage.persistent",
+        "superset_core.extensions.storage.secrets",
+        "superset.extensions.storage",
+        "superset.extensions.storage.persistent",
+        "superset.extensions.storage.secrets",
+    ]
+    own = {}
+    for name in names:
+        own[name] = ModuleType(name)
+        own[name].__path__ = []
+        own[name].PersistentState = own[name].SecretsState = Own
+        monkeypatch.setitem(sys.modules, name, own[name])
+        parent, _, child = name.rpartition(".")
+        monkeypatch.setattr(sys.modules[parent], child, own[name], raising=False)
+
+    official.install(app)
+    assert {n: sys.modules[n] for n in names} == own
+    for module in own.values():
+        assert module.PersistentState is module.SecretsState is Own
+
+    # Its contexts say whose code runs; ours is one of them.
+    class Context:
+        extension = official.context._installed(NOTES)
+        user_id = None
+
+    context = Context()
+
+    @contextmanager
+    def extension_context(manifest: Any, user_id: int | None = None) -> Iterator[Any]:
+        context.extension, context.user_id = manifest, user_id
+        yield context
+
+    monkeypatch.setattr(
+        "superset.extensions.context.extension_context", extension_context
+    )
+    own["superset_core.extensions.context"].get_context = lambda: context
+    with official.extension_context(OTHER, user_id=3) as entered:
+        assert entered is context and context.extension.id == OTHER
+
+        monkeypatch.setitem(app.config, "EXTENSION_STORAGE_REPLACE_API", True)
+        official.install(app)
+        assert {n: sys.modules[n] for n in names} == own
+        for place in ("superset_core", "superset"):
+            stored_by = own[f"{place}.extensions.storage.persistent"].PersistentState
+            kept_by = own[f"{place}.extensions.storage.secrets"].SecretsState
+            assert stored_by is persistent.PersistentState
+            assert kept_by is secrets.SecretsState
+        stored_by.set("k", "v")
+        kept_by.set("s", "v")
+    assert rows("key, extension_id, user_fk, created_by_fk") == [
+        ("k", OTHER, 3, 3),
+        ("s", OTHER, 3, 3),
+    ]
+
+
+# A real extension
+
+
+@pytest.fixture(scope="module")
+def extended(
+    app: Any, bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Superset]:
+    """A Superset that has both, one from a folder and one from a bundle."""
+    folder = tmp_path_factory.mktemp("superset")
+    superset = Superset(folder / "extended")
+    found = folder / "bundles"
+    found.mkdir()
+    (bundle,) = bundles[OTHER].glob("*.supx")
+    bundle.rename(found / bundle.name)
+    superset.config.update(
+        FEATURE_FLAGS={"ENABLE_EXTENSIONS": True},
+        LOCAL_EXTENSIONS=[str(bundles[NOTES])],
+        EXTENSIONS_PATH=str(found),
+        EXTENSION_STORAGE_ENCRYPTION_KEYS=["first", "other"],
+        EXTENSION_STORAGE_UNPICKLE=[NOTES],
+    )
+    superset.start()
+    yield superset
+    superset.stop()
+
+
+class Caller:
+    """A user's calls of the storage through an extension's API."""
+
+    def __init__(self, client: Client, extension_id: str) -> None:
+        self.client = client
+        self.path = "/extensions/" + extension_id.replace(".", "/")
+
+    def post(self, view: str, state: str, call: str, **arguments: Any) -> Any:
+        asked = {"state": state, "call": call, **arguments}
+        return self.client.request("POST", f"{self.path}/{view}", json=asked)
+
+    def __call__(self, state: str, call: str, **arguments: Any) -> Any:
+        answer = self.post("call", state, call, **arguments)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["result"]
+
+    def who(self) -> Any:
+        return self.client.get(f"{self.path}/who").json()
+
+
+@pytest.fixture
+def callers(extended: Superset) -> dict[tuple[str, str], Caller]:
+    return {
+        (user, extension_id): Caller(client, extension_id)
+        for user in ("admin", "gamma")
+        for client in [extended.client(user)]
+        for extension_id in (NOTES, OTHER)
+    }
+
+
+def test_who_calls(callers: dict[tuple[str, str], Caller]) -> None:
+    users = dict(sql("SELECT username, id FROM ab_user"))
+    for (user, extension_id), caller in callers.items():
+        publisher, name = extension_id.split(".")
+        assert caller.who() == {
+            "extension": {
+                "id": extension_id,
+                "publisher": publisher,
+                "name": name,
+                "version": "1.2.3",
+                "displayName": name.title(),
+            },
+            "user_id": users[user],
+        }
+
+
+def test_every_call(callers: dict[tuple[str, str], Caller]) -> None:
+    caller = callers["gamma", NOTES]
+    for state in ("persistent", "shared", "PersistentState", "PersistentState.shared"):
+        for codec, value in (
+            ("json", {"a": [1]}),
+            ("binary", "\0\xff"),
+            ("pickle", "2026-11-25"),
+        ):
+            options = {"codec": codec, "encrypt": codec == "binary"}
+            assert caller(state, "set", key=codec, value=value, options=options) is None
+            assert caller(state, "get", key=codec) == value
+        assert caller(state, "list", options={"page": 0, "page_size": 2}) == {
+            "entries": [
+                ["pickle", "2026-11-25", "pickle"],
+                ["binary", "\0\xff", "binary"],
+            ],
+            "count": 3,
+        }
+        for codec in ("json", "binary", "pickle"):
+            assert caller(state, "remove", key=codec) is None
+            assert caller(state, "get", key=codec) is None
+    for state in ("secrets", "SecretsState"):
+        assert caller(state, "set", key="k", value={"a": 1}) is None
+        assert caller(state, "get", key="k") == {"a": 1}
+        assert caller(state, "remove", key="k") is None
+        assert caller(state, "get", key="k") is None
+    assert rows("key") == []
+
+
+def test_two_users_and_two_extensions(callers: dict[tuple[str, str], Caller]) -> None:
+    for who, caller in callers.items():
+        for state in ("persistent", "secrets"):
+            caller(state, "set", key="k", value=[*who, state])
+    for who, caller in callers.items():
+        for state in ("persistent", "secrets"):
+            assert caller(state, "get", key="k") == [*who, state]
+        assert caller("of the loading", "get", key="k") == [*who, "persistent"]
+    callers["admin", NOTES]("shared", "set", key="s", value=1)
+    assert callers["gamma", NOTES]("shared", "get", key="s") == 1
+    assert callers["admin", OTHER]("shared", "get", key="s") is None
+
+
+def test_http_sees_the_same(
+    extended: Superset, callers: dict[tuple[str, str], Caller]
+) -> None:
+    caller = callers["gamma", NOTES]
+    caller("persistent", "set", key="k", value={"a": 1})
+    answer = caller.client.get("user/k", extension="acme/notes")
+    assert answer.json() == {"a": 1}
+    assert answer.headers["Content-Type"] == "application/json"
+    caller.client.put("user/k", "[2]", extension="acme/notes")
+    assert caller("persistent", "get", key="k") == [2]
+
+
+def test_background_thread(callers: dict[tuple[str, str], Caller]) -> None:
+    """A thread has a context where it is given one, and no other."""
+    for (user, _), caller in callers.items():
+        arguments = {"key": "k", "value": user}
+        answer = caller.post("thread", "persistent", "set", **arguments)
+        assert answer.json() == {"result": [None, "RuntimeError"]}
+        assert caller("persistent", "get", key="k") == user
+    assert len(rows("key")) == 4
+
+
+def test_restart(extended: Superset, callers: dict[tuple[str, str], Caller]) -> None:
+    caller = callers["gamma", NOTES]
+    caller("persistent", "set", key="k", value=1, options={"encrypt": True})
+    caller("secrets", "set", key="k", value=2)
+    extended.restart()
+    again = Caller(extended.client("gamma"), NOTES)
+    assert again("persistent", "get", key="k") == 1
+    assert again("secrets", "get", key="k") == 2
+    # What the extension did while it was loaded
+    assert again("shared", "get", key="loaded") == "1.2.3"
+    found = sql(
+        f"SELECT extension_id FROM {TABLE} WHERE key = 'user while loading' ORDER BY 1"
+    )
+    assert found == [(NOTES,), (OTHER,)]
+
+
+def test_errors_over_http(callers: dict[tuple[str, str], Caller]) -> None:
+    """What an extension does not catch is an error of its own API, with no value."""
+    caller = callers["gamma", OTHER]
+    for arguments in (
+        {"key": "k" * 256, "value": "s3cret"},
+        {"key": "k", "value": "s3cret", "options": {"codec": "yaml"}},
+    ):
+        answer = caller.post("call", "persistent", "set", **arguments)
+        assert answer.status_code == 500 and "s3cret" not in answer.text
+    caller(
+        "persistent", "set", key="k", value="2026-11-25", options={"codec": "pickle"}
+    )
+    assert caller.post("call", "persistent", "get", key="k").status_code == 500
+    assert caller("persistent", "remove", key="k") is None
+
+
+def test_without_login(extended: Superset) -> None:
+    caller = Caller(extended.client(None), NOTES)
+    assert caller.post("call", "persistent", "get", key="k").status_code == 401
+
+
+def test_extension_is_removed_while_a_request_runs(
+    callers: dict[tuple[str, str], Caller], bundles: dict[str, Path]
+) -> None:
+    """Its files and all its entries; the request ends as if nothing was."""
+    caller = callers["gamma", NOTES]
+    dist, gone = bundles[NOTES] / "dist", bundles[NOTES] / "gone"
+    caller("persistent", "set", key="old", value=1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(
+            caller.post, "wait", "persistent", "set", key="new", value=2
+        )
+        while not sql(f"SELECT 1 FROM {TABLE} WHERE key = 'here'"):
+            assert not waiting.done(), waiting.result().text
+            time.sleep(0.05)
+        dist.rename(gone)
+        try:
+            try:
+                sql("SELECT ext_storage.ext_storage_purge_extension(%s)", NOTES)
+            finally:
+                sql(
+                    f"INSERT INTO {TABLE} (extension_id, key, value)"
+                    " VALUES (%s, 'go on', 'true')",
+                    NOTES,
+                )
+            answer = waiting.result(60)
+            assert answer.status_code == 200, answer.text
+            assert caller("persistent", "get", key="old") is None
+            assert caller("persistent", "get", key="new") == 2
+            assert caller.who()["extension"]["id"] == NOTES
+        finally:
+            gone.rename(dist)
+
+
+# The README
+
+
+def test_readme_examples(official: Any) -> None:
+    """The Python blocks of the section on the official API, as written."""
+    section = README.read_text().partition("### The API of Superset 7")[2]
+    section = section.partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, Any] = {"user_id": 1, "notes": [], "manifest": None}
+    with official.extension_context(NOTES, user_id=1):
+        exec(blocks[0], names)
+    assert names["theme"] == "dark" and names["token"] == "s3cret"
+    names["app"] = official.context.current_app._get_current_object()
+    exec(blocks[1].replace("acme.my-ext", NOTES), names)
+    assert sql(f"SELECT user_fk FROM {TABLE} WHERE key = 'report'") == [(1,)]
+
+
+def test_readme_names_every_difference() -> None:
+    """The table has a line for each public name of the modules."""
+    import superset_core.extensions.storage.persistent as persistent
+    import superset_core.extensions.storage.secrets as secrets
+
+    section = README.read_text().partition("### The API of Superset 7")[2]
+    for name in (
+        "get_context",
+        *(n for n in vars(persistent) if n.startswith("Persistent")),
+        *(n for n in vars(secrets) if n.startswith("SecretsState")),
+        "ephemeral",
+        "list_names",
+        "user_id",
+    ):
+        assert f"`{name}" in section or f".{name}" in section, name

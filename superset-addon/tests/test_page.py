@@ -1,0 +1,577 @@
+"""The administrator's page: who sees it, what it says, how it looks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import psycopg2
+import pytest
+from selenium.webdriver import ActionChains, Chrome, Keys
+from selenium.webdriver.common.by import By
+
+from browser import log_in, start_browser, wait
+from conftest import SECRET_KEY, Client, Superset, sql
+
+PAGE = "/extension-storage/"
+TABLE = "ext_storage.extension_storage"
+MEGABYTE = 1_000_000
+
+
+def write(
+    extension: str, entries: int, size: int, secret: str | None = None, key: str = "k"
+) -> None:
+    """Write entries of zeros, encrypted with a secret where one is given."""
+    sql(
+        f"INSERT INTO {TABLE}"
+        " (extension_id, key, value, value_size, is_encrypted, changed_on)"
+        " SELECT %s, %s || n, CASE WHEN %s THEN v ELSE convert_to(ext_storage."
+        "  fernet_encrypt(v, ext_storage.fernet_derive_key(%s)), 'UTF8') END,"
+        "  %s, NOT %s, '2026-01-02 03:04:05'"
+        " FROM decode(repeat('00', %s), 'hex') v, generate_series(1, %s) n",
+        extension,
+        key,
+        secret is None,
+        secret,
+        size,
+        secret is None,
+        size,
+        entries,
+    )
+
+
+@pytest.fixture
+def quota() -> Iterator[int]:
+    """A quota of a megabyte, for connections that are made from now on."""
+    name = "extension_storage.quota_per_extension"
+    sql(f"ALTER DATABASE superset SET {name} = {MEGABYTE}")
+    reconnect()
+    yield MEGABYTE
+    sql(f"ALTER DATABASE superset RESET {name}")
+    reconnect()
+
+
+def reconnect() -> None:
+    """End Superset's connections; its pool makes new ones."""
+    sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE usename = 'superset'"
+    )
+
+
+def main_of(html: str) -> ElementTree.Element:
+    return ElementTree.fromstring(re.search(r"<main.*?</main>", html, re.DOTALL)[0])
+
+
+def text_of(element: ElementTree.Element) -> str:
+    return " ".join("".join(element.itertext()).split())
+
+
+def tables_of(main: ElementTree.Element) -> dict[str, list[list[str]]]:
+    """Give the rows of each section's table."""
+    return {
+        section.get("aria-labelledby"): [
+            [text_of(cell) for cell in row] for row in section.iterfind(".//tbody/tr")
+        ]
+        for section in main.iterfind("section")
+    }
+
+
+def page(client: Client, query: str = "") -> ElementTree.Element:
+    answer = client.get(PAGE + query)
+    assert answer.status_code == 200
+    return main_of(answer.text)
+
+
+# Who sees it
+
+
+@pytest.mark.parametrize("user", ["alpha", "gamma", "reader", "nobody", None])
+def test_others_are_refused(
+    clients: dict[str | None, Client], user: str | None
+) -> None:
+    """As on Superset's own pages for administrators."""
+    client = clients[user]
+    for query in ("", "?usage=exact&keys=all"):
+        answer, own = client.get(PAGE + query), client.get("/extensions/list/")
+        assert (answer.status_code, own.status_code) == (302, 302)
+        assert "/login/" in answer.headers["Location"]
+        assert (
+            own.headers["Location"].split("?")[0]
+            == (answer.headers["Location"].split("?")[0])
+        )
+        assert "es-page" not in answer.text
+
+
+def test_admin_alone_has_the_permissions(running: Superset) -> None:
+    granted = sql(
+        "SELECT v.name, array_agg(r.name) FROM ab_permission_view_role g"
+        " JOIN ab_permission_view p ON p.id = g.permission_view_id"
+        " JOIN ab_view_menu v ON v.id = p.view_menu_id"
+        " JOIN ab_role r ON r.id = g.role_id"
+        " WHERE v.name IN ('ExtensionStorageReport', 'Extension Storage')"
+        " GROUP BY v.name ORDER BY v.name"
+    )
+    assert granted == [
+        ("Extension Storage", ["Admin"]),
+        ("ExtensionStorageReport", ["Admin"]),
+    ]
+
+
+def test_menu(clients: dict[str | None, Client]) -> None:
+    def groups(user: str) -> dict[str, list[str]]:
+        menu = clients[user].get("/api/v1/menu/").json()["result"]
+        return {
+            item["name"]: [
+                child["name"] for child in item.get("childs", []) if child != "-"
+            ]
+            for item in menu
+        }
+
+    admin, gamma = groups("admin"), groups("gamma")
+    assert "Extension Storage" in admin["Manage"]
+    assert not any("Extension Storage" in names for names in gamma.values())
+    settings = [name for name in admin if name in ("Data", "Security", "Manage")]
+    assert settings == ["Security", "Data", "Manage"]
+
+
+# What it says
+
+
+def test_figures(admin: Client, quota: int) -> None:
+    write("acme.large", 4, 205_000)
+    write("acme.large", 2, 45_000, "lost", "secret")
+    write("acme.half", 3, 100_000, SECRET_KEY)
+    write("acme.half", 1, 200_000, key="plain")
+    write("acme.small", 1, 7)
+    main = page(admin)
+    assert (
+        "3 extensions, 11 entries, 1.4 MB, 45 % of the entries encrypted."
+        " Quota of each extension: 1.0 MB."
+    ) in text_of(main)
+    assert tables_of(main)["es-usage"] == [
+        ["acme.large", "6", "33 %", "910.0 kB", "91 % – nearly used up"]
+        + ["2026-01-02 03:04"],
+        ["acme.half", "4", "75 %", "500.0 kB", "50 %", "2026-01-02 03:04"],
+        ["acme.small", "1", "0 %", "7 bytes", "< 1 %", "2026-01-02 03:04"],
+    ]
+    bars = [rect.get("width") for rect in main.iter("rect")][1::2]
+    assert bars == ["91.00", "50.00", "0.00"]
+
+
+def test_near_the_quota(admin: Client, quota: int) -> None:
+    for name, size in (("a", 899_999), ("b", 800_000), ("c", 799_999)):
+        write(f"acme.{name}", 1, size)
+    shares = [row[4] for row in tables_of(page(admin))["es-usage"]]
+    assert shares == ["90 % – above 80 %", "80 % – above 80 %", "80 %"]
+
+
+def test_without_a_quota(admin: Client) -> None:
+    write("acme.a", 1, 750)
+    write("acme.b", 1, 250)
+    main = page(admin)
+    assert "No quota is set: a bar shows an extension's share of all bytes." in (
+        text_of(main)
+    )
+    assert [row[4] for row in tables_of(main)["es-usage"]] == ["75 %", "25 %"]
+
+
+def test_keys(second: Superset) -> None:
+    second.restart(EXTENSION_STORAGE_ENCRYPTION_KEYS=["new", "old", "older"])
+    admin = second.client("admin")
+    write("acme.a", 3, 10, "new")
+    write("acme.b", 2, 10, "old")
+    keys = tables_of(page(admin))["es-keys"]
+    assert [row[0] for row in keys] == ["1", "2", "3", "4"]
+    assert len({row[1] for row in keys}) == 4
+    assert [row[3] for row in keys] == ["3", "2", "0", "0"]
+    assert [
+        bool(re.fullmatch(r"2\d{3}-\d\d-\d\d \d\d:\d\d", row[4])) for row in keys
+    ] == ([True, True, False, False])
+    assert [row[6] for row in keys] == [
+        "No: it encrypts new values",
+        "No: superset rotate-extension-storage-keys frees it",
+        "Yes",
+        "No entry needs it, but Superset does",
+    ]
+    listed = "EXTENSION_STORAGE_ENCRYPTION_KEYS"
+    assert [row[2] for row in keys] == [
+        *(f"item {number} of {listed}" for number in (1, 2, 3)),
+        "SECRET_KEY",
+    ]
+
+
+def test_unreadable_entries(admin: Client) -> None:
+    write("acme.a", 1, 10, "lost", "gone")
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, user_fk, resource_type, resource_uuid,"
+        " key, value, is_encrypted) VALUES"
+        " ('acme.a', 7, 'thing', 'u', '<b>mine</b>', 'no token', true)"
+    )
+    main = page(admin)
+    assert "No configured key reads 2 entries." in text_of(main)
+    rows = sorted(tables_of(main)["es-unreadable"])
+    assert [row[:3] + row[4:] for row in rows] == [
+        ["acme.a", "global", "gone1", "damaged, or its key is not configured"],
+        ["acme.a", "thing u, user 7", "<b>mine</b>", "not a Fernet token"],
+    ]
+    uuids = sql(f"SELECT uuid::text FROM {TABLE}")
+    assert {(row[3],) for row in rows} == set(uuids)
+
+
+def test_more_unreadable_entries_than_are_shown(admin: Client) -> None:
+    write("acme.a", 101, 1, "lost")
+    main = page(admin)
+    assert "No configured key reads 101 entries." in text_of(main)
+    assert "the first 100" in text_of(main)
+    assert len(tables_of(main)["es-unreadable"]) == 100
+
+
+def test_no_secret_and_no_value(second: Superset) -> None:
+    secrets = ["a secret of the page's test", "an older one of it"]
+    second.restart(EXTENSION_STORAGE_ENCRYPTION_KEYS=secrets)
+    admin = second.client("admin")
+    for value in ("plain as day", "hidden as night"):
+        body = {"value": value, "is_encrypted": value.startswith("hidden")}
+        assert admin.put(f"global/{len(value)}", body).ok
+    html = admin.get(PAGE).text
+    assert "acme.my-ext" in html
+    for text in (*secrets, SECRET_KEY, "as day", "as night", "gAAAA"):
+        assert text not in html
+
+
+def test_markup_in_names(admin: Client) -> None:
+    name = "<script>alert('x')</script>&quot;"
+    write(name, 1, 1)
+    assert tables_of(page(admin))["es-usage"][0][0] == name
+
+
+def test_empty(admin: Client) -> None:
+    main = page(admin)
+    assert "Nothing is stored yet. The store is ready." in text_of(main)
+    assert not list(main.iter("rect"))
+    assert [row[3] for row in tables_of(main)["es-keys"]] == ["0"]
+    assert "None: the keys read every encrypted value." in text_of(main)
+
+
+# A large store
+
+
+@pytest.fixture
+def large(running: Superset) -> None:
+    """More pages than are read at once: two extensions mixed, and small ones."""
+    write("acme.many", 170_000, 700)
+    write("acme.few", 30_000, 700)
+    write("acme.tokens", 60_000, 10, SECRET_KEY)
+    for number in range(3):
+        write(f"acme.tiny-{number}", number + 1, 10)
+    sql(f"ANALYZE {TABLE}")
+    ((pages,),) = sql(f"SELECT pg_relation_size('{TABLE}') / 8192")
+    from superset_extension_storage import report
+
+    assert pages > report.EXACT_PAGES
+
+
+@pytest.fixture(autouse=True)
+def small_again(running: Superset) -> Iterator[None]:
+    """End each test with a table of no page."""
+    yield
+    sql(f"TRUNCATE {TABLE}")
+
+
+def test_estimates(admin: Client, large: None) -> None:
+    main = page(admin)
+    text = text_of(main)
+    assert "Figures with “about” are estimates from" in text
+    rows = {row[0]: row for row in tables_of(main)["es-usage"]}
+    for name, entries in (("many", 170_000), ("few", 30_000), ("tokens", 60_000)):
+        about, margin = re.fullmatch(
+            r"about ([\d,]+) ± ([\d,]+)", rows[f"acme.{name}"][1]
+        ).groups()
+        about, margin = (int(figure.replace(",", "")) for figure in (about, margin))
+        # twice what is said: the sample is the same at each run
+        assert 0 < margin < entries / 5
+        assert abs(about - entries) <= 2 * margin
+    assert [rows[f"acme.tiny-{number}"][1] for number in range(3)] == ["1", "2", "3"]
+    ((ordinal, fingerprint, source),) = tables_of(main)["es-keys"]
+    assert (ordinal, len(fingerprint), source) == ("1", 8, "SECRET_KEY")
+    links = [link.get("href") for link in main.iter("a")]
+    assert links == ["?usage=exact", "?keys=all#es-keys"]
+
+    # What the links give
+    main = page(admin, "?usage=exact")
+    rows = {row[0]: row for row in tables_of(main)["es-usage"]}
+    assert rows["acme.many"][1:4] == ["170,000", "0 %", "119.0 MB"]
+    assert "about" not in text_of(main.find("section"))
+    main = page(admin, "?keys=all")
+    assert [row[3] for row in tables_of(main)["es-keys"]] == ["60,000"]
+
+
+def test_kept_bytes_are_exact(admin: Client, large: None, quota: int) -> None:
+    """Where there is a quota, the store counts bytes, and the page reads them."""
+    sql("SET ROLE superset; SELECT ext_storage.ext_storage_set('acme.a', 'k', 'x')")
+    rows = {row[0]: row for row in tables_of(page(admin))["es-usage"]}
+    assert rows["acme.many"][3] == "119.0 MB"
+    assert rows["acme.many"][1].startswith("about ")
+
+
+def test_takes_too_long(second: Superset) -> None:
+    """A statement that does not end gives up its page's place in time."""
+    second.restart(SUPERSET_WEBSERVER_TIMEOUT=11)
+    admin = second.client("admin")
+    connection = psycopg2.connect(dbname="superset")
+    try:
+        connection.cursor().execute(f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")
+        text = text_of(page(admin))
+    finally:
+        connection.close()
+    assert "Reading the whole store takes too long for a page." in text
+
+
+# A store out of order
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended"),
+    [
+        (
+            "ALTER SCHEMA ext_storage RENAME TO gone",
+            "ALTER SCHEMA gone RENAME TO ext_storage",
+        ),
+        (
+            "REVOKE USAGE ON SCHEMA ext_storage FROM superset",
+            "GRANT USAGE ON SCHEMA ext_storage TO superset",
+        ),
+    ],
+    ids=["no extension", "no rights"],
+)
+def test_store_not_usable(admin: Client, broken: str, mended: str) -> None:
+    sql(broken)
+    try:
+        main = page(admin)
+    finally:
+        sql(mended)
+    assert "Run superset init-extension-storage" in text_of(main)
+    assert len(main.findall("section")) == 1
+
+
+def test_keys_cannot_be_told(admin: Client) -> None:
+    """What is stored is shown all the same."""
+    write("acme.a", 1, 1)
+    name = "ext_storage.ext_storage_key_status"
+    sql(f"REVOKE EXECUTE ON FUNCTION {name} FROM superset")
+    try:
+        main = page(admin)
+    finally:
+        sql(f"GRANT EXECUTE ON FUNCTION {name} TO superset WITH GRANT OPTION")
+    assert tables_of(main)["es-usage"][0][:2] == ["acme.a", "1"]
+    assert "permission denied" in text_of(main)
+    assert "Run superset init-extension-storage" in text_of(main)
+
+
+def test_no_key(second: Superset) -> None:
+    second.restart(EXTENSION_STORAGE_SEND_KEYS=False)
+    text = text_of(page(second.client("admin")))
+    assert "No encryption key is configured." in text
+    assert "Name a key in EXTENSION_STORAGE_ENCRYPTION_KEYS" in text
+
+
+def test_schema_of_any_name(second: Superset) -> None:
+    name = "All 100% of 'my' %(stores)s {x}"
+    sql(f'ALTER SCHEMA ext_storage RENAME TO "{name}"')
+    try:
+        second.restart(EXTENSION_STORAGE_SCHEMA=name)
+        text = text_of(page(second.client("admin")))
+        assert "Nothing is stored yet." in text
+    finally:
+        sql(f'ALTER SCHEMA "{name}" RENAME TO ext_storage')
+
+
+def test_sqlite(tmp_path: Path) -> None:
+    superset = Superset(tmp_path / "sqlite")
+    superset.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path}/superset.db"
+    superset.run("db", "upgrade")
+    superset.run(
+        *("fab", "create-admin", "--username", "admin", "--password", "correct horse"),
+        *("--firstname", "a", "--lastname", "b", "--email", "admin@example.org"),
+    )
+    superset.run("init")
+    superset.start()
+    try:
+        text = text_of(page(superset.client("admin")))
+    finally:
+        superset.stop()
+    assert "the metadata database is not PostgreSQL" in text
+    assert "Move Superset's metadata to PostgreSQL 15 or later" in text
+
+
+# How it looks
+
+
+@pytest.fixture(scope="module")
+def shown(
+    installed: Superset, app: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Superset]:
+    """A Superset between the steps of a rotation."""
+    superset = Superset(tmp_path_factory.mktemp("shown") / "superset")
+    superset.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["new", "old"]
+    superset.start()
+    yield superset
+    superset.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(
+    shown: Superset, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Chrome]:
+    driver = start_browser(tmp_path_factory.mktemp("chromium"))
+    try:
+        log_in(driver, shown.url, "admin")
+        yield driver
+    finally:
+        driver.quit()
+
+
+def show(browser: Chrome, superset: Superset) -> None:
+    """Open the page and wait for Superset's menu."""
+    browser.get(superset.url + PAGE)
+    wait(browser, lambda d: d.find_elements(By.CSS_SELECTOR, "#app .ant-menu"))
+
+
+@pytest.fixture
+def five_extensions(quota: int) -> None:
+    for name, entries, size in (
+        ("snippets", 160, 5200),
+        ("themes", 12, 9000),
+        ("notes", 40, 2000),
+        ("pins", 90, 700),
+        ("tokens", 25, 300),
+    ):
+        write(f"acme.{name}", entries // 2, size, key="plain")
+        write(f"acme.{name}", entries // 3, size, "new", "new")
+        write(f"acme.{name}", entries - entries // 2 - entries // 3, size, "old", "old")
+    write("acme.tokens", 1, 300, "lost", "lost")
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    def luminance(colour: list[float]) -> float:
+        parts = [
+            c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4
+            for c in (part / 255 for part in colour)
+        ]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["default", "dark"])
+def test_looks(
+    browser: Chrome,
+    shown: Superset,
+    results: Path,
+    five_extensions: None,
+    theme: str,
+) -> None:
+    browser.execute_script(
+        "localStorage.setItem('superset-theme-mode', arguments[0])", theme
+    )
+    show(browser, shown)
+    text, ground = (
+        [float(part) for part in re.findall(r"[\d.]+", colour)]
+        for colour in browser.execute_script(
+            "const {color, backgroundColor} = getComputedStyle(document.body);"
+            "return [color, backgroundColor]"
+        )
+    )
+    # what is seen of a translucent text on its ground
+    seen = [t * text[3] + g * (1 - text[3]) for t, g in zip(text, ground, strict=False)]
+    assert contrast(seen, ground[:3]) > 7
+    assert (sum(ground[:3]) < 3 * 128) == (theme == "dark")
+    menu, main = (
+        browser.find_element(By.CSS_SELECTOR, selector).rect
+        for selector in ("#app .ant-menu", "main.es-page")
+    )
+    assert main["y"] < 100 and menu["y"] + menu["height"] <= main["y"] + 10
+    assert browser.execute_script(
+        "return document.documentElement.scrollWidth <= window.innerWidth"
+    )
+    assert browser.save_screenshot(str(results / f"page-{theme}.png"))
+    browser.execute_script("localStorage.removeItem('superset-theme-mode')")
+
+
+def test_looks_empty(browser: Chrome, shown: Superset, results: Path) -> None:
+    show(browser, shown)
+    assert browser.save_screenshot(str(results / "page-empty.png"))
+
+
+def test_nothing_from_elsewhere_and_no_complaint(
+    browser: Chrome, shown: Superset, five_extensions: None
+) -> None:
+    browser.get_log("browser")
+    show(browser, shown)
+    ours = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(e => e.name)"
+        ".filter(name => name.includes('extension-storage'))"
+    )
+    assert sorted(name.removeprefix(shown.url) for name in ours) == [
+        f"{PAGE}static/{name}" for name in ("page.css", "page.js")
+    ]
+    # Superset's own counting pixel is not found without a network.
+    complaints = [
+        entry["message"]
+        for entry in browser.get_log("browser")
+        if entry["level"] == "SEVERE" and "scarf.sh" not in entry["message"]
+    ]
+    assert complaints == []
+    html = browser.find_element(By.CSS_SELECTOR, "main.es-page").get_attribute(
+        "outerHTML"
+    )
+    assert "<script" not in html and "style=" not in html
+
+
+def test_by_keyboard_and_menu(
+    browser: Chrome, shown: Superset, results: Path, large: None
+) -> None:
+    """Tab goes through the links; the menu leaves the page whole."""
+    show(browser, shown)
+    assert browser.save_screenshot(str(results / "page-estimates.png"))
+    links = [e.text for e in browser.find_elements(By.CSS_SELECTOR, ".es-page a")]
+    assert links == ["Count exactly", "Check all values"]
+    reached = []
+    for _ in range(60):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        reached.append(browser.switch_to.active_element.text)
+        if reached[-1] == links[-1]:
+            break
+    assert [text for text in reached if text in links] == links
+    ActionChains(browser).send_keys(Keys.ENTER).perform()
+    wait(browser, lambda d: "keys=all" in d.current_url)
+    assert browser.find_elements(By.CSS_SELECTOR, "[aria-labelledby=es-keys] tbody tr")
+
+    show(browser, shown)
+    browser.find_element(By.LINK_TEXT, "Dashboards").click()
+    wait(browser, lambda d: "/dashboard/list" in d.current_url)
+    wait(browser, lambda d: not d.find_elements(By.CSS_SELECTOR, "main.es-page"))
+
+
+def test_reached_from_the_menu(browser: Chrome, shown: Superset, results: Path) -> None:
+    browser.get(f"{shown.url}/dashboard/list/")
+    settings = wait(
+        browser, lambda d: d.find_elements(By.XPATH, "//*[text()='Settings']")
+    )[0]
+    ActionChains(browser).move_to_element(settings).perform()
+    item = wait(
+        browser,
+        lambda d: [
+            e
+            for e in d.find_elements(By.LINK_TEXT, "Extension Storage")
+            if e.is_displayed()
+        ],
+    )[0]
+    assert browser.save_screenshot(str(results / "page-menu.png"))
+    item.click()
+    wait(browser, lambda d: d.find_elements(By.CSS_SELECTOR, "main.es-page"))

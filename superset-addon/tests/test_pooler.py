@@ -1,0 +1,177 @@
+"""PgBouncer, Debian's, in transaction mode: each way that the README gives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from cryptography.fernet import InvalidToken
+
+from conftest import SECRET_KEY, Superset, sql
+from services import PgBouncer, RoundTrips
+from superset_extension_storage.keys import Keys
+from test_keys import (
+    DEFAULTS,
+    OWN,
+    SECRET,
+    TABLE,
+    fernet,
+    fingerprints,
+    key_file,
+    token,
+)
+
+__all__ = ["key_file"]
+
+LISTED = ["new-strong-secret", "old-secret"]
+
+
+@pytest.fixture
+def bouncer(app: Any, tmp_path: Path) -> Iterator[PgBouncer]:
+    bouncer = PgBouncer(tmp_path / "pgbouncer")
+    yield bouncer
+    bouncer.stop()
+
+
+@pytest.fixture
+def behind(second: Superset, bouncer: PgBouncer) -> Superset:
+    """A Superset that reaches its database through PgBouncer."""
+    second.config["SQLALCHEMY_DATABASE_URI"] = bouncer.uri()
+    second.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = LISTED
+    return second
+
+
+def has_no_secret(*logs: Path) -> bool:
+    return not any(
+        secret in log.read_text() for secret in [*LISTED, SECRET_KEY] for log in logs
+    )
+
+
+def pages_work(client: Any) -> bool:
+    return all(
+        client.get(page).status_code == 200
+        for page in ("/superset/welcome/", "/api/v1/dashboard/")
+    )
+
+
+def test_copy(behind: Superset, bouncer: PgBouncer) -> None:
+    """The default: keys pass, and what others do on the connection has none."""
+    behind.restart()
+    client = behind.client("admin")
+    assert pages_work(client)
+    assert client.put("global/k", SECRET).status_code == 200
+    assert client.get("global/k").text == "value"
+    assert fernet(LISTED[0]).decrypt(token()) == b"value"
+    assert "item 1 of EXTENSION_STORAGE_ENCRYPTION_KEYS: encrypts, 1 entries" in (
+        behind.run("init-extension-storage").stdout
+    )
+    engine = sqlalchemy.create_engine(bouncer.uri())
+    with engine.begin() as connection:
+        assert fingerprints(connection) == []
+    engine.dispose()
+    assert has_no_secret(bouncer.log, behind.log)
+
+
+def test_copy_costs_two_round_trips_a_transaction(
+    bouncer: PgBouncer, tmp_path: Path
+) -> None:
+    """However many calls it has, and two more for the first one."""
+    folder = tmp_path / "way"
+    folder.mkdir()
+    way = RoundTrips(folder, ("127.0.0.1", bouncer.port))
+    engine = sqlalchemy.create_engine(
+        f"postgresql+psycopg2://superset@/superset?host={folder}", pool_size=1
+    )
+    keys = Keys(DEFAULTS)
+    costs = []
+    for _ in range(4):
+        with engine.begin() as connection:
+            connection.exec_driver_sql("SELECT 1")
+            before = way.count
+            for _ in range(3):
+                keys.hand_over(connection)
+            costs.append(way.count - before)
+            assert fingerprints(connection) == OWN
+    engine.dispose()
+    way.close()
+    assert costs == [4, 2, 2, 2]
+
+
+def test_startup_packet(behind: Superset, bouncer: PgBouncer) -> None:
+    """Refused by PgBouncer: Superset works, the store says what to set."""
+    behind.restart(EXTENSION_STORAGE_KEYS_BY="startup")
+    client = behind.client("admin")
+    assert pages_work(client)
+    assert client.put("global/k", SECRET).status_code == 503
+    assert client.put("global/plain", {"value": "x", "is_encrypted": False}).ok
+    assert client.delete("global/plain").status_code == 200
+    log = behind.log.read_text()
+    assert "A pooler refuses the startup packet" in log
+    assert "Set EXTENSION_STORAGE_KEYS_BY = 'copy'." in log
+    assert has_no_secret(bouncer.log, behind.log)
+
+
+def test_startup_packet_that_is_dropped(
+    second: Superset, key_file: Path, tmp_path: Path
+) -> None:
+    """Never another key: the server has one, but not the configured ones."""
+    bouncer = PgBouncer(tmp_path / "drops", "ignore_startup_parameters = options")
+    try:
+        second.config["SQLALCHEMY_DATABASE_URI"] = bouncer.uri()
+        second.restart(EXTENSION_STORAGE_KEYS_BY="startup")
+        client = second.client("admin")
+        assert pages_work(client)
+        assert client.put("global/k", SECRET).status_code == 503
+        assert sql(f"SELECT count(*) FROM {TABLE}") == [(0,)]
+        assert "A pooler drops the startup packet" in second.log.read_text()
+        assert has_no_secret(bouncer.log, second.log)
+
+        second.restart(EXTENSION_STORAGE_KEYS_BY="copy")
+        client = second.client("admin")
+        assert client.put("global/k", SECRET).status_code == 200
+        assert client.get("global/k").text == "value"
+    finally:
+        bouncer.stop()
+
+
+def test_key_file(behind: Superset, bouncer: PgBouncer, key_file: Path) -> None:
+    """Nothing is handed over, and rotation works through the pooler."""
+    behind.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = []
+    behind.restart(EXTENSION_STORAGE_KEYS_BY="server")
+    client = behind.client("admin")
+    assert client.put("global/k", SECRET).status_code == 200
+    assert client.get("global/k").text == "value"
+    assert fernet("secret of the file").decrypt(token()) == b"value"
+    done = behind.run("rotate-extension-storage-keys")
+    assert "1 scanned, 0 re-encrypted, 1 already current, 0 failed\n" in done.stdout
+
+
+def test_rotation(behind: Superset, bouncer: PgBouncer) -> None:
+    """The keys must last longer than a transaction: not through the pooler."""
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
+        " VALUES ('acme.my-ext', 'k', %s, true)",
+        fernet(LISTED[1]).encrypt(b"value"),
+    )
+    before = token()
+    done = behind.run("rotate-extension-storage-keys", check=False)
+    assert done.returncode == 1
+    assert "a connection pooler is between this command" in done.stderr
+    assert "Set EXTENSION_STORAGE_DIRECT_URI to a URI of the server itself." in (
+        done.stderr
+    )
+    assert token() == before
+
+    behind.config["EXTENSION_STORAGE_DIRECT_URI"] = (
+        f"postgresql+psycopg2://superset@/superset?host={os.environ['PGHOST']}"
+    )
+    done = behind.run("rotate-extension-storage-keys")
+    assert "1 scanned, 1 re-encrypted, 0 already current, 0 failed\n" in done.stdout
+    assert fernet(LISTED[0]).decrypt(token()) == b"value"
+    with pytest.raises(InvalidToken):
+        fernet(LISTED[1]).decrypt(token())
+    assert has_no_secret(bouncer.log)

@@ -1,0 +1,185 @@
+"""The command that tells operators how the store is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import README, SECRET_KEY, Superset, sql
+from test_operation import TABLE, other_database, plant
+
+
+def status(app: Any, *arguments: str) -> tuple[int, Any]:
+    """Give the exit code, and the output or what the JSON of it says."""
+    from superset_extension_storage.status import status as command
+
+    done = app.test_cli_runner().invoke(command, arguments)
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    if "--json" in arguments:
+        return done.exit_code, json.loads(done.stdout)
+    return done.exit_code, done.stdout
+
+
+def lines(output: str) -> list[list[str]]:
+    """Split the lines of tables into cells."""
+    return [re.split(r" {2,}", line.strip()) for line in output.splitlines() if line]
+
+
+def test_empty_store(app: Any) -> None:
+    code, output = status(app)
+    assert code == 0
+    assert output.startswith("No extension stores anything.\n\n")
+    assert [line[1:] for line in lines(output) if "decrypts" in line] != []
+    code, report = status(app, "--json")
+    assert (code, report["extensions"], report["unreadable"]) == (0, [], [])
+    assert [key["role"] for key in report["keys"]] == [
+        "encrypts",
+        "decrypts",
+        "decrypts",
+    ]
+
+
+def test_extensions_and_keys(app: Any) -> None:
+    plant("first", 2)
+    sql(f"INSERT INTO {TABLE} (extension_id, key, value) VALUES ('acme.b', 'k', '123')")
+    code, output = status(app)
+    assert code == 0
+    table = lines(output)
+    assert table[0] == ["extension", "entries", "encrypted", "bytes", "quota", "used"]
+    assert table[1:3] == [
+        ["acme.b", "1", "0", "3", "none"],
+        ["acme.my-ext", "2", "2", table[2][3], "none"],
+    ]
+    (first,) = [line for line in table if "encrypts" in line]
+    assert "2" in first and first[-1] == "no"
+    code, report = status(app, "--json")
+    assert code == report["exit_code"] == 0
+    assert report["extensions"][0] == {
+        "extension_id": "acme.b",
+        "entries": 1,
+        "encrypted_entries": 0,
+        "value_bytes": 3,
+        "quota_bytes": 0,
+        "share": None,
+    }
+    first, *others = report["keys"]
+    assert re.fullmatch("[0-9a-f]{8}", first["fingerprint"])
+    assert (first["entries"], first["removable"]) == (2, False)
+    assert first["oldest"] <= first["newest"] and "T" in first["oldest"]
+    assert [key["removable"] for key in others] == [True, True]
+
+
+def test_no_secret_is_shown(app: Any) -> None:
+    plant("other", 1)
+    plant("a lost secret", 1)
+    for arguments in ((), ("--json",)):
+        shown = json.dumps(status(app, *arguments)[1])
+        assert not any(s in shown for s in (SECRET_KEY, "a lost secret", '"value"'))
+
+
+@pytest.mark.parametrize(
+    ("planted", "quota", "code", "names"),
+    [
+        (["first"], 0, 0, []),
+        (["lost"], 0, 4, ["unreadable"]),
+        (["first"], 5, 8, ["90 %"]),
+        (["first"], 6, 0, []),
+        (["other"], 0, 16, ["old key"]),
+        ([SECRET_KEY], 0, 16, ["old key"]),
+        (["lost", "other"], 10, 28, ["unreadable", "90 %", "old key"]),
+    ],
+)
+def test_exit_codes(
+    app: Any, planted: list[str], quota: int, code: int, names: list[str]
+) -> None:
+    """Each entry has 5 bytes, and each bit of the code its sentence."""
+    from superset.extensions import db
+
+    for secret in planted:
+        plant(secret, 1)
+    sql(f"UPDATE {TABLE} SET value_size = 5")
+    sql(f"ALTER DATABASE superset SET extension_storage.quota_per_extension = {quota}")
+    try:
+        with app.app_context():
+            db.engine.dispose()
+        assert status(app, "--json")[0] == code
+        found, output = status(app)
+        assert found == code
+        said = [n for n in ("unreadable:", "90 %", "old key") if n in output]
+        assert len(said) == len(names) == bin(code).count("1")
+        assert all(name in output for name in names)
+    finally:
+        sql("ALTER DATABASE superset RESET extension_storage.quota_per_extension")
+        with app.app_context():
+            db.engine.dispose()
+
+
+def test_unreadable_entries_are_named(app: Any) -> None:
+    plant("lost", 1)
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, user_fk, resource_type, resource_uuid,"
+        " key, value, is_encrypted) VALUES"
+        " ('acme.b', 7, 'dashboard', 'd', E'evil\\x1b[2J\nline', 'broken', true)"
+    )
+    code, output = status(app)
+    assert code == 4 and "\x1b" not in output
+    table = lines(output)
+    at = table.index(["unreadable entry of", "scope", "key", "problem"])
+    assert table[at + 1][:3] == ["acme.my-ext", "global", "los0"]
+    assert table[at + 2][:3] == [
+        "acme.b",
+        "user 7 dashboard d",
+        r"'evil\x1b[2J\nline'",
+    ]
+    report = status(app, "--json")[1]
+    assert [entry["key"] for entry in report["unreadable"]] == [
+        "los0",
+        "evil\x1b[2J\nline",
+    ]
+    assert report["unreadable"][1]["user_fk"] == 7
+
+
+def test_store_that_cannot_be_asked(tmp_path: Path) -> None:
+    with other_database(tmp_path, "superset") as superset:
+        done = superset.run("extension-storage-status", "--json", check=False)
+        assert done.returncode == 1
+        assert "Error: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_the_line_in_the_configuration(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from superset_extension_storage.status import status as command
+
+    monkeypatch.delitem(app.config, "EXTENSION_STORAGE_SCHEMA")
+    done = app.test_cli_runner().invoke(command)
+    assert done.exit_code == 1
+    assert "import install as FLASK_APP_MUTATOR" in done.stderr
+
+
+def test_not_postgresql(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from superset.extensions import db
+
+    from superset_extension_storage.status import status as command
+
+    with app.app_context():
+        monkeypatch.setattr(db.session.get_bind().dialect, "name", "sqlite")
+    done = app.test_cli_runner().invoke(command)
+    assert done.exit_code == 1 and "PostgreSQL" in done.stderr
+
+
+def test_bad_option(installed: Superset) -> None:
+    assert (
+        installed.run("extension-storage-status", "--yaml", check=False).returncode == 2
+    )
+
+
+def test_as_the_readme_tells(installed: Superset) -> None:
+    command = "superset extension-storage-status --json"
+    assert f"\n{command}\n" in README.read_text()
+    done = installed.run(*command.split()[1:])
+    assert json.loads(done.stdout.splitlines()[-1])["exit_code"] == 0
