@@ -40,7 +40,7 @@ build_postgres() {
             "$1/configure" --prefix="$0/install" --enable-cassert --enable-debug \
                 --enable-tap-tests --with-openssl --with-lz4 --without-icu \
                 --without-readline &&
-            make -j 2 && make install && make -C contrib/pgcrypto install' \
+            make -j 2 && make install && make -C contrib/pgcrypto install && make -C contrib/auto_explain install' \
             "$folder" "$source" || die "see $folder/build.log"
         as_user rm -rf "$source" "$folder/build"
         as_user touch "$folder/ready"
@@ -48,8 +48,10 @@ build_postgres() {
     PG_CONFIG=$folder/install/bin/pg_config
 }
 
-## cassert         regress, isolation and tap on a PostgreSQL that is built with
-##                 assertions, then regress with debug_discard_caches = 1
+## cassert [--discard-caches] [RUNNER[:NAME,...]...]
+##                 tests on a PostgreSQL that is built with assertions, and with
+##                 debug_discard_caches = 1 where told; all of regress,
+##                 isolation and tap, and regress with that, unless named
 cmd_cassert() {
     local failed_before
     [[ -z ${PG_CONFIG:-} ]] || die "./dev cassert builds PostgreSQL: set PG_MAJOR"
@@ -57,12 +59,26 @@ cmd_cassert() {
     find_state
     build_postgres
     variant=-cassert
+    if [[ $# == 0 ]]; then
+        test_cassert regress isolation tap
+        failed_before=$failed
+        test_discarding regress
+        failed=$((failed_before + failed))
+    elif [[ $1 == --discard-caches ]]; then
+        test_discarding "${@:2}"
+    else
+        test_cassert "$@"
+    fi
+    [[ $failed == 0 ]]
+}
+
+test_cassert() {
     build_with_assertions
-    run_tests regress isolation tap
-    failed_before=$failed
+    run_tests "$@"
+}
+
+test_discarding() {
     server_settings="debug_discard_caches = 1"
-    build_with_assertions
     echo "=== with $server_settings"
-    run_tests regress
-    [[ $((failed_before + failed)) == 0 ]]
+    test_cassert "$@"
 }
