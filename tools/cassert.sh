@@ -1,25 +1,15 @@
 # A PostgreSQL built with assertions, from Debian's source package.
 
-# Unpacks the newest source that there is into a folder, by sources lists of
-# our own, which are the system's with source packages.  Not every mirror keeps
+# Unpacks the newest source that there is into a folder.  Not every mirror keeps
 # the sources of security updates.
 fetch_source() {
-    local file candidate apt=$state/apt
-    local options=(-o Dir::Etc::SourceList=/dev/null
-        -o Dir::Etc::SourceParts="$apt/sources" -o Dir::State::Lists="$apt/lists"
-        -o Dir::Cache="$apt/cache")
-    as_user rm -rf "$apt/sources" "$1"
-    as_user mkdir -p "$apt/sources" "$apt/lists/partial" \
-        "$apt/cache/archives/partial" "$1"
-    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
-        [[ -f $file ]] || continue
-        sed -E 's/^deb(\s)/deb-src\1/; s/^Types:.*/Types: deb-src/' "$file" |
-            as_user tee "$apt/sources/${file##*/}" >/dev/null
-    done
-    as_user apt-get "${options[@]}" -qq update
-    for candidate in $(as_user apt-cache "${options[@]}" showsrc \
+    local candidate
+    make_apt source deb-src
+    as_user rm -rf "$1"
+    as_user mkdir -p "$1"
+    for candidate in $(as_user apt-cache "${apt_options[@]}" showsrc \
         "postgresql-$PG_MAJOR" | sed -n 's/^Version: //p' | sort -rV); do
-        as_user sh -c 'cd "$0" && exec "$@"' "$1" apt-get "${options[@]}" -qq \
+        as_user sh -c 'cd "$0" && exec "$@"' "$1" apt-get "${apt_options[@]}" -qq \
             source "postgresql-$PG_MAJOR=$candidate" && return
     done
     die "no source of PostgreSQL $PG_MAJOR"
