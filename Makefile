@@ -26,6 +26,7 @@ OBJS = \
 	src/keyring.o \
 	src/lifecycle.o \
 	src/mime.o \
+	src/movein.o \
 	src/quota.o \
 	src/read.o \
 	src/rotation.o \
