@@ -61,8 +61,8 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 ifeq ($(origin prefix),command line)
-datadir = $(prefix)/share
-pkglibdir = $(prefix)/lib
+override datadir := $(prefix)/share
+override pkglibdir := $(prefix)/lib
 endif
 
 headers = $(wildcard $(srcdir)/src/*.h)
