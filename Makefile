@@ -26,6 +26,7 @@ OBJS = \
 	src/keyring.o \
 	src/lifecycle.o \
 	src/mime.o \
+	src/movein.o \
 	src/quota.o \
 	src/read.o \
 	src/rotation.o \
@@ -60,8 +61,8 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 ifeq ($(origin prefix),command line)
-datadir = $(prefix)/share
-pkglibdir = $(prefix)/lib
+override datadir := $(prefix)/share
+override pkglibdir := $(prefix)/lib
 endif
 
 headers = $(wildcard $(srcdir)/src/*.h)

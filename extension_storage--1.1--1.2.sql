@@ -40,6 +40,12 @@ ALTER TABLE @extschema@.extension_storage
 
 -- Keys and rotation: section "keys".
 
+-- A rotation and what tells about it walk the encrypted rows of an extension by
+-- id.  The index is small, as it holds these rows alone; writers wait while it
+-- is made.
+CREATE INDEX ix_extension_storage_encrypted ON @extschema@.extension_storage
+    (extension_id, id) WHERE is_encrypted;
+
 CREATE VIEW @extschema@.ext_storage_secrets AS
     SELECT NULL::pg_catalog.bytea AS encryption_keys,
            NULL::pg_catalog.bytea AS secret_key,
@@ -82,6 +88,9 @@ UPDATE pg_catalog.pg_proc SET
     proargmodes = proargmodes OPERATOR(pg_catalog.||) 't'::pg_catalog."char",
     proargnames = proargnames OPERATOR(pg_catalog.||) 'source'::pg_catalog.text
 WHERE oid OPERATOR(pg_catalog.=) '@extschema@.ext_storage_key_status()'::pg_catalog.regprocedure;
+
+-- It takes a snapshot of its own, which a parallel query does not allow.
+ALTER FUNCTION @extschema@.ext_storage_key_status() PARALLEL UNSAFE;
 
 CREATE FUNCTION @extschema@.ext_storage_configured_keys()
 RETURNS TABLE (ordinal integer, fingerprint text, role text, source text)
@@ -422,6 +431,19 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_rename(text, text, text, integer, text, text, bigint, integer) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_rename(text, text, text, integer, text, text, bigint, integer) IS
     'Gives an entry another key in its scope; NULL if there is no such entry';
+
+CREATE PROCEDURE @extschema@.ext_storage_move_in(source regclass,
+    batch_size integer DEFAULT 500, dry_run boolean DEFAULT false,
+    INOUT scanned bigint DEFAULT NULL, INOUT moved bigint DEFAULT NULL,
+    INOUT present bigint DEFAULT NULL, INOUT duplicates bigint DEFAULT NULL,
+    INOUT unreadable bigint DEFAULT NULL, INOUT failed bigint DEFAULT NULL)
+AS 'MODULE_PATHNAME', 'ext_storage_move_in'
+LANGUAGE C;
+REVOKE ALL ON PROCEDURE @extschema@.ext_storage_move_in(regclass, integer, boolean, bigint, bigint,
+    bigint, bigint, bigint, bigint) FROM PUBLIC;
+COMMENT ON PROCEDURE @extschema@.ext_storage_move_in(regclass, integer, boolean, bigint, bigint,
+    bigint, bigint, bigint, bigint) IS
+    'Takes over a table of Superset''s first implementation, in batches that it commits';
 
 -- Rights of the holder: section "rights", always last.
 

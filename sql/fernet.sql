@@ -103,3 +103,21 @@ SELECT pg_temp.error_of(format('SELECT fernet_timestamp(%L)',
     overlay(:token PLACING 'h' FROM 1))) AS wrong_version;
 SELECT pg_temp.error_of(format('SELECT fernet_timestamp(%L)',
     overlay(:token PLACING '____________' FROM 3))) AS out_of_range;
+
+-- Arguments that are compressed, and that are out of line.
+CREATE TEMP TABLE toasted (kind text, short text, long text);
+ALTER TABLE toasted ALTER short SET STORAGE MAIN, ALTER long SET STORAGE EXTERNAL;
+INSERT INTO toasted SELECT 'toasted', repeat('secret', 1000), repeat('secret', 1000);
+SELECT pg_column_size(short) < 1000 AS compressed, pg_relation_size(reltoastrelid) > 0 AS out_of_line
+FROM toasted, pg_class WHERE oid = 'toasted'::regclass;
+SELECT fernet_derive_key(short) = fernet_derive_key(repeat('secret', 1000)) AS compressed,
+    fernet_derive_key(long) = fernet_derive_key(repeat('secret', 1000)) AS out_of_line
+FROM toasted;
+SELECT fernet_decrypt(fernet_encrypt(convert_to(short, 'UTF8'), key), key) = convert_to(long, 'UTF8') AS "same"
+FROM toasted, fernet_derive_key('secret') key;
+ALTER TABLE toasted ADD message bytea, ADD token text;
+ALTER TABLE toasted ALTER message SET STORAGE EXTERNAL, ALTER token SET STORAGE EXTERNAL;
+UPDATE toasted SET message = convert_to(long, 'UTF8');
+UPDATE toasted SET token = fernet_encrypt(message, fernet_derive_key('secret'));
+SELECT fernet_decrypt(token, fernet_derive_key('secret')) = message AS "same" FROM toasted;
+DROP TABLE toasted;

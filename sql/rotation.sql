@@ -63,7 +63,7 @@ CALL ext_storage_rotate_keys(batch_size => 0);
 CALL ext_storage_rotate_keys(batch_size => -5);
 CALL ext_storage_rotate_keys(batch_size => NULL);
 CALL ext_storage_rotate_keys(dry_run => NULL);
-CALL ext_storage_rotate_keys(batch_size => 2147483648);
+SELECT left(pg_temp.error_of('CALL ext_storage_rotate_keys(batch_size => 2147483648)'), 5);
 SELECT count(*) FROM changed WHERE new_token OR NOT rest_as_before;
 
 -- In a transaction block it can be rolled back.
@@ -167,5 +167,103 @@ SET extension_storage.encryption_keys = 'last-secret,session-secret';
 CALL ext_storage_rotate_keys(batch_size => 250);
 SET extension_storage.encryption_keys = 'last-secret';
 SELECT count(*) FROM made WHERE ext_storage_get(extension_id, key) = value;
+
+DELETE FROM extension_storage;
+
+-- Rows that cannot be written, for a reason of their own: they are named and
+-- left, the others go on.
+SET extension_storage.encryption_keys = 'old-secret';
+SELECT count(ext_storage_set('acme.a', k, convert_to(k, 'UTF8'), is_encrypted => true))
+FROM unnest(ARRAY['a', 'check', 'b', 'null', 'c', 'raise', 'd']) k;
+SELECT count(ext_storage_set('acme.a', k, convert_to(repeat(k, 50000), 'UTF8'), is_encrypted => true))
+FROM unnest(ARRAY['e', 'raise-large', 'f']) k;
+UPDATE extension_storage SET uuid = ('00000000-0000-4000-8000-' || lpad(row::text, 12, '0'))::uuid
+FROM (SELECT id, row_number() OVER (ORDER BY id) FROM extension_storage) r (row_id, row) WHERE id = row_id;
+ALTER TABLE extension_storage ADD CONSTRAINT regress_check CHECK (key <> 'check') NOT VALID;
+CREATE FUNCTION regress_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF new.key = 'null' THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'not this one';
+END $$;
+CREATE TRIGGER regress_refuse BEFORE UPDATE ON extension_storage FOR EACH ROW
+    WHEN (new.key IN ('null', 'raise', 'raise-large')) EXECUTE FUNCTION regress_refuse();
+SET extension_storage.encryption_keys = 'new-secret,old-secret';
+CALL ext_storage_rotate_keys();
+SELECT role, entries, removable FROM ext_storage_key_status();
+-- The same in a transaction block, and at a second call.
+BEGIN;
+CALL ext_storage_rotate_keys();
+COMMIT;
+DROP TRIGGER regress_refuse ON extension_storage;
+ALTER TABLE extension_storage DROP CONSTRAINT regress_check;
+CALL ext_storage_rotate_keys();
+
+-- What is not a row's fault ends it: a role that may not write, say.
+CREATE ROLE regress_rotation;
+GRANT USAGE ON SCHEMA public TO regress_rotation;
+GRANT SELECT ON extension_storage TO regress_rotation;
+GRANT EXECUTE ON PROCEDURE ext_storage_rotate_keys TO regress_rotation;
+GRANT EXECUTE ON FUNCTION ext_storage_key_status, ext_storage_verify, ext_storage_usage TO regress_rotation;
+SET extension_storage.encryption_keys = 'newest-secret,new-secret';
+SET ROLE regress_rotation;
+CALL ext_storage_rotate_keys();
+RESET ROLE;
+
+-- Where row-level security may hide rows, nothing is said of all rows.
+GRANT UPDATE ON extension_storage TO regress_rotation;
+ALTER TABLE extension_storage ENABLE ROW LEVEL SECURITY;
+CREATE POLICY regress_some ON extension_storage TO regress_rotation USING (key < 'c');
+SET ROLE regress_rotation;
+CALL ext_storage_rotate_keys();
+CALL ext_storage_rotate_keys('acme.a', dry_run => true);
+SELECT * FROM ext_storage_key_status();
+SELECT * FROM ext_storage_verify();
+SELECT * FROM ext_storage_usage();
+RESET ROLE;
+SELECT role, entries FROM ext_storage_key_status();
+-- Not from one who is not subject to it.
+ALTER TABLE extension_storage DISABLE ROW LEVEL SECURITY;
+SET ROLE regress_rotation;
+CALL ext_storage_rotate_keys();
+SELECT role, entries, removable FROM ext_storage_key_status();
+RESET ROLE;
+DROP POLICY regress_some ON extension_storage;
+REVOKE ALL ON SCHEMA public FROM regress_rotation;
+REVOKE ALL ON extension_storage FROM regress_rotation;
+REVOKE ALL ON PROCEDURE ext_storage_rotate_keys FROM regress_rotation;
+REVOKE ALL ON FUNCTION ext_storage_key_status, ext_storage_verify, ext_storage_usage FROM regress_rotation;
+DROP ROLE regress_rotation;
+
+-- Keys that a trigger changes meanwhile: a rotation goes on with those that
+-- are in force, and ends.
+CREATE FUNCTION regress_change_keys() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('extension_storage.encryption_keys', new.key || ',newest-secret', false);
+    RETURN new;
+END $$;
+CREATE TRIGGER regress_change_keys BEFORE UPDATE ON extension_storage FOR EACH ROW
+    EXECUTE FUNCTION regress_change_keys();
+SET extension_storage.encryption_keys = 'trigger-secret,newest-secret';
+CALL ext_storage_rotate_keys(batch_size => 1);
+DROP TRIGGER regress_change_keys ON extension_storage;
+DROP FUNCTION regress_change_keys(), regress_refuse();
+-- What tells of all entries gives an error instead.
+DELETE FROM extension_storage;
+SET extension_storage.encryption_keys = 'new-secret';
+SELECT count(ext_storage_set('acme.a', k, 'x', is_encrypted => true)) FROM unnest(ARRAY['a', 'b']) k;
+CREATE FUNCTION regress_change_keys(text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('extension_storage.encryption_keys', $1 || '-secret', false);
+    RETURN true;
+END $$;
+ALTER TABLE extension_storage RENAME TO regress_table;
+CREATE VIEW extension_storage AS SELECT * FROM regress_table WHERE regress_change_keys(key);
+SELECT pg_temp.error_of('SELECT * FROM ext_storage_key_status()');
+SELECT pg_temp.error_of('SELECT * FROM ext_storage_verify()');
+DROP VIEW extension_storage;
+ALTER TABLE regress_table RENAME TO extension_storage;
+DROP FUNCTION regress_change_keys(text);
 
 DELETE FROM extension_storage;

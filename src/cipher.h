@@ -10,9 +10,13 @@
 
 #include "fernet.h"
 
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn __attribute__((noreturn))	/* c.h has it from 18 on */
+#endif
+
 extern const FernetCipher *CipherCreate(MemoryContext context,
 										const FernetKey *key);
-extern void CipherFail(void) pg_attribute_noreturn();
+pg_noreturn extern void CipherFail(void);
 extern void CipherHmac(const void *key, size_t key_len, const char *data,
 					   size_t len, uint8 *mac);
 extern FernetStatus FernetKeyFromSecret(const char *secret, size_t len,

@@ -11,6 +11,7 @@
 #include "fmgr.h"
 #include "keyring.h"
 #include "quota.h"
+#include "rotation.h"
 #include "statement.h"
 #include "storage.h"
 #include "utils/acl.h"
@@ -121,6 +122,7 @@ _PG_init(void)
 	KeyringInit();
 	StorageInit();
 	QuotaInit();
+	RotationInit();
 	StatementInit();
 	MarkGUCPrefixReserved("extension_storage");
 }

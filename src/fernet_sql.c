@@ -53,6 +53,16 @@ static const ArgumentInfo decrypt_arguments[] = {
 static const ArgumentInfo derive_key_arguments[] = {{"secret", 0, true}};
 static const ArgumentInfo timestamp_arguments[] = {{"token", 0, true}};
 
+/* Wipes and frees the copy of an argument that was toasted. */
+static void
+wipe_copy(FunctionCallInfo fcinfo, int argno, void *copy)
+{
+	if (copy == PG_GETARG_POINTER(argno))
+		return;
+	explicit_bzero(copy, VARSIZE_ANY(copy));
+	pfree(copy);
+}
+
 /* The cipher of the last call's key, kept as long as the calling query */
 typedef struct KeptCipher
 {
@@ -107,10 +117,19 @@ key_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno)
 		flinfo->fn_extra = NULL;
 		if (kept != NULL)
 			MemoryContextDelete(GetMemoryChunkContext(kept));
-		kept = make_kept(flinfo->fn_mcxt, &key);
-		flinfo->fn_extra = kept;
+		PG_TRY();
+		{
+			flinfo->fn_extra = make_kept(flinfo->fn_mcxt, &key);
+		}
+		PG_FINALLY();
+		{
+			explicit_bzero(&key, sizeof(key));
+		}
+		PG_END_TRY();
+		kept = flinfo->fn_extra;
 	}
 	explicit_bzero(&key, sizeof(key));
+	wipe_copy(fcinfo, argno, arg);
 	return kept->cipher;
 }
 
@@ -176,6 +195,7 @@ fernet_encrypt(PG_FUNCTION_ARGS)
 				   (const uint8 *) VARDATA_ANY(message),
 				   VARSIZE_ANY_EXHDR(message), VARDATA(token)) != FERNET_OK)
 		CipherFail();
+	wipe_copy(fcinfo, ENCRYPT_ARG_MESSAGE, message);
 	HideStatementEnd(&hidden);
 	PG_RETURN_TEXT_P(token);
 }
@@ -268,6 +288,12 @@ fernet_derive_key(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not compute a SHA-256 hash")));
+	if (utf8 != VARDATA_ANY(secret))
+	{
+		explicit_bzero(utf8, len);
+		pfree(utf8);
+	}
+	wipe_copy(fcinfo, 0, secret);
 	HideStatementEnd(&hidden);
 	PG_RETURN_TEXT_P(key_to_text(&key));
 }

@@ -399,9 +399,16 @@ KeyringOpenMany(KeyringItem *items, int nitems)
 						   (uint8 *) VARDATA(items[i].token), &decoded[i]);
 		first = Max(items[i].ordinal, 0);
 	}
-	if (status == FERNET_CIPHER_FAILED ||
-		decrypt_found(ring, items, decoded, same_key, nitems) != FERNET_OK)
+	if (status != FERNET_CIPHER_FAILED)
+		status = decrypt_found(ring, items, decoded, same_key, nitems);
+	if (status == FERNET_CIPHER_FAILED)
+	{
+		/* tokens of another key may have been decrypted by then */
+		for (int i = 0; i < nitems; i++)
+			explicit_bzero(VARDATA(items[i].token),
+						   VARSIZE(items[i].token) - VARHDRSZ);
 		CipherFail();
+	}
 
 	for (int i = 0; i < nitems; i++)
 	{

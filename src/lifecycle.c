@@ -335,8 +335,10 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 	{
 		users = palloc(list_length(texts) * sizeof(Datum));
 		foreach(cell, texts)
+		{
 			if (user_id(lfirst(cell), &users[nusers]))
 				nusers++;
+		}
 		StatementSet(&args, 0, user_array(users, nusers));
 		run_purge(&connection, &purge_users, &args, true);
 		StatementRunAsOwner(&connection, &clear_users_statement, &args);

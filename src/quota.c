@@ -806,6 +806,7 @@ ext_storage_usage(PG_FUNCTION_ARGS)
 	StatementSet(&args, 0, Int64GetDatum((int64) quota_per_extension));
 	InitMaterializedSRF(fcinfo, 0);
 	StatementConnect(&connection, fcinfo, false);
+	StatementRequireAllRows(&connection);
 	StatementReturn(&connection, &usage_of_all_statement, &args,
 					(ReturnSetInfo *) fcinfo->resultinfo);
 	SPI_finish();

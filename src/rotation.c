@@ -4,19 +4,21 @@
  *	  Re-encrypt with a new key while everything runs, and tell which keys are
  *	  still needed and what cannot be read.
  *
- * Rotation walks the encrypted rows by primary key and commits each batch.  A
- * batch locks only what it is going to replace, and skips rows that somebody
- * else has locked: it would otherwise wait with locks in its hands, and a
- * client that writes several entries in another order would get a deadlock.
- * The skipped ones come after the batch's commit, one by one, with nothing
- * else locked.  Every statement that locks or writes names the extension, and
- * none spans two.
+ * All of them walk extension by extension, and each statement names one, which
+ * keeps it to one shard where the table is distributed.
+ *
+ * A rotation commits each batch, locks only what it is going to replace, and
+ * never waits for a lock: it would do so with locks in its hands, and a client
+ * that writes several entries in another order would get a deadlock.  Rows that
+ * somebody else has locked come at the end.  They are tried again and again for
+ * a bounded time, between which there is neither a lock nor a snapshot.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "entry.h"
 #include "errors.h"
@@ -24,36 +26,58 @@
 #include "keyring.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "rotation.h"
 #include "statement.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
 #include "tcop/pquery.h"
 #include "token.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
+#include "utils/wait_event.h"
 
 #define FETCH_COUNT 100			/* rows a fetch, where nothing is written */
 
-/* How much may be waiting to be written, in bytes of new tokens. */
-#define MAX_PENDING_BYTES (8 * 1024 * 1024)
-
 /*
- * What the memory of a batch keeps when it is reset: enough for the default
- * batch_size and tokens of usual size, so as not to get it from the kernel and
- * give it back with each batch.
+ * Rows, and bytes of their tokens, that are decrypted together, then locked and
+ * written.
  */
-#define BATCH_MEMORY (512 * 1024)
+#define GROUP_ROWS 64
+#define GROUP_BYTES (64 * 1024)
 
 /* Rows that one UPDATE writes, and how long a token is that has one alone. */
 #define WRITE_COUNT 32
 #define WRITE_ALONE_BYTES (64 * 1024)
 
-/* Rows, and bytes of their tokens, that are decrypted together. */
-#define GROUP_ROWS 64
-#define GROUP_BYTES (64 * 1024)
+/*
+ * What a batch may write and how long it may take, whatever batch_size says,
+ * so that it is committed before a timeout comes.
+ */
+#define MAX_BATCH_BYTES (8 * 1024 * 1024)
+#define MAX_BATCH_MS 1000
 
+/*
+ * What the memory of a group keeps when it is reset: enough for tokens of usual
+ * size, so as not to get it from the kernel and give it back with each group.
+ */
+#define GROUP_MEMORY (512 * 1024)
+
+/* Locked rows that are remembered, and how often they are tried. */
+#define MAX_SKIPPED 100000
+#define RETRY_MS 50
+
+/* How many transactions a warning names. */
+#define MAX_WRITERS 10
+
+/* extension_storage.rotation_lock_wait, in milliseconds */
+static int	rotation_lock_wait = 10000;
 
 /* An encrypted row. */
 enum
@@ -86,16 +110,19 @@ static const StatementParam walk_params[] = {
 	[WALK_PARAM_LIMIT] = {"limit", INT8OID}
 };
 
+/* What there is of an extension. */
 enum
 {
+	TOTAL_EXTENSION_ID,
 	TOTAL_COUNT,
 	TOTAL_LAST_ID,
 	NUM_TOTAL_COLUMNS
 };
 
 static const StatementColumn total_columns[] = {
+	[TOTAL_EXTENSION_ID] = {"extension_id", TEXTOID, NOT_NULL},
 	[TOTAL_COUNT] = {"count", INT8OID, NOT_NULL},
-	[TOTAL_LAST_ID] = {"last_id", INT8OID, NULLABLE}
+	[TOTAL_LAST_ID] = {"last_id", INT8OID, NOT_NULL}
 };
 
 /* What names the rows that are locked and written. */
@@ -125,20 +152,41 @@ static const StatementParam one_params[] = {
 };
 static const StatementColumn id_columns[] = {{"id", INT8OID, NOT_NULL}};
 
-#define OF_EXTENSION \
-	" AND ($extension_id IS NULL OR e.extension_id" SQL_EQ "$extension_id)"
+/* No parameter: what is distributed has no generic plan over all shards. */
+#define TOTALS(of_extension) \
+	"SELECT CAST(e.extension_id AS pg_catalog.text), pg_catalog.count(*)," \
+	" CAST(pg_catalog.max(e.id) AS pg_catalog.int8) FROM " SQL_TABLE \
+	" WHERE e.is_encrypted" of_extension \
+	" GROUP BY e.extension_id ORDER BY e.extension_id"
 
 static Statement total_statement = {
-	.sql = "SELECT pg_catalog.count(*),"
-	" CAST(pg_catalog.max(e.id) AS pg_catalog.int8) FROM " SQL_TABLE
-	" WHERE e.is_encrypted" OF_EXTENSION,
+	.sql = TOTALS(""),
+	STATEMENT_COLUMNS(total_columns)
+};
+static Statement total_of_one_statement = {
+	.sql = TOTALS(" AND e.extension_id" SQL_EQ "$extension_id"),
 	STATEMENT_PARAMS(walk_params), STATEMENT_COLUMNS(total_columns)
 };
 static Statement walk_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE
-	" WHERE e.id" SQL_GT "$after_id AND e.id" SQL_LE "$last_id AND e.is_encrypted"
-	OF_EXTENSION " ORDER BY e.id LIMIT $limit",
+	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.is_encrypted"
+	" AND e.id" SQL_GT "$after_id AND e.id" SQL_LE "$last_id"
+	" ORDER BY e.id LIMIT $limit",
 	STATEMENT_PARAMS(walk_params), STATEMENT_COLUMNS(row_columns),
+	.by_index = true
+};
+
+/*
+ * Where ids are given: not in the words of the index on encrypted rows, with
+ * which the planner might go through all rows of the extension.
+ */
+#define AND_IS_ENCRYPTED " AND e.is_encrypted IS NOT FALSE"
+
+static Statement read_statement = {
+	.sql = "SELECT @columns@ FROM " SQL_TABLE
+	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
+	AND_IS_ENCRYPTED " ORDER BY e.id",
+	STATEMENT_PARAMS(lock_params), STATEMENT_COLUMNS(row_columns),
 	.by_index = true
 };
 static Statement lock_statement = {
@@ -146,13 +194,6 @@ static Statement lock_statement = {
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
 	" ORDER BY e.id FOR NO KEY UPDATE SKIP LOCKED",
 	STATEMENT_PARAMS(lock_params), STATEMENT_COLUMNS(id_columns),
-	.by_index = true
-};
-static Statement lock_one_statement = {
-	.sql = "SELECT @columns@ FROM " SQL_TABLE
-	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "$id"
-	" AND e.is_encrypted FOR NO KEY UPDATE",
-	STATEMENT_PARAMS(one_params), STATEMENT_COLUMNS(row_columns),
 	.by_index = true
 };
 
@@ -167,7 +208,7 @@ static Statement lock_one_statement = {
 static Statement write_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET value = ($new_values)" ITS_PLACE
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
-	" AND e.value" SQL_EQ "($old_values)" ITS_PLACE
+	AND_IS_ENCRYPTED " AND e.value" SQL_EQ "($old_values)" ITS_PLACE
 	" RETURNING @columns@",
 	STATEMENT_PARAMS(write_params), STATEMENT_COLUMNS(id_columns),
 	.by_index = true
@@ -175,9 +216,52 @@ static Statement write_statement = {
 static Statement write_one_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET value = $new_value"
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "$id"
-	" AND e.value" SQL_EQ "$old_value",
+	AND_IS_ENCRYPTED " AND e.value" SQL_EQ "$old_value",
 	STATEMENT_PARAMS(one_params),
 	.by_index = true
+};
+
+/* Transactions that have written to the table, or may be about to. */
+enum
+{
+	WRITER_PARAM_DATABASE,
+	WRITER_PARAM_TABLE,
+	WRITER_PARAM_LIMIT
+};
+
+enum
+{
+	WRITER_PID,
+	WRITER_GID,
+	NUM_WRITER_COLUMNS
+};
+
+static const StatementParam writer_params[] = {
+	[WRITER_PARAM_DATABASE] = {"database", OIDOID},
+	[WRITER_PARAM_TABLE] = {"table", OIDOID},
+	[WRITER_PARAM_LIMIT] = {"limit", INT8OID}
+};
+static const StatementColumn writer_columns[] = {
+	[WRITER_PID] = {"pid", INT4OID, NULLABLE},
+	[WRITER_GID] = {"gid", TEXTOID, NULLABLE}
+};
+
+/*
+ * A prepared transaction has no process.  What its locks have in common is the
+ * virtual transaction that it was before.
+ */
+static Statement writer_statement = {
+	.sql = "SELECT l.pid, p.gid FROM pg_catalog.pg_locks AS l"
+	" LEFT JOIN (pg_catalog.pg_locks AS x JOIN pg_catalog.pg_prepared_xacts AS p"
+	" ON x.transactionid" SQL_EQ "p.transaction AND x.mode" SQL_EQ "'ExclusiveLock')"
+	" ON x.virtualtransaction" SQL_EQ "l.virtualtransaction"
+	" AND x.pid IS NULL AND l.pid IS NULL"
+	" WHERE l.locktype" SQL_EQ "'relation' AND l.database" SQL_EQ "$database"
+	" AND l.relation" SQL_EQ "$table AND l.mode" SQL_EQ "'RowExclusiveLock'"
+	" AND l.granted AND (l.pid IS NULL"
+	" OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())"
+	" ORDER BY p.gid, l.pid LIMIT $limit",
+	STATEMENT_PARAMS(writer_params), STATEMENT_COLUMNS(writer_columns)
 };
 
 /* One encrypted row, as read. */
@@ -190,38 +274,51 @@ typedef struct EncryptedRow
 	Datum		token;			/* perhaps toasted */
 } EncryptedRow;
 
-/* A row that is to be replaced; sealed is NULL until it has been decided. */
-typedef struct PendingRow
+/* The encrypted rows of an extension, as they are at the start. */
+typedef struct ExtensionRows
 {
-	int64		id;
 	text	   *extension_id;
-	bytea	   *token;
-	bytea	   *sealed;
-} PendingRow;
+	int64		count;
+	int64		last_id;
+} ExtensionRows;
+
+typedef struct SkippedRow
+{
+	text	   *extension_id;	/* that of an ExtensionRows */
+	int64		id;
+} SkippedRow;
 
 typedef struct Rotation
 {
 	Connection	connection;
 	bool		commits;		/* false inside a transaction block */
 	bool		dry_run;
-	Datum		extension_id;	/* which one, or (Datum) 0 */
 	int64		batch_size;
 	int64		total;
 	int64		scanned;
 	int64		rotated;
 	int64		current;
-	int64		failed;
+	int64		failed;			/* no key reads them */
+	int64		locked;			/* left, as somebody has locked them */
+	int64		refused;		/* left, as they could not be written */
+	int64		reported;		/* how many were scanned at the last report */
 	TimestampTz started;
 	MemoryContext context;		/* lasts for the whole call */
-	MemoryContext batch_context;	/* reset after each batch */
-	MemoryContext row_context;	/* reset after each row, and each write */
-	EncryptedRow group[GROUP_ROWS]; /* read, but not yet looked at */
-	KeyringItem items[GROUP_ROWS];	/* their tokens, in batch_context */
+	MemoryContext retry_context;	/* reset after rows have been tried again */
+	List	   *skipped;		/* of SkippedRow, in context */
+
+	/* a batch */
+	TimestampTz batch_started;
+	Size		batch_bytes;	/* of new tokens */
+
+	/* a group of rows of one extension, that are read but not yet looked at */
+	MemoryContext group_context;	/* reset after each group */
+	text	   *extension_id;
+	bool		rows_are_locked;	/* were they locked before they were read? */
 	int			ngroup;
 	Size		group_bytes;
-	List	   *pending;		/* of PendingRow, in batch_context */
-	Size		pending_bytes;
-	List	   *skipped;		/* of PendingRow, in context */
+	EncryptedRow rows[GROUP_ROWS];
+	KeyringItem items[GROUP_ROWS];	/* their tokens, in group_context */
 } Rotation;
 
 /* The arguments of rotate_keys. */
@@ -292,7 +389,7 @@ extension_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 /*
  * Raises an error if there is no key.
  *
- * This is asked for anew for each batch: the end of a transaction takes back
+ * This is asked for anew for each group: the end of a transaction takes back
  * what was set for it alone.
  */
 static void
@@ -305,28 +402,47 @@ require_keys(void)
 				 errhint("Set extension_storage.encryption_keys_file.")));
 }
 
-/*
- * Counts a row that needs no new token: the first key reads it already, or no
- * key does.
- */
+/* Warns of a row that is left as it is. */
 static void
-count_unchanged(Rotation *rotation, const EncryptedRow *row, int ordinal)
+warn_of_row(const EncryptedRow *row, int sqlstate, const char *problem,
+			const char *detail)
 {
-	if (ordinal == 0)
-		rotation->current++;
-	else if (ordinal < 0)
+	ereport(WARNING,
+			(errcode(sqlstate),
+			 errmsg("%s, uuid %s, %s and is left as it is",
+					DescribeEntry(row->address, row->nulls),
+					DatumGetCString(DirectFunctionCall1(uuid_out, row->uuid)),
+					problem),
+			 detail != NULL ? errdetail_internal("%s", detail) : 0));
+}
+
+/* Remembers a row for the end of the walk. */
+static void
+skip_row(Rotation *rotation, int64 id)
+{
+	MemoryContext old_context;
+	SkippedRow *skipped;
+
+	if (list_length(rotation->skipped) >= MAX_SKIPPED)
 	{
-		rotation->failed++;
-		ereport(WARNING,
-				(errcode(ERRCODE_ES_UNREADABLE),
-				 errmsg("%s, uuid %s, cannot be decrypted and is left as it is",
-						DescribeEntry(row->address, row->nulls),
-						DatumGetCString(DirectFunctionCall1(uuid_out,
-															row->uuid)))));
+		rotation->locked++;		/* that many are not waited for */
+		return;
 	}
-	else
-		elog(ERROR, "new token of %s does not decrypt to the old value",
-			 DescribeEntry(row->address, row->nulls));
+	old_context = MemoryContextSwitchTo(rotation->context);
+	skipped = palloc(sizeof(SkippedRow));
+	skipped->extension_id = rotation->extension_id;
+	skipped->id = id;
+	rotation->skipped = lappend(rotation->skipped, skipped);
+	MemoryContextSwitchTo(old_context);
+}
+
+/* Leaves a row that could not be written. */
+static void
+refuse_row(Rotation *rotation, const EncryptedRow *row, int sqlstate,
+		   const char *detail)
+{
+	rotation->refused++;
+	warn_of_row(row, sqlstate, "cannot be written", detail);
 }
 
 static int
@@ -358,84 +474,80 @@ returned_ids(const Statement *statement, uint64 *nids)
 	return ids;
 }
 
-/* Is the row among the sorted ids? */
+/* Is an id among the sorted ones? */
 static bool
-is_among(const PendingRow *row, const int64 *ids, uint64 nids)
+is_among(int64 id, const int64 *ids, uint64 nids)
 {
-	return bsearch(&row->id, ids, nids, sizeof(int64), compare_ids) != NULL;
+	return bsearch(&id, ids, nids, sizeof(int64), compare_ids) != NULL;
 }
 
-/* Writes a new token; false if the row no longer holds the one read. */
-static bool
-write_one_row(Rotation *rotation, const PendingRow *row)
+/* Sets the parameters that name the rows. */
+static void
+ids_param(StatementArgs *args, const Rotation *rotation, const int64 *ids,
+		  int nids)
+{
+	Datum	   *datums = palloc(nids * sizeof(Datum));
+
+	for (int i = 0; i < nids; i++)
+		datums[i] = Int64GetDatum(ids[i]);
+	StatementArgsInit(args);
+	StatementSet(args, WRITE_PARAM_EXTENSION_ID,
+				 PointerGetDatum(rotation->extension_id));
+	StatementSet(args, WRITE_PARAM_IDS,
+				 PointerGetDatum(construct_array(datums, nids, INT8OID,
+												 sizeof(int64), FLOAT8PASSBYVAL,
+												 TYPALIGN_DOUBLE)));
+}
+
+/*
+ * Locks those of the rows that nobody else has locked, and returns their ids,
+ * sorted.
+ */
+static int64 *
+lock_rows(Rotation *rotation, const int64 *ids, int nids, uint64 *nlocked)
 {
 	StatementArgs args;
 
-	StatementArgsInit(&args);
-	StatementSet(&args, WRITE_PARAM_EXTENSION_ID,
-				 PointerGetDatum(row->extension_id));
-	StatementSet(&args, WRITE_PARAM_IDS, Int64GetDatum(row->id));
-	StatementSet(&args, WRITE_PARAM_OLD_VALUES, PointerGetDatum(row->token));
-	StatementSet(&args, WRITE_PARAM_NEW_VALUES, PointerGetDatum(row->sealed));
-	return StatementRun(&rotation->connection, &write_one_statement, &args,
-						false) == 1;
+	ids_param(&args, rotation, ids, nids);
+	StatementRun(&rotation->connection, &lock_statement, &args, false);
+	return returned_ids(&lock_statement, nlocked);
 }
 
-/* Remembers a row for later, when no other row is locked. */
+/*
+ * Writes the new tokens of locked rows of the group, and clears the flags of
+ * those that hold another token by now.  rows are their places in it.
+ */
 static void
-skip_row(Rotation *rotation, const PendingRow *row)
+write_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
 {
-	MemoryContext old_context = MemoryContextSwitchTo(rotation->context);
-	PendingRow *skipped = palloc0(sizeof(PendingRow));
-
-	skipped->id = row->id;
-	skipped->extension_id = DatumGetTextPCopy(PointerGetDatum(row->extension_id));
-	rotation->skipped = lappend(rotation->skipped, skipped);
-	MemoryContextSwitchTo(old_context);
-}
-
-/* Counts a row that was written, and puts off one that was not. */
-static void
-settle_row(Rotation *rotation, const PendingRow *row, bool written)
-{
-	if (written)
-		rotation->rotated++;
-	else
-		skip_row(rotation, row);
-}
-
-/* Makes an array of the rows' ids. */
-static Datum
-id_array(PendingRow **rows, int nrows)
-{
-	Datum	   *ids = palloc(nrows * sizeof(Datum));
-
-	for (int i = 0; i < nrows; i++)
-		ids[i] = Int64GetDatum(rows[i]->id);
-	return PointerGetDatum(construct_array(ids, nrows, INT8OID, sizeof(int64),
-										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-}
-
-/* Writes locked rows of one extension, WRITE_COUNT at most. */
-static void
-write_rows(Rotation *rotation, PendingRow **rows, int nrows)
-{
+	StatementArgs args;
+	int64		ids[WRITE_COUNT];
 	Datum		tokens[WRITE_COUNT];
 	Datum		sealed[WRITE_COUNT];
-	StatementArgs args;
-	MemoryContext old_context = MemoryContextSwitchTo(rotation->row_context);
-	int64	   *written;
-	uint64		nwritten;
+	int64	   *done;
+	uint64		ndone;
 
+	Assert(nrows <= WRITE_COUNT);
 	for (int i = 0; i < nrows; i++)
 	{
-		tokens[i] = PointerGetDatum(rows[i]->token);
-		sealed[i] = PointerGetDatum(rows[i]->sealed);
+		ids[i] = rotation->rows[rows[i]].id;
+		Assert(i == 0 || ids[i - 1] < ids[i]);	/* as ITS_PLACE needs */
+		tokens[i] = PointerGetDatum(rotation->items[rows[i]].token);
+		sealed[i] = PointerGetDatum(rotation->items[rows[i]].result);
 	}
-	StatementArgsInit(&args);
-	StatementSet(&args, WRITE_PARAM_EXTENSION_ID,
-				 PointerGetDatum(rows[0]->extension_id));
-	StatementSet(&args, WRITE_PARAM_IDS, id_array(rows, nrows));
+	if (nrows == 1)
+	{
+		StatementArgsInit(&args);
+		StatementSet(&args, WRITE_PARAM_EXTENSION_ID,
+					 PointerGetDatum(rotation->extension_id));
+		StatementSet(&args, WRITE_PARAM_IDS, Int64GetDatum(ids[0]));
+		StatementSet(&args, WRITE_PARAM_OLD_VALUES, tokens[0]);
+		StatementSet(&args, WRITE_PARAM_NEW_VALUES, sealed[0]);
+		written[0] = StatementRun(&rotation->connection, &write_one_statement,
+								  &args, false) == 1;
+		return;
+	}
+	ids_param(&args, rotation, ids, nrows);
 	StatementSet(&args, WRITE_PARAM_OLD_VALUES,
 				 PointerGetDatum(construct_array(tokens, nrows, BYTEAOID, -1,
 												 false, TYPALIGN_INT)));
@@ -443,102 +555,222 @@ write_rows(Rotation *rotation, PendingRow **rows, int nrows)
 				 PointerGetDatum(construct_array(sealed, nrows, BYTEAOID, -1,
 												 false, TYPALIGN_INT)));
 	StatementRun(&rotation->connection, &write_statement, &args, false);
-	written = returned_ids(&write_statement, &nwritten);
+	done = returned_ids(&write_statement, &ndone);
 	for (int i = 0; i < nrows; i++)
-		settle_row(rotation, rows[i], is_among(rows[i], written, nwritten));
-	MemoryContextSwitchTo(old_context);
-	MemoryContextReset(rotation->row_context);
+		written[i] = is_among(ids[i], done, ndone);
 }
 
 /*
- * Writes pending rows of one extension, without waiting for anybody.
+ * Is an error one of the row that was written, a constraint's or a trigger's
+ * say, so that others can be written all the same?
  */
-static void
-write_unlocked_rows(Rotation *rotation, PendingRow **rows, int nrows)
+static bool
+is_error_of_row(int sqlstate)
 {
-	StatementArgs args;
-	int64	   *locked;
-	uint64		nlocked;
-	PendingRow *several[WRITE_COUNT];
-	int			nseveral = 0;
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case ERRCODE_INVALID_TRANSACTION_STATE:
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_OPERATOR_INTERVENTION:
+		case ERRCODE_SYSTEM_ERROR:
+		case ERRCODE_INTERNAL_ERROR:
+			return false;
+		default:
+			return true;
+	}
+}
 
-	StatementArgsInit(&args);
-	StatementSet(&args, WRITE_PARAM_EXTENSION_ID,
-				 PointerGetDatum(rows[0]->extension_id));
-	StatementSet(&args, WRITE_PARAM_IDS, id_array(rows, nrows));
-	StatementRun(&rotation->connection, &lock_statement, &args, false);
-	locked = returned_ids(&lock_statement, &nlocked);
+/*
+ * Writes rows as write_rows does, in a subtransaction.  Returns NULL, or the
+ * error of one of them, and then has written none.
+ */
+static ErrorData *
+try_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		write_rows(rotation, rows, nrows, written);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error != NULL && !is_error_of_row(error->sqlerrcode))
+		ReThrowError(error);
+	return error;
+}
+
+/* Counts a row that was written, and puts off or leaves one that was not. */
+static void
+settle_row(Rotation *rotation, int row, bool written)
+{
+	if (written)
+		rotation->rotated++;
+	else if (!rotation->rows_are_locked)
+		skip_row(rotation, rotation->rows[row].id); /* overtaken */
+	else
+		refuse_row(rotation, &rotation->rows[row],
+				   ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+				   "An update of it has no effect; a trigger or rule of the table may prevent it.");
+}
+
+/* Writes locked rows of the group, WRITE_COUNT at most. */
+static void
+write_several(Rotation *rotation, const int *rows, int nrows)
+{
+	bool		written[WRITE_COUNT] = {false};
+	ErrorData  *error = try_rows(rotation, rows, nrows, written);
 
 	for (int i = 0; i < nrows; i++)
 	{
-		if (!is_among(rows[i], locked, nlocked))
-			skip_row(rotation, rows[i]);
-		else if (VARSIZE(rows[i]->sealed) >= WRITE_ALONE_BYTES)
-			settle_row(rotation, rows[i], write_one_row(rotation, rows[i]));
-		else
-			several[nseveral++] = rows[i];
-		if (nseveral == WRITE_COUNT || (nseveral > 0 && i == nrows - 1))
+		if (error != NULL && nrows > 1)
 		{
-			write_rows(rotation, several, nseveral);
+			write_several(rotation, &rows[i], 1);	/* whose error is it? */
+			continue;
+		}
+		if (error == NULL)
+			settle_row(rotation, rows[i], written[i]);
+		else
+			refuse_row(rotation, &rotation->rows[rows[i]], error->sqlerrcode,
+					   psprintf("%s: %s", unpack_sql_state(error->sqlerrcode),
+								error->message));
+	}
+}
+
+/* Writes the rows of the group that have a new token. */
+static void
+write_group(Rotation *rotation)
+{
+	int64		ids[GROUP_ROWS];
+	int			nids = 0;
+	int64	   *locked;
+	uint64		nlocked;
+	int			several[WRITE_COUNT];
+	int			nseveral = 0;
+
+	for (int i = 0; i < rotation->ngroup; i++)
+		if (rotation->items[i].result != NULL)
+			ids[nids++] = rotation->rows[i].id;
+	if (nids == 0)
+		return;
+	locked = lock_rows(rotation, ids, nids, &nlocked);
+
+	for (int i = 0; i < rotation->ngroup; i++)
+	{
+		bytea	   *sealed = rotation->items[i].result;
+
+		if (sealed == NULL)
+			continue;
+		rotation->batch_bytes += VARSIZE(sealed);
+		if (!is_among(rotation->rows[i].id, locked, nlocked))
+			skip_row(rotation, rotation->rows[i].id);
+		else if (VARSIZE(sealed) >= WRITE_ALONE_BYTES)
+			write_several(rotation, &i, 1);
+		else
+			several[nseveral++] = i;
+		if (nseveral == WRITE_COUNT)
+		{
+			write_several(rotation, several, nseveral);
 			nseveral = 0;
 		}
 	}
+	if (nseveral > 0)
+		write_several(rotation, several, nseveral);
 }
 
-/* Compares extension ids, by bytes: all that matters is what is equal. */
-static int
-compare_extensions(const PendingRow *left, const PendingRow *right)
-{
-	int			left_len = VARSIZE_ANY_EXHDR(left->extension_id);
-	int			right_len = VARSIZE_ANY_EXHDR(right->extension_id);
-
-	if (left_len != right_len)
-		return left_len < right_len ? -1 : 1;
-	return memcmp(VARDATA_ANY(left->extension_id),
-				  VARDATA_ANY(right->extension_id), left_len);
-}
-
-static int
-compare_pending(const ListCell *a, const ListCell *b)
-{
-	const PendingRow *left = lfirst(a);
-	const PendingRow *right = lfirst(b);
-	int			result = compare_extensions(left, right);
-
-	return result != 0 ? result : compare_ids(&left->id, &right->id);
-}
-
-/* Writes all pending rows, extension by extension. */
+/* Counts a row of the group that gets no new token. */
 static void
-write_pending(Rotation *rotation)
+count_unchanged(Rotation *rotation, int row)
 {
-	MemoryContext old_context = MemoryContextSwitchTo(rotation->batch_context);
-	int			nrows = list_length(rotation->pending);
-	PendingRow **rows = palloc(Max(nrows, 1) * sizeof(PendingRow *));
-	int			start = 0;
+	int			ordinal = rotation->items[row].ordinal;
 
-	list_sort(rotation->pending, compare_pending);
-	for (int i = 0; i < nrows; i++)
-		rows[i] = list_nth(rotation->pending, i);
-	for (int end = 1; end <= nrows; end++)
+	if (ordinal > 0)
+		elog(ERROR, "new token of %s does not decrypt to the old value",
+			 DescribeEntry(rotation->rows[row].address,
+						   rotation->rows[row].nulls));
+	if (ordinal == 0)
 	{
-		if (end < nrows && compare_extensions(rows[start], rows[end]) == 0)
-			continue;
-		write_unlocked_rows(rotation, &rows[start], end - start);
-		start = end;
+		rotation->current++;
+		return;
 	}
+	rotation->failed++;
+	warn_of_row(&rotation->rows[row], ERRCODE_ES_UNREADABLE,
+				"cannot be decrypted", NULL);
+}
+
+/* Re-encrypts the rows of the group, and writes them. */
+static void
+rotate_group(Rotation *rotation)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(rotation->group_context);
+
+	CHECK_FOR_INTERRUPTS();
+	if (rotation->ngroup > 0)
+	{
+		require_keys();
+		KeyringReseal(rotation->items, rotation->ngroup);
+		for (int i = 0; i < rotation->ngroup; i++)
+		{
+			if (rotation->items[i].result == NULL)
+				count_unchanged(rotation, i);
+			else if (rotation->dry_run)
+				rotation->rotated++;
+		}
+		if (!rotation->dry_run)
+			write_group(rotation);
+	}
+	rotation->ngroup = 0;
+	rotation->group_bytes = 0;
 	MemoryContextSwitchTo(old_context);
-	MemoryContextReset(rotation->batch_context);
-	rotation->pending = NIL;
-	rotation->pending_bytes = 0;
+	MemoryContextReset(rotation->group_context);
+}
+
+/* Is the group so large that it must be rotated before it gets another row? */
+static bool
+group_is_full(const Rotation *rotation)
+{
+	return rotation->ngroup == GROUP_ROWS ||
+		rotation->group_bytes >= GROUP_BYTES;
+}
+
+/* Adds row n of what a statement has returned to the group. */
+static void
+add_to_group(Rotation *rotation, const Statement *statement, uint64 n)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(rotation->group_context);
+	EncryptedRow *row = &rotation->rows[rotation->ngroup];
+	KeyringItem *item = &rotation->items[rotation->ngroup];
+
+	read_row(row, statement, n);
+	item->token = DatumGetByteaPP(row->token);
+	rotation->ngroup++;
+	rotation->group_bytes += VARSIZE_ANY(item->token);
+	MemoryContextSwitchTo(old_context);
 }
 
 /* Starts to work on rows: their values must stay readable while we do. */
 static void
-begin_batch(void)
+begin_batch(Rotation *rotation)
 {
 	if (!ActiveSnapshotSet())
 		EnsurePortalSnapshotExists();
+	StatementRequireAllRows(&rotation->connection);
+	rotation->batch_started = GetCurrentTimestamp();
+	rotation->batch_bytes = 0;
 }
 
 /*
@@ -546,6 +778,9 @@ begin_batch(void)
  *
  * The next transaction is READ COMMITTED whatever the session's default is:
  * under a stricter level a concurrent write would abort the rotation.
+ *
+ * statement_timeout counts anew.  What it is to end is a statement that is
+ * stuck, or that holds others up, and what has been done so far is committed.
  */
 static void
 end_batch(Rotation *rotation)
@@ -554,131 +789,34 @@ end_batch(Rotation *rotation)
 		return;
 	SPI_commit();
 	XactIsoLevel = XACT_READ_COMMITTED;
+	CHECK_FOR_INTERRUPTS();
+	if (StatementTimeout > 0 && get_timeout_active(STATEMENT_TIMEOUT))
+		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
 }
 
-/*
- * Re-encrypts the rows of the group, in one go, and keeps those that are to be
- * written.
- */
-static void
-rotate_group(Rotation *rotation)
+/* Must a batch end before it has all the rows that it may have? */
+static bool
+batch_is_full(const Rotation *rotation)
 {
-	MemoryContext old_context = MemoryContextSwitchTo(rotation->batch_context);
+	int			limit = MAX_BATCH_MS;
 
-	require_keys();
-	KeyringReseal(rotation->items, rotation->ngroup);
-	for (int i = 0; i < rotation->ngroup; i++)
-	{
-		const EncryptedRow *row = &rotation->group[i];
-		const KeyringItem *item = &rotation->items[i];
-		PendingRow *pending;
-
-		if (item->result == NULL)
-			count_unchanged(rotation, row, item->ordinal);
-		else if (rotation->dry_run)
-			rotation->rotated++;
-		if (item->result == NULL || rotation->dry_run)
-		{
-			if (item->result != NULL)
-				pfree(item->result);
-			if ((Pointer) item->token != DatumGetPointer(row->token))
-				pfree(item->token);
-			continue;
-		}
-		pending = palloc(sizeof(PendingRow));
-		pending->id = row->id;
-		pending->extension_id = DatumGetTextPP(row->address[PARAM_EXTENSION_ID]);
-		pending->token = item->token;
-		pending->sealed = item->result;
-		rotation->pending = lappend(rotation->pending, pending);
-		rotation->pending_bytes += VARSIZE(item->result);
-	}
-	rotation->ngroup = 0;
-	rotation->group_bytes = 0;
-	MemoryContextSwitchTo(old_context);
-}
-
-/* Takes one row of a batch into the group, and that on if it is full. */
-static void
-rotate_row(Rotation *rotation, const EncryptedRow *row)
-{
-	KeyringItem *item = &rotation->items[rotation->ngroup];
-	MemoryContext old_context = MemoryContextSwitchTo(rotation->batch_context);
-
-	rotation->group[rotation->ngroup] = *row;
-	item->token = DatumGetByteaPP(row->token);
-	rotation->ngroup++;
-	rotation->group_bytes += VARSIZE_ANY(item->token);
-	if (rotation->ngroup == GROUP_ROWS || rotation->group_bytes >= GROUP_BYTES)
-		rotate_group(rotation);
-	MemoryContextSwitchTo(old_context);
-}
-
-/*
- * Treats the rows that were skipped: waits for each one's lock, then takes it
- * as it is by then.
- */
-static void
-rotate_skipped(Rotation *rotation)
-{
-	ListCell   *cell;
-
-	foreach(cell, rotation->skipped)
-	{
-		PendingRow *pending = lfirst(cell);
-		StatementArgs args;
-		MemoryContext old_context;
-
-		StatementArgsInit(&args);
-		StatementSet(&args, WRITE_PARAM_EXTENSION_ID,
-					 PointerGetDatum(pending->extension_id));
-		StatementSet(&args, WRITE_PARAM_IDS, Int64GetDatum(pending->id));
-		begin_batch();
-		old_context = MemoryContextSwitchTo(rotation->batch_context);
-		if (StatementRun(&rotation->connection, &lock_one_statement, &args,
-						 false) == 0)
-			rotation->current++;	/* gone, or no longer encrypted */
-		else
-		{
-			SPITupleTable *table = SPI_tuptable;
-			EncryptedRow row;
-			KeyringItem item;
-
-			read_row(&row, &lock_one_statement, 0);
-			item.token = DatumGetByteaPP(row.token);
-			require_keys();
-			KeyringReseal(&item, 1);
-			if (item.result == NULL)
-				count_unchanged(rotation, &row, item.ordinal);
-			else
-			{
-				pending->token = item.token;
-				pending->sealed = item.result;
-				if (!write_one_row(rotation, pending))
-					elog(ERROR, "locked row of %s was not written",
-						 DescribeEntry(row.address, row.nulls));
-				rotation->rotated++;
-			}
-			SPI_freetuptable(table);
-		}
-		MemoryContextSwitchTo(old_context);
-		MemoryContextReset(rotation->row_context);
-		MemoryContextReset(rotation->batch_context);
-		end_batch(rotation);
-	}
-	list_free_deep(rotation->skipped);
-	rotation->skipped = NIL;
+	if (StatementTimeout > 0)
+		limit = Min(limit, StatementTimeout / 4);
+	return rotation->batch_bytes >= MAX_BATCH_BYTES ||
+		TimestampDifferenceExceeds(rotation->batch_started,
+								   GetCurrentTimestamp(), limit);
 }
 
 /* Tells how far it has come. */
 static void
-report_progress(const Rotation *rotation)
+report_progress(Rotation *rotation)
 {
 	double		seconds = (GetCurrentTimestamp() - rotation->started) /
 	(double) USECS_PER_SEC;
 	double		rate = rotation->scanned / Max(seconds, 0.000001);
 	int64		total = Max(rotation->total, rotation->scanned);
 
+	rotation->reported = rotation->scanned;
 	ereport(NOTICE,
 			(errmsg("rotate_keys: " INT64_FORMAT " of " INT64_FORMAT
 					" rows done, %.0f rows/s, %.0f s left",
@@ -686,62 +824,282 @@ report_progress(const Rotation *rotation)
 					(total - rotation->scanned) / rate)));
 }
 
-/* Walks the rows, batch by batch. */
+/* Ends a batch, and tells of it if it has all its rows. */
 static void
-rotate_all(Rotation *rotation)
+finish_batch(Rotation *rotation, bool last)
 {
+	int64		since = rotation->scanned - rotation->reported;
+
+	end_batch(rotation);
+	if (since >= rotation->batch_size || (last && since > 0))
+		report_progress(rotation);
+}
+
+/*
+ * Finds the extensions that have encrypted rows: one, or all if extension_id is
+ * NULL.  Returns a list of ExtensionRows.
+ */
+static List *
+find_extensions(Connection *connection, text *extension_id, bool read_only)
+{
+	Statement  *statement = extension_id != NULL ?
+	&total_of_one_statement : &total_statement;
 	StatementArgs args;
-	Datum		total[NUM_TOTAL_COLUMNS];
-	bool		nulls[NUM_TOTAL_COLUMNS];
-	uint64		nrows;
+	List	   *extensions = NIL;
+	uint64		n;
 
 	StatementArgsInit(&args);
-	if (rotation->extension_id != (Datum) 0)
-		StatementSet(&args, WALK_PARAM_EXTENSION_ID, rotation->extension_id);
-	begin_batch();
-	StatementRun(&rotation->connection, &total_statement, &args, false);
-	StatementRow(&total_statement, 0, total, nulls);
-	rotation->total = DatumGetInt64(total[TOTAL_COUNT]);
-	if (nulls[TOTAL_LAST_ID])
-		return;
-	StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(PG_INT64_MIN));
-	StatementSet(&args, WALK_PARAM_LAST_ID, total[TOTAL_LAST_ID]);
-	StatementSet(&args, WALK_PARAM_LIMIT, Int64GetDatum(rotation->batch_size));
-
-	do
+	if (extension_id != NULL)
+		StatementSet(&args, WALK_PARAM_EXTENSION_ID,
+					 PointerGetDatum(extension_id));
+	n = StatementRun(connection, statement, &args, read_only);
+	for (uint64 i = 0; i < n; i++)
 	{
-		SPITupleTable *table;
+		ExtensionRows *extension = palloc(sizeof(ExtensionRows));
+		Datum		row[NUM_TOTAL_COLUMNS];
+		bool		nulls[NUM_TOTAL_COLUMNS];
 
-		begin_batch();
-		nrows = StatementRun(&rotation->connection, &walk_statement, &args,
-							 false);
-		table = SPI_tuptable;
-		for (uint64 i = 0; i < nrows; i++)
-		{
-			EncryptedRow row;
+		StatementRow(statement, i, row, nulls);
+		extension->extension_id = DatumGetTextPCopy(row[TOTAL_EXTENSION_ID]);
+		extension->count = DatumGetInt64(row[TOTAL_COUNT]);
+		extension->last_id = DatumGetInt64(row[TOTAL_LAST_ID]);
+		extensions = lappend(extensions, extension);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return extensions;
+}
 
-			CHECK_FOR_INTERRUPTS();
-			/* writing rows in between has left another table there */
-			SPI_tuptable = table;
-			SPI_processed = nrows;
-			read_row(&row, &walk_statement, i);
-			StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(row.id));
-			rotation->scanned++;
-			rotate_row(rotation, &row);
-			if (rotation->pending_bytes > MAX_PENDING_BYTES)
-			{
-				rotate_group(rotation);
-				write_pending(rotation);
-			}
-		}
+/* Reads rows of the extension, by id from the one after after_id to last_id. */
+static uint64
+read_rows(Rotation *rotation, int64 after_id, int64 last_id, int64 limit)
+{
+	StatementArgs args;
+
+	StatementArgsInit(&args);
+	StatementSet(&args, WALK_PARAM_EXTENSION_ID,
+				 PointerGetDatum(rotation->extension_id));
+	StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(after_id));
+	StatementSet(&args, WALK_PARAM_LAST_ID, Int64GetDatum(last_id));
+	StatementSet(&args, WALK_PARAM_LIMIT, Int64GetDatum(limit));
+	return StatementRun(&rotation->connection, &walk_statement, &args, false);
+}
+
+/*
+ * Is the first row after after_id one that the first key reads?  If so, id is
+ * set to its id.
+ */
+static bool
+next_is_current(Rotation *rotation, int64 after_id, int64 last_id, int64 *id)
+{
+	bool		current = false;
+
+	if (read_rows(rotation, after_id, last_id, 1) > 0)
+	{
+		EncryptedRow row;
+		uint64		timestamp;
+
+		read_row(&row, &walk_statement, 0);
+		current = KeyringFind(row.token, &timestamp) == 0;
+		if (current)
+			*id = row.id;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return current;
+}
+
+/*
+ * Guesses where a call that was cut off has come to: returns the id up to which
+ * rows are current, so far as samples tell.
+ *
+ * To begin there gets calls on that are cut off again and again, however long
+ * it takes to see that what is done is done.
+ */
+static int64
+find_start(Rotation *rotation, const ExtensionRows *extension)
+{
+	int64		done;
+	int64		open = extension->last_id;
+
+	if (extension->count <= rotation->batch_size ||
+		!next_is_current(rotation, PG_INT64_MIN, open, &done))
+		return PG_INT64_MIN;
+	while ((uint64) open - (uint64) done > (uint64) rotation->batch_size)
+	{
+		int64		middle = done +
+		(int64) (((uint64) open - (uint64) done) / 2);
+
+		CHECK_FOR_INTERRUPTS();
+		if (!next_is_current(rotation, middle, open, &done))
+			open = middle;
+	}
+	return done;
+}
+
+/*
+ * Rotates the next rows of the extension, as many as the batch may still have.
+ * Moves after_id on; false if there are no more.
+ */
+static bool
+rotate_next_rows(Rotation *rotation, int64 *after_id, int64 last_id)
+{
+	int64		limit = rotation->batch_size -
+	(rotation->scanned - rotation->reported);
+	uint64		nrows = read_rows(rotation, *after_id, last_id, limit);
+	SPITupleTable *table = SPI_tuptable;
+	uint64		nread = 0;
+
+	while (nread < nrows && (nread == 0 || !batch_is_full(rotation)))
+	{
+		/* writing rows in between has left another table there */
+		SPI_tuptable = table;
+		SPI_processed = nrows;
+		while (nread < nrows && !group_is_full(rotation))
+			add_to_group(rotation, &walk_statement, nread++);
+		rotation->scanned += rotation->ngroup;
+		*after_id = rotation->rows[rotation->ngroup - 1].id;
 		rotate_group(rotation);
-		write_pending(rotation);
-		SPI_freetuptable(table);
-		end_batch(rotation);
-		rotate_skipped(rotation);
-		if (nrows > 0)
-			report_progress(rotation);
-	} while (nrows == (uint64) rotation->batch_size);
+	}
+	SPI_freetuptable(table);
+	return nread < nrows || nrows == (uint64) limit;
+}
+
+/* Walks rows of the extension, batch by batch. */
+static void
+walk(Rotation *rotation, int64 after_id, int64 last_id)
+{
+	while (rotate_next_rows(rotation, &after_id, last_id) ||
+		   batch_is_full(rotation))
+	{
+		finish_batch(rotation, false);
+		begin_batch(rotation);
+	}
+}
+
+/* Walks the rows of all extensions.  A batch may have rows of several. */
+static void
+walk_all(Rotation *rotation, List *extensions)
+{
+	ListCell   *cell;
+
+	begin_batch(rotation);
+	foreach(cell, extensions)
+	{
+		const ExtensionRows *extension = lfirst(cell);
+		int64		start;
+
+		rotation->extension_id = extension->extension_id;
+		start = find_start(rotation, extension);
+		walk(rotation, start, extension->last_id);
+		if (start != PG_INT64_MIN)
+			walk(rotation, PG_INT64_MIN, start);
+	}
+	finish_batch(rotation, true);
+}
+
+/*
+ * Tries rows of one extension again: those that can be locked now are taken as
+ * they are by now, the others skipped once more.  last tells that they will not
+ * be tried again.
+ */
+static void
+retry_rows(Rotation *rotation, const int64 *ids, int nids, bool last)
+{
+	MemoryContext old_context;
+	StatementArgs args;
+	SPITupleTable *table;
+	int64	   *locked;
+	uint64		nlocked;
+	uint64		nrows;
+
+	begin_batch(rotation);
+	old_context = MemoryContextSwitchTo(rotation->retry_context);
+	locked = lock_rows(rotation, ids, nids, &nlocked);
+	ids_param(&args, rotation, ids, nids);
+	nrows = StatementRun(&rotation->connection, &read_statement, &args, false);
+	table = SPI_tuptable;
+	rotation->current += nids - nrows;	/* gone, or no longer encrypted */
+	for (uint64 i = 0; i < nrows; i++)
+	{
+		EncryptedRow row;
+
+		SPI_tuptable = table;
+		SPI_processed = nrows;
+		read_row(&row, &read_statement, i);
+		if (is_among(row.id, locked, nlocked))
+		{
+			add_to_group(rotation, &read_statement, i);
+			if (group_is_full(rotation))
+				rotate_group(rotation);
+		}
+		else if (!last)
+			skip_row(rotation, row.id);
+		else
+		{
+			rotation->locked++;
+			warn_of_row(&row, ERRCODE_LOCK_NOT_AVAILABLE,
+						"is locked by another transaction", NULL);
+		}
+	}
+	rotate_group(rotation);
+	SPI_freetuptable(table);
+	MemoryContextSwitchTo(old_context);
+	MemoryContextReset(rotation->retry_context);
+	end_batch(rotation);
+}
+
+/* Tries the skipped rows once more. */
+static void
+retry_skipped(Rotation *rotation, bool last)
+{
+	List	   *skipped = rotation->skipped;
+	int64		ids[GROUP_ROWS];
+	int			nids = 0;
+
+	rotation->skipped = NIL;
+	for (int i = 0; i < list_length(skipped); i++)
+	{
+		const SkippedRow *row = list_nth(skipped, i);
+		const SkippedRow *next = i + 1 < list_length(skipped) ?
+		list_nth(skipped, i + 1) : NULL;
+
+		ids[nids++] = row->id;
+		if (nids < GROUP_ROWS && next != NULL &&
+			next->extension_id == row->extension_id)
+			continue;
+		rotation->extension_id = row->extension_id;
+		retry_rows(rotation, ids, nids, last);
+		nids = 0;
+	}
+	list_free_deep(skipped);
+}
+
+/* Waits for the locks of the skipped rows, and leaves those that it cannot get. */
+static void
+rotate_skipped(Rotation *rotation)
+{
+	TimestampTz deadline =
+	TimestampTzPlusMilliseconds(GetCurrentTimestamp(), rotation_lock_wait);
+	bool		last = false;
+
+	rotation->rows_are_locked = true;
+	if (rotation->skipped != NIL && rotation_lock_wait > 0)
+		ereport(NOTICE,
+				(errmsg("rotate_keys: waiting up to %g s for %d locked rows",
+						rotation_lock_wait / 1000.0,
+						list_length(rotation->skipped))));
+	while (rotation->skipped != NIL)
+	{
+		int			before = list_length(rotation->skipped);
+
+		last = last || GetCurrentTimestamp() >= deadline;
+		retry_skipped(rotation, last);
+		if (rotation->skipped == NIL || list_length(rotation->skipped) < before)
+			continue;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 RETRY_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
 }
 
 /*
@@ -754,8 +1112,11 @@ rotate_all(Rotation *rotation)
 Datum
 ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 {
-	Rotation	rotation = {0};
+	Rotation   *rotation;
+	MemoryContext context = CurrentMemoryContext;
 	text	   *extension_id;
+	List	   *extensions;
+	ListCell   *cell;
 	TupleDesc	tupdesc;
 	Datum		values[4];
 	bool		nulls[4] = {false};
@@ -774,65 +1135,129 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 
 	require_keys();
-	rotation.commits = fcinfo->context != NULL &&
+	rotation = palloc0(sizeof(Rotation));
+	rotation->commits = fcinfo->context != NULL &&
 		IsA(fcinfo->context, CallContext) &&
 		!castNode(CallContext, fcinfo->context)->atomic;
-	rotation.dry_run = PG_GETARG_BOOL(ROTATE_ARG_DRY_RUN);
-	rotation.batch_size = PG_GETARG_INT32(ROTATE_ARG_BATCH_SIZE);
-	rotation.started = GetCurrentTimestamp();
+	rotation->dry_run = PG_GETARG_BOOL(ROTATE_ARG_DRY_RUN);
+	rotation->batch_size = PG_GETARG_INT32(ROTATE_ARG_BATCH_SIZE);
+	rotation->started = GetCurrentTimestamp();
 
-	StatementConnect(&rotation.connection, fcinfo, rotation.commits);
-	rotation.context = AllocSetContextCreate(CurrentMemoryContext,
-											 "key rotation",
-											 ALLOCSET_DEFAULT_SIZES);
-	rotation.batch_context = AllocSetContextCreate(rotation.context,
-												   "key rotation batch",
-												   BATCH_MEMORY,
-												   ALLOCSET_DEFAULT_INITSIZE,
-												   ALLOCSET_DEFAULT_MAXSIZE);
-	rotation.row_context = AllocSetContextCreate(rotation.context,
-												 "key rotation row",
-												 ALLOCSET_DEFAULT_SIZES);
-	if (extension_id != NULL)
-		rotation.extension_id = PointerGetDatum(extension_id);
+	StatementConnect(&rotation->connection, fcinfo, rotation->commits);
+	rotation->context = AllocSetContextCreate(context, "key rotation",
+											  ALLOCSET_DEFAULT_SIZES);
+	rotation->retry_context = AllocSetContextCreate(rotation->context,
+													"key rotation retry",
+													ALLOCSET_DEFAULT_SIZES);
+	rotation->group_context = AllocSetContextCreate(rotation->context,
+													"key rotation group",
+													GROUP_MEMORY,
+													ALLOCSET_DEFAULT_INITSIZE,
+													ALLOCSET_DEFAULT_MAXSIZE);
 
-	if (!rotation.commits)
+	if (!rotation->commits)
 		ereport(NOTICE,
 				(errmsg("rotate_keys: inside a transaction block, nothing is committed until it is")));
-	if (rotation.dry_run)
+	if (rotation->dry_run)
 		ereport(NOTICE,
 				(errmsg("rotate_keys: dry run, nothing is written")));
-	end_batch(&rotation);		/* leave the isolation level of the session */
-	rotate_all(&rotation);
+	end_batch(rotation);		/* leave the isolation level of the session */
+
+	begin_batch(rotation);
+	MemoryContextSwitchTo(rotation->context);
+	extensions = find_extensions(&rotation->connection, extension_id, false);
+	foreach(cell, extensions)
+		rotation->total += ((ExtensionRows *) lfirst(cell))->count;
+	walk_all(rotation, extensions);
+	rotate_skipped(rotation);
+	MemoryContextSwitchTo(context);
+
+	if (rotation->locked > 0 || rotation->refused > 0)
+		ereport(WARNING,
+				(errmsg("rotate_keys: " INT64_FORMAT " locked rows and "
+						INT64_FORMAT " that cannot be written were left",
+						rotation->locked, rotation->refused),
+				 errhint("Call it again when nothing stands in their way.")));
 	ereport(NOTICE,
 			(errmsg("rotate_keys: " INT64_FORMAT " scanned, " INT64_FORMAT
 					" re-encrypted, " INT64_FORMAT " already current, "
 					INT64_FORMAT " failed",
-					rotation.scanned, rotation.rotated, rotation.current,
-					rotation.failed)));
+					rotation->scanned, rotation->rotated, rotation->current,
+					rotation->failed)));
 	SPI_finish();
 
-	values[0] = Int64GetDatum(rotation.scanned);
-	values[1] = Int64GetDatum(rotation.rotated);
-	values[2] = Int64GetDatum(rotation.current);
-	values[3] = Int64GetDatum(rotation.failed);
+	values[0] = Int64GetDatum(rotation->scanned);
+	values[1] = Int64GetDatum(rotation->rotated);
+	values[2] = Int64GetDatum(rotation->current);
+	values[3] = Int64GetDatum(rotation->failed);
 	tuple = heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls);
 	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
 }
 
-/* Opens a cursor over the encrypted rows, for readers. */
-static Portal
-open_walk(Connection *connection, text *extension_id)
+/*
+ * Raises an error if the ordinals of keys may have lost their meaning: whatever
+ * SQL has run, a policy's or a trigger's function, can have changed the keys.
+ */
+static void
+require_same_keys(uint64 generation)
 {
-	StatementArgs args;
+	if (KeyringGeneration() != generation)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("encryption keys have changed while entries were read"),
+				 errhint("Try again.")));
+}
 
-	StatementArgsInit(&args);
-	if (extension_id != NULL)
+/* Called with each encrypted row, and what KeyringFindMany says of its token. */
+typedef void (*VisitRow) (void *state, const EncryptedRow *row, int found,
+						  uint64 timestamp);
+
+/*
+ * Visits the encrypted rows of one extension, or of all if extension_id is
+ * NULL, without writing.
+ */
+static void
+visit_rows(Connection *connection, text *extension_id, VisitRow visit,
+		   void *state)
+{
+	EncryptedRow rows[FETCH_COUNT];
+	Datum		tokens[FETCH_COUNT];
+	int			found[FETCH_COUNT];
+	uint64		timestamps[FETCH_COUNT];
+	uint64		generation = KeyringGeneration();
+	List	   *extensions;
+	ListCell   *cell;
+
+	StatementRequireAllRows(connection);
+	extensions = find_extensions(connection, extension_id, true);
+	foreach(cell, extensions)
+	{
+		StatementArgs args;
+		Portal		portal;
+		uint64		nrows;
+
+		StatementArgsInit(&args);
 		StatementSet(&args, WALK_PARAM_EXTENSION_ID,
-					 PointerGetDatum(extension_id));
-	StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(PG_INT64_MIN));
-	StatementSet(&args, WALK_PARAM_LAST_ID, Int64GetDatum(PG_INT64_MAX));
-	return StatementOpen(connection, &walk_statement, &args);
+					 PointerGetDatum(((ExtensionRows *) lfirst(cell))->extension_id));
+		StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(PG_INT64_MIN));
+		StatementSet(&args, WALK_PARAM_LAST_ID, Int64GetDatum(PG_INT64_MAX));
+		portal = StatementOpen(connection, &walk_statement, &args);
+		do
+		{
+			nrows = StatementNext(&walk_statement, portal, FETCH_COUNT);
+			for (uint64 i = 0; i < nrows; i++)
+			{
+				read_row(&rows[i], &walk_statement, i);
+				tokens[i] = rows[i].token;
+			}
+			KeyringFindMany(tokens, (int) nrows, found, timestamps);
+			require_same_keys(generation);
+			for (uint64 i = 0; i < nrows; i++)
+				visit(state, &rows[i], found[i], timestamps[i]);
+			SPI_freetuptable(SPI_tuptable);
+		} while (nrows > 0);
+		SPI_cursor_close(portal);
+	}
 }
 
 /* What is known of the entries that a key made. */
@@ -843,28 +1268,66 @@ typedef struct KeyUse
 	TimestampTz newest;
 } KeyUse;
 
+/* One per key, and one for the entries that none reads. */
+typedef struct KeyUses
+{
+	int			nkeys;
+	KeyUse		uses[FLEXIBLE_ARRAY_MEMBER];
+} KeyUses;
+
 /* Counts a row with the key that made it. */
 static void
-count_use(KeyUse *use, bool has_timestamp, uint64 seconds)
+count_use(void *state, const EncryptedRow *row pg_attribute_unused(),
+		  int found, uint64 seconds)
 {
+	KeyUses    *uses = state;
+	KeyUse	   *use = &uses->uses[found >= 0 ? found : uses->nkeys];
 	TimestampTz timestamp;
 
 	use->entries++;
-	if (!has_timestamp || !FernetTimestamp(seconds, &timestamp))
+	if (found == KEYRING_NO_TOKEN || !FernetTimestamp(seconds, &timestamp))
 		return;
 	use->oldest = Min(use->oldest, timestamp);
 	use->newest = Max(use->newest, timestamp);
 }
 
-/* Raises an error if what was found out with some keys is mixed with others. */
-static void
-require_same_keys(uint64 generation)
+/*
+ * Names the transactions that may have made entries which are not visible yet;
+ * NULL if there are none.
+ */
+static char *
+name_writers(Connection *connection)
 {
-	if (KeyringGeneration() != generation)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("encryption keys have changed while entries were read"),
-				 errhint("Try again.")));
+	StringInfoData names;
+	StatementArgs args;
+	uint64		n;
+
+	initStringInfo(&names);
+	StatementArgsInit(&args);
+	StatementSet(&args, WRITER_PARAM_DATABASE, ObjectIdGetDatum(MyDatabaseId));
+	StatementSet(&args, WRITER_PARAM_TABLE,
+				 ObjectIdGetDatum(StatementTable(connection)));
+	StatementSet(&args, WRITER_PARAM_LIMIT, Int64GetDatum(MAX_WRITERS));
+	n = StatementRun(connection, &writer_statement, &args, true);
+	for (uint64 i = 0; i < n; i++)
+	{
+		Datum		row[NUM_WRITER_COLUMNS];
+		bool		nulls[NUM_WRITER_COLUMNS];
+
+		StatementRow(&writer_statement, i, row, nulls);
+		if (i > 0)
+			appendStringInfoString(&names, ", ");
+		if (!nulls[WRITER_GID])
+			appendStringInfo(&names, "prepared transaction \"%s\"",
+							 TextDatumGetCString(row[WRITER_GID]));
+		else if (!nulls[WRITER_PID])
+			appendStringInfo(&names, "process %d",
+							 DatumGetInt32(row[WRITER_PID]));
+		else
+			appendStringInfoString(&names, "a prepared transaction");
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return n > 0 ? names.data : NULL;
 }
 
 /* The columns of ext_storage_configured_keys(). */
@@ -932,6 +1395,9 @@ enum
 /*
  * ext_storage_key_status() returns setof record
  *		One row per configured key, and one for the entries that none reads.
+ *
+ * Whatever the isolation level, it counts what is committed by now: an older
+ * snapshot would call a key removable that has been used since.
  */
 Datum
 ext_storage_key_status(PG_FUNCTION_ARGS)
@@ -939,73 +1405,109 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	int			nkeys = KeyringCount();
 	uint64		generation = KeyringGeneration();
-	bool		encrypts = KeyringEncrypts();
+	KeyUses    *uses = palloc(offsetof(KeyUses, uses) +
+							  (nkeys + 1) * sizeof(KeyUse));
 	KeyUse		unused = {0, DT_NOEND, DT_NOBEGIN};
-	Datum		(*keys)[NUM_KEY_COLUMNS];
-	KeyUse	   *uses;
 	Connection	connection;
-	Portal		portal;
+	bool		is_standby = RecoveryInProgress();
+	char	   *writers = NULL;
+	bool		unknown = false;
 
 	InitMaterializedSRF(fcinfo, 0);
 	StatementConnect(&connection, fcinfo, false);
-
-	keys = palloc((nkeys + 1) * sizeof(*keys));
-	uses = palloc((nkeys + 1) * sizeof(KeyUse));
-	for (int i = 0; i < nkeys; i++)
-		describe_key(keys[i], i);
+	uses->nkeys = nkeys;
 	for (int i = 0; i <= nkeys; i++)
-		uses[i] = unused;
+		uses->uses[i] = unused;
 
-	portal = open_walk(&connection, NULL);
-	do
-	{
-		uint64		nrows = StatementNext(&walk_statement, portal, FETCH_COUNT);
-
-		for (uint64 i = 0; i < nrows; i++)
-		{
-			EncryptedRow row;
-			uint64		timestamp;
-			int			found;
-
-			CHECK_FOR_INTERRUPTS();
-			read_row(&row, &walk_statement, i);
-			found = KeyringFind(row.token, &timestamp);
-			require_same_keys(generation);
-			count_use(&uses[found >= 0 ? found : nkeys],
-					  found != KEYRING_NO_TOKEN, timestamp);
-		}
-		SPI_freetuptable(SPI_tuptable);
-	} while (SPI_processed > 0);
+	PushActiveSnapshot(GetLatestSnapshot());
+	if (!is_standby)
+		writers = name_writers(&connection);
+	visit_rows(&connection, NULL, count_use, uses);
+	PopActiveSnapshot();
 
 	require_same_keys(generation);
 	for (int i = 0; i <= nkeys; i++)
 	{
+		const KeyUse *use = &uses->uses[i];
 		bool		known = i < nkeys;
+		bool		removable = use->entries == 0 &&
+		(i > 0 || !KeyringEncrypts());
+		Datum		key[NUM_KEY_COLUMNS];
 		Datum		values[NUM_STATUS_COLUMNS] = {0};
 		bool		nulls[NUM_STATUS_COLUMNS] = {false};
 
 		if (known)
 		{
-			values[STATUS_ORDINAL] = keys[i][KEY_ORDINAL];
-			values[STATUS_FINGERPRINT] = keys[i][KEY_FINGERPRINT];
-			values[STATUS_ROLE] = keys[i][KEY_ROLE];
-			values[STATUS_SOURCE] = keys[i][KEY_SOURCE];
+			describe_key(key, i);
+			values[STATUS_ORDINAL] = key[KEY_ORDINAL];
+			values[STATUS_FINGERPRINT] = key[KEY_FINGERPRINT];
+			values[STATUS_ROLE] = key[KEY_ROLE];
+			values[STATUS_SOURCE] = key[KEY_SOURCE];
 		}
 		else
 			values[STATUS_ROLE] = CStringGetTextDatum("unknown");
 		nulls[STATUS_ORDINAL] = nulls[STATUS_FINGERPRINT] = !known;
-		nulls[STATUS_REMOVABLE] = nulls[STATUS_SOURCE] = !known;
-		values[STATUS_ENTRIES] = Int64GetDatum(uses[i].entries);
-		values[STATUS_OLDEST] = TimestampTzGetDatum(uses[i].oldest);
-		values[STATUS_NEWEST] = TimestampTzGetDatum(uses[i].newest);
-		nulls[STATUS_OLDEST] = nulls[STATUS_NEWEST] =
-			uses[i].oldest > uses[i].newest;
-		values[STATUS_REMOVABLE] = BoolGetDatum((i > 0 || !encrypts) &&
-												uses[i].entries == 0);
+		nulls[STATUS_SOURCE] = !known;
+		values[STATUS_ENTRIES] = Int64GetDatum(use->entries);
+		values[STATUS_OLDEST] = TimestampTzGetDatum(use->oldest);
+		values[STATUS_NEWEST] = TimestampTzGetDatum(use->newest);
+		nulls[STATUS_OLDEST] = nulls[STATUS_NEWEST] = use->oldest > use->newest;
+		values[STATUS_REMOVABLE] = BoolGetDatum(removable);
+		nulls[STATUS_REMOVABLE] = !known ||
+			(removable && (is_standby || writers != NULL));
+		unknown = unknown || (known && nulls[STATUS_REMOVABLE]);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
+	if (unknown)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("it is not known whether a key is removable"),
+				 is_standby ?
+				 errdetail("A standby does not know what is being written on the primary.") :
+				 errdetail("There may be entries of transactions in progress: %s.",
+						   writers),
+				 is_standby ? errhint("Ask the primary.") :
+				 errhint("Ask again when they have ended.")));
 	SPI_finish();
 	return (Datum) 0;
+}
+
+/* The columns of ext_storage_verify(). */
+enum
+{
+	VERIFY_UUID,
+	VERIFY_EXTENSION_ID,
+	VERIFY_USER_FK,
+	VERIFY_RESOURCE_TYPE,
+	VERIFY_RESOURCE_UUID,
+	VERIFY_KEY,
+	VERIFY_PROBLEM,
+	NUM_VERIFY_COLUMNS
+};
+
+/* Returns a row that no key reads as one of the calling function. */
+static void
+return_unreadable(void *state, const EncryptedRow *row, int found,
+				  uint64 timestamp pg_attribute_unused())
+{
+	ReturnSetInfo *rsinfo = state;
+	Datum		values[NUM_VERIFY_COLUMNS];
+	bool		nulls[NUM_VERIFY_COLUMNS] = {false};
+
+	if (found >= 0)
+		return;
+	values[VERIFY_UUID] = row->uuid;
+	values[VERIFY_EXTENSION_ID] = row->address[PARAM_EXTENSION_ID];
+	values[VERIFY_USER_FK] = row->address[PARAM_USER_FK];
+	values[VERIFY_RESOURCE_TYPE] = row->address[PARAM_RESOURCE_TYPE];
+	values[VERIFY_RESOURCE_UUID] = row->address[PARAM_RESOURCE_UUID];
+	values[VERIFY_KEY] = row->address[PARAM_KEY];
+	values[VERIFY_PROBLEM] = CStringGetTextDatum(KeyringProblem(found));
+	nulls[VERIFY_USER_FK] = row->nulls[PARAM_USER_FK] == 'n';
+	nulls[VERIFY_RESOURCE_TYPE] = row->nulls[PARAM_RESOURCE_TYPE] == 'n';
+	nulls[VERIFY_RESOURCE_UUID] = row->nulls[PARAM_RESOURCE_UUID] == 'n';
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	pfree(DatumGetPointer(values[VERIFY_PROBLEM]));
 }
 
 /*
@@ -1015,49 +1517,29 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 Datum
 ext_storage_verify(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	text	   *extension_id = extension_argument(fcinfo, verify_arguments, 0);
 	Connection	connection;
-	uint64		generation = KeyringGeneration();
-	Portal		portal;
 
 	InitMaterializedSRF(fcinfo, 0);
 	StatementConnect(&connection, fcinfo, false);
-
-	portal = open_walk(&connection, extension_id);
-	do
-	{
-		uint64		nrows = StatementNext(&walk_statement, portal, FETCH_COUNT);
-
-		for (uint64 i = 0; i < nrows; i++)
-		{
-			EncryptedRow row;
-			uint64		timestamp;
-			int			found;
-			Datum		values[7];
-			bool		nulls[7] = {false};
-
-			CHECK_FOR_INTERRUPTS();
-			read_row(&row, &walk_statement, i);
-			found = KeyringFind(row.token, &timestamp);
-			require_same_keys(generation);
-			if (found >= 0)
-				continue;
-			values[0] = row.uuid;
-			values[1] = row.address[PARAM_EXTENSION_ID];
-			values[2] = row.address[PARAM_USER_FK];
-			values[3] = row.address[PARAM_RESOURCE_TYPE];
-			values[4] = row.address[PARAM_RESOURCE_UUID];
-			values[5] = row.address[PARAM_KEY];
-			values[6] = CStringGetTextDatum(KeyringProblem(found));
-			nulls[2] = row.nulls[PARAM_USER_FK] == 'n';
-			nulls[3] = row.nulls[PARAM_RESOURCE_TYPE] == 'n';
-			nulls[4] = row.nulls[PARAM_RESOURCE_UUID] == 'n';
-			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values,
-								 nulls);
-		}
-		SPI_freetuptable(SPI_tuptable);
-	} while (SPI_processed > 0);
+	visit_rows(&connection, extension_id, return_unreadable, fcinfo->resultinfo);
 	SPI_finish();
 	return (Datum) 0;
+}
+
+/*
+ * RotationInit
+ *		Defines the setting of this module.
+ */
+void
+RotationInit(void)
+{
+	DefineCustomIntVariable("extension_storage.rotation_lock_wait",
+							"How long a key rotation waits, in all, for rows that others have locked.",
+							"It waits at its end, and leaves the rows that are still locked then.",
+							&rotation_lock_wait,
+							10000, 0, INT_MAX,
+							PGC_USERSET,
+							GUC_UNIT_MS,
+							NULL, NULL, NULL);
 }

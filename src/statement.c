@@ -35,6 +35,7 @@
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/tuplestore.h"
@@ -695,6 +696,25 @@ StatementTableOwner(const Connection *connection)
 	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
 	return owner;
+}
+
+/*
+ * StatementRequireAllRows
+ *		Raises an error if row-level security may hide rows of the table from
+ *		the caller, where what is to be said holds only if it hides none.
+ *
+ * The error is the one that the server raises with row_security off, which is
+ * how pg_dump reads.
+ */
+void
+StatementRequireAllRows(const Connection *connection)
+{
+	if (check_enable_rls(StatementTable(connection), InvalidOid, true) ==
+		RLS_ENABLED)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("query would be affected by row-level security policy for table \"extension_storage\""),
+				 errhint("Let a role do it that row-level security does not apply to: one with BYPASSRLS, or the table's owner without FORCE ROW LEVEL SECURITY.")));
 }
 
 /* Raises an error if the table's owner may not look anything up in the schema. */

@@ -1,25 +1,15 @@
 # A PostgreSQL built with assertions, from Debian's source package.
 
-# Unpacks the newest source that there is into a folder, by sources lists of
-# our own, which are the system's with source packages.  Not every mirror keeps
+# Unpacks the newest source that there is into a folder.  Not every mirror keeps
 # the sources of security updates.
 fetch_source() {
-    local file candidate apt=$state/apt
-    local options=(-o Dir::Etc::SourceList=/dev/null
-        -o Dir::Etc::SourceParts="$apt/sources" -o Dir::State::Lists="$apt/lists"
-        -o Dir::Cache="$apt/cache")
-    as_user rm -rf "$apt/sources" "$1"
-    as_user mkdir -p "$apt/sources" "$apt/lists/partial" \
-        "$apt/cache/archives/partial" "$1"
-    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
-        [[ -f $file ]] || continue
-        sed -E 's/^deb(\s)/deb-src\1/; s/^Types:.*/Types: deb-src/' "$file" |
-            as_user tee "$apt/sources/${file##*/}" >/dev/null
-    done
-    as_user apt-get "${options[@]}" -qq update
-    for candidate in $(as_user apt-cache "${options[@]}" showsrc \
+    local candidate
+    make_apt source deb-src
+    as_user rm -rf "$1"
+    as_user mkdir -p "$1"
+    for candidate in $(as_user apt-cache "${apt_options[@]}" showsrc \
         "postgresql-$PG_MAJOR" | sed -n 's/^Version: //p' | sort -rV); do
-        as_user sh -c 'cd "$0" && exec "$@"' "$1" apt-get "${options[@]}" -qq \
+        as_user sh -c 'cd "$0" && exec "$@"' "$1" apt-get "${apt_options[@]}" -qq \
             source "postgresql-$PG_MAJOR=$candidate" && return
     done
     die "no source of PostgreSQL $PG_MAJOR"
@@ -40,7 +30,7 @@ build_postgres() {
             "$1/configure" --prefix="$0/install" --enable-cassert --enable-debug \
                 --enable-tap-tests --with-openssl --with-lz4 --without-icu \
                 --without-readline &&
-            make -j 2 && make install && make -C contrib/pgcrypto install' \
+            make -j 2 && make install && make -C contrib/pgcrypto install && make -C contrib/auto_explain install' \
             "$folder" "$source" || die "see $folder/build.log"
         as_user rm -rf "$source" "$folder/build"
         as_user touch "$folder/ready"
@@ -48,8 +38,10 @@ build_postgres() {
     PG_CONFIG=$folder/install/bin/pg_config
 }
 
-## cassert         regress, isolation and tap on a PostgreSQL that is built with
-##                 assertions, then regress with debug_discard_caches = 1
+## cassert [--discard-caches] [RUNNER[:NAME,...]...]
+##                 tests on a PostgreSQL that is built with assertions, and with
+##                 debug_discard_caches = 1 where told; all of regress,
+##                 isolation and tap, and regress with that, unless named
 cmd_cassert() {
     local failed_before
     [[ -z ${PG_CONFIG:-} ]] || die "./dev cassert builds PostgreSQL: set PG_MAJOR"
@@ -57,12 +49,26 @@ cmd_cassert() {
     find_state
     build_postgres
     variant=-cassert
+    if [[ $# == 0 ]]; then
+        test_cassert regress isolation tap
+        failed_before=$failed
+        test_discarding regress
+        failed=$((failed_before + failed))
+    elif [[ $1 == --discard-caches ]]; then
+        test_discarding "${@:2}"
+    else
+        test_cassert "$@"
+    fi
+    [[ $failed == 0 ]]
+}
+
+test_cassert() {
     build_with_assertions
-    run_tests regress isolation tap
-    failed_before=$failed
+    run_tests "$@"
+}
+
+test_discarding() {
     server_settings="debug_discard_caches = 1"
-    build_with_assertions
     echo "=== with $server_settings"
-    run_tests regress
-    [[ $((failed_before + failed)) == 0 ]]
+    test_cassert "$@"
 }

@@ -3,8 +3,9 @@
 import json
 import re
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 
 def first(pattern, path):
@@ -28,7 +29,9 @@ if package.exists():
     found[str(package)] = json.loads(package.read_text())["version"]
 
 wrong = {
-    place: text for place, text in found.items() if text not in (version, f"{version}.0")
+    place: text
+    for place, text in found.items()
+    if text not in (version, f"{version}.0")
 }
 for place, text in wrong.items():
     print(f"{place}: version {text}, but the control file has {version}")

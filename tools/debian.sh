@@ -3,9 +3,11 @@
 
 debians=$root/.dev/debian
 
-# Runs a command in such a folder; its mounts end with it.
+# Runs a command in such a folder; its mounts end with it.  The folder is mounted
+# on itself, as in a folder that is no mount there can be no other of its kind.
 in_debian() {
     unshare --mount --propagation private sh -c '
+        mount --bind "$0" "$0"
         mount -t proc proc "$0/proc"
         mount --rbind /dev "$0/dev"
         exec chroot "$0" env PATH=/usr/sbin:/usr/bin:/sbin:/bin \
@@ -15,7 +17,7 @@ in_debian() {
 
 # Makes the folder of a release, where there is none.
 make_debian() {
-    local folder=$debians/$1 sources
+    local folder=$debians/$1 sources name
     [[ ! -e $folder/ready ]] || return 0
     need debootstrap
     rm -rf "$folder"
@@ -38,7 +40,11 @@ make_debian() {
                 >"$folder/etc/apt/preferences.d/experimental"
             ;;
         *)
-            debootstrap --variant=minbase "${1%.fresh}" "$folder"
+            name=${1%.fresh}
+            debootstrap --variant=minbase "$name" "$folder"
+            printf 'deb http://deb.debian.org/%s main\n' \
+                "debian $name" "debian $name-updates" \
+                "debian-security $name-security" >"$sources"
             ;;
     esac
     echo force-unsafe-io >"$folder/etc/dpkg/dpkg.cfg.d/unsafe-io"

@@ -36,6 +36,24 @@ need() {
     done
 }
 
+# Makes apt's folders for a purpose of its own, with the system's sources lists as
+# those of another type, and leaves the options that choose them in $apt_options.
+make_apt() {
+    local file apt=$state/apt-$1
+    apt_options=(-o Dir::Etc::SourceList=/dev/null
+        -o Dir::Etc::SourceParts="$apt/sources" -o Dir::State::Lists="$apt/lists"
+        -o Dir::Cache="$apt/cache" "${@:3}")
+    as_user rm -rf "$apt/sources"
+    as_user mkdir -p "$apt/sources" "$apt/lists/partial" \
+        "$apt/cache/archives/partial"
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
+        [[ -f $file ]] || continue
+        sed -E "s/^deb(\s)/$2\1/; s/^Types:.*/Types: $2/" "$file" |
+            as_user tee "$apt/sources/${file##*/}" >/dev/null
+    done
+    as_user apt-get "${apt_options[@]}" -qq update
+}
+
 # Finds PostgreSQL: PG_CONFIG, else Debian's PG_MAJOR, else Debian's default.
 find_postgres() {
     if [[ -z ${PG_CONFIG:-} ]]; then

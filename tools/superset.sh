@@ -50,7 +50,7 @@ test_superset() {
 
 ## superset        a Superset to look at, with the add-on, two users and entries
 cmd_superset() {
-    cmd_build
+    build_library
     start_superset_server
     trap : INT
     # It must not outlive this script, however that ends.

@@ -12,6 +12,7 @@ from selenium.webdriver.common.by import By
 from browser import log_in, start_browser, wait
 from conftest import Superset, sql
 
+
 @pytest.fixture(scope="module")
 def browser(
     running: Superset, tmp_path_factory: pytest.TempPathFactory

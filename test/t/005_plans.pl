@@ -126,6 +126,7 @@ is($result, 4096, 'a get returns a value');
 cmp_ok($toast_blocks, '>', 0, 'and is seen to read TOAST');
 
 # Whatever is in a batch, each row is found by itself.
+my $offset = -s $node->logfile;
 $node->safe_psql(
 	'postgres', q{LOAD 'extension_storage';
 	SET extension_storage.encryption_keys = 'old';
@@ -141,6 +142,12 @@ like($plan, qr/Index Scan using extension_storage_pkey/, 'writes by primary key'
 my ($rows) = $plan =~ /actual rows=(\d+)/;
 cmp_ok($buffers / $rows, '<=', 20, 'and reads no other row');
 note($plan);
+like(
+	slurp_file($node->logfile, $offset),
+	qr/Index\ Scan\ using\ ix_extension_storage_encrypted\ on\ .*\n
+		\s*Index\ Cond:\ .*extension_id.*\ =\ \$1\)\ AND\ \(id\ >\ \$2\)\ AND\ \(id\ <=\ \$3\)\)\n
+		(?!\s*Filter)/x,
+	'and walks by the index on encrypted entries');
 
 $node->stop;
 done_testing();

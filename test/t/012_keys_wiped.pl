@@ -18,6 +18,50 @@ use Test::More;
 # when it is freed; a piece of it in our hands is not.
 $ENV{MALLOC_MMAP_THRESHOLD_} = 100_000;
 
+# AES that fails, as long as a file is there: no other way makes pgcrypto raise
+# an error while it has a key in its hands.
+my $fails = PostgreSQL::Test::Utils::tempdir() . '/aes_fails';
+my $failing = PostgreSQL::Test::Utils::tempdir() . '/failing';
+append_to_file("$failing.c", <<'END');
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef int (*Update) (void *, unsigned char *, int *, const unsigned char *, int);
+
+/* OpenSSL calls these for random bytes too; only pgcrypto is to fail. */
+static int
+update(const char *name, void *caller, void *context, unsigned char *out,
+	   int *outlen, const unsigned char *in, int inlen)
+{
+	Dl_info		info;
+
+	if (access(getenv("AES_FAILS"), F_OK) == 0 &&
+		dladdr(caller, &info) != 0 && strstr(info.dli_fname, "pgcrypto") != NULL)
+		return 0;
+	return ((Update) dlsym(RTLD_NEXT, name)) (context, out, outlen, in, inlen);
+}
+
+int
+EVP_EncryptUpdate(void *context, unsigned char *out, int *outlen,
+				  const unsigned char *in, int inlen)
+{
+	return update("EVP_EncryptUpdate", __builtin_return_address(0), context, out,
+				  outlen, in, inlen);
+}
+
+int
+EVP_DecryptUpdate(void *context, unsigned char *out, int *outlen,
+				  const unsigned char *in, int inlen)
+{
+	return update("EVP_DecryptUpdate", __builtin_return_address(0), context, out,
+				  outlen, in, inlen);
+}
+END
+system_or_bail('cc', '-shared', '-fPIC', '-o', "$failing.so", "$failing.c", '-ldl');
+$ENV{AES_FAILS} = $fails;
 my $node = PostgreSQL::Test::Cluster->new('main');
 my $file = $node->basedir . '/keys';
 my $dump = $node->basedir . '/memory';
@@ -121,7 +165,10 @@ write_keys($secrets[0]);
 $node->init;
 $node->append_conf('postgresql.conf',
 	"extension_storage.encryption_keys_file = '$file'");
-$node->start;
+{
+	local $ENV{LD_PRELOAD} = join ' ', grep { defined } $ENV{LD_PRELOAD}, "$failing.so";
+	$node->start;
+}
 $node->safe_psql('postgres', 'CREATE EXTENSION extension_storage CASCADE');
 $node->safe_psql('postgres',
 	q{SELECT ext_storage_set('acme.app', 'k', 'value', is_encrypted => true)});
@@ -305,6 +352,47 @@ for my $path (@paths)
 	$node->reload;
 	$encrypted->query('SELECT count(*) FROM ext_storage_key_status()');
 	is(secret_in_memory($encrypted, %traces), '', "$name: nothing of the key is left");
+	$_->quit for $encrypted, $plain;
+}
+
+# pgcrypto's error is the one that is reported, wherever it comes, and has left
+# nothing.
+my @failing = (
+	[ 'get', q{SELECT ext_storage_get('acme.app', 'key1')}, 'decrypt_iv error: Decryption failed' ],
+	[ 'get of a large value', q{SELECT ext_storage_get('acme.app', 'large')},
+		'decrypt_iv error: Decryption failed' ],
+	[ 'set', qq{SELECT ext_storage_set('acme.app', 'key1', '$small')},
+		'encrypt_iv error: Encryption failed',
+		qq{SELECT version FROM ext_storage_set('acme.app', 'plain', '$small')} ],
+	[ 'verify', q{SELECT * FROM ext_storage_verify()}, 'decrypt_iv error: Decryption failed' ],
+	[ 'fernet_encrypt', qq{SELECT fernet_encrypt('message', '$key')},
+		'encrypt_iv error: Encryption failed' ]);
+
+for my $path (@failing)
+{
+	my ($name, $sql, $error, $plain_sql) = @$path;
+	my ($encrypted, $plain) =
+	  map { $node->background_psql('postgres', on_error_stop => 0) } 1, 2;
+
+	write_keys($old);
+	$node->reload;
+	append_to_file($fails, 'now');
+	$encrypted->query("\\set VERBOSITY sqlstate\n$sql");
+	like($encrypted->{stderr}, qr/ERROR:  39000/, "$name fails");
+	like(slurp_file($node->logfile), qr/ERROR:  \Q$error\E/, "$name: as pgcrypto says");
+	if (defined $plain_sql)
+	{
+		$plain->query($plain_sql);
+		cmp_ok(plaintext_copies($encrypted), '<=', plaintext_copies($plain),
+			"$name: no copies of the plaintext are left by the failure");
+	}
+	unlink $fails or die "unlink $fails: $!";
+	is($encrypted->query(q{SELECT convert_from(ext_storage_get('acme.app', 'key2'), 'UTF8')}),
+		$small, "$name: the session goes on");
+	write_keys($secrets[1]);
+	$node->reload;
+	$encrypted->query('SELECT count(*) FROM ext_storage_key_status()');
+	is(memory_holds($encrypted, %traces), '', "$name: nothing of the key is left by a failure");
 	$_->quit for $encrypted, $plain;
 }
 

@@ -60,7 +60,30 @@ $standby->init_from_backup($primary, 'base', has_streaming => 1);
 $standby->start;
 $primary->safe_psql('postgres', q{SELECT ext_storage_set('acme.app', 'later', 'on its way',
 	is_encrypted => true)});
-$primary->wait_for_catchup($standby);
+
+# Who has written reads it on a standby, even on one that lags: by WAIT FOR, which
+# PostgreSQL has from 19 on; before, the caller has to watch the positions.
+my $lsn = $primary->safe_psql('postgres', 'SELECT pg_current_wal_insert_lsn()');
+if ($primary->pg_version >= 19)
+{
+	$standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
+	$standby->poll_query_until('postgres',
+		q{SELECT pg_get_wal_replay_pause_state() = 'paused'});
+	my $unread = $primary->safe_psql('postgres', q{
+		SELECT (ext_storage_set('acme.app', 'later', 'on its way', is_encrypted => true)).version;
+		SELECT pg_current_wal_insert_lsn()});
+	($lsn) = $unread =~ /^2\n(.*)$/ or die "no position in $unread";
+	is( $standby->safe_psql('postgres',
+			"WAIT FOR LSN '$lsn' WITH (TIMEOUT '100ms', NO_THROW)"),
+		'timeout', 'a standby that lags says so');
+	$standby->safe_psql('postgres', 'SELECT pg_wal_replay_resume()');
+	is( $standby->safe_psql('postgres', "WAIT FOR LSN '$lsn'"),
+		'success', 'and has it after a wait');
+}
+else
+{
+	$primary->wait_for_catchup($standby, 'replay', $lsn);
+}
 is( $standby->safe_psql('postgres',
 		q{SELECT convert_from(ext_storage_get('acme.app', 'later'), 'UTF8')}),
 	'on its way', 'a standby reads what was written after it was made');

@@ -1,0 +1,52 @@
+-- Ids: an overwrite needs none, and a table may have more of them than an
+-- integer holds.
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set setup :abs_srcdir '/test/setup.sql'
+\i :setup
+
+SET extension_storage.encryption_keys = 'old-secret';
+SELECT version FROM ext_storage_set('acme.a', 'plain', 'plain');
+SELECT version FROM ext_storage_set('acme.a', 'secret', 'secret', is_encrypted => true);
+
+-- Overwrites take no id, whether they mention encryption or not.
+SELECT nextval(pg_get_serial_sequence('extension_storage', 'id')) AS before \gset
+SELECT count(ext_storage_set('acme.a', 'plain', 'plain')),
+    count(ext_storage_set('acme.a', 'secret', 'secret')),
+    count(ext_storage_set('acme.a', 'secret', 'secret', is_encrypted => true))
+FROM generate_series(1, 100);
+SELECT nextval(pg_get_serial_sequence('extension_storage', 'id')) - :before AS ids_taken;
+
+-- Nor do they need one when there are no more; a new entry does.
+SELECT setval(pg_get_serial_sequence('extension_storage', 'id'), 2147483647);
+SELECT version FROM ext_storage_set('acme.a', 'plain', 'plain');
+SELECT version FROM ext_storage_set('acme.a', 'secret', 'secret');
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.a', 'new', 'x')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.a', 'new', 'x', is_encrypted => true)$$);
+SELECT key, version FROM ext_storage_list('acme.a');
+
+-- The way out, which every function goes along with.
+BEGIN;
+ALTER TABLE extension_storage ALTER COLUMN id TYPE bigint;
+SELECT version FROM ext_storage_set('acme.a', 'new', 'new', is_encrypted => true);
+SELECT count(ext_storage_set('acme.a', 'k' || i, convert_to('value ' || i, 'UTF8'), user_fk => i, is_encrypted => true))
+FROM generate_series(1, 100) i;
+SELECT min(id), max(id) FROM extension_storage WHERE key <> ALL ('{plain,secret}');
+SELECT key FROM ext_storage_list('acme.a');
+SET LOCAL extension_storage.encryption_keys = 'new-secret,old-secret';
+SELECT role, entries, removable FROM ext_storage_key_status();
+SET LOCAL client_min_messages = warning;
+CALL ext_storage_rotate_keys(batch_size => 30, dry_run => true);
+CALL ext_storage_rotate_keys(batch_size => 30);
+SELECT role, entries, removable FROM ext_storage_key_status();
+SET LOCAL extension_storage.encryption_keys = 'new-secret';
+SELECT * FROM ext_storage_verify();
+SELECT count(*) FROM generate_series(1, 100) i
+WHERE ext_storage_get('acme.a', 'k' || i, i) = convert_to('value ' || i, 'UTF8');
+SET LOCAL extension_storage.encryption_keys = 'other-secret';
+SELECT count(*) FROM ext_storage_verify();
+SELECT extension_id, entries, encrypted_entries FROM ext_storage_usage();
+SELECT ext_storage_delete('acme.a', 'k1', 1), ext_storage_purge_user(2), ext_storage_purge_extension('acme.a');
+ROLLBACK;
+
+DELETE FROM extension_storage;
+SELECT setval(pg_get_serial_sequence('extension_storage', 'id'), 1, false);
