@@ -324,6 +324,7 @@ ALTER FUNCTION @extschema@.ext_storage_verify(text) COST 1000000 ROWS 10;
 ALTER FUNCTION @extschema@.ext_storage_purge_extension(text) COST 10000;
 ALTER FUNCTION @extschema@.ext_storage_purge_user(integer) COST 10000;
 ALTER FUNCTION @extschema@.ext_storage_purge_resource(text, text) COST 10000;
+ALTER FUNCTION @extschema@.ext_storage_configured_keys() COST 100;
 ALTER FUNCTION @extschema@.fernet_encrypt(bytea, text) COST 200;
 ALTER FUNCTION @extschema@.fernet_decrypt(text, text, interval) COST 200;
 ALTER FUNCTION @extschema@.fernet_derive_key(text) COST 100;

@@ -403,6 +403,26 @@ DROP DATABASE regression_renamed;
 DROP ROLE regress_stranger;
 RESET client_min_messages;
 
+-- The library's file is gone: deletes fail until the triggers are disabled;
+-- what is left over then goes when it is back.
+INSERT INTO regress_app.ab_user VALUES (70, 'user70'), (71, 'user71');
+SELECT count(*) FROM generate_series(70, 71) i, ext_storage_set('acme.gone', 'k', 'x', user_fk => i);
+BEGIN;
+UPDATE pg_proc SET probin = 'no_such_library' WHERE proname = 'ext_storage_users_deleted';
+SELECT pg_temp.error_of('DELETE FROM regress_app.ab_user WHERE id = 70');
+ALTER TABLE regress_app.ab_user DISABLE TRIGGER extension_storage_users_deleted,
+    DISABLE TRIGGER extension_storage_users_truncated;
+DELETE FROM regress_app.ab_user WHERE id = 70;
+UPDATE pg_proc SET probin = '$libdir/extension_storage' WHERE proname = 'ext_storage_users_deleted';
+ALTER TABLE regress_app.ab_user ENABLE TRIGGER extension_storage_users_deleted,
+    ENABLE TRIGGER extension_storage_users_truncated;
+SELECT ext_storage_detach('regress_app.wide');
+SELECT ext_storage_purge_orphans();
+SELECT user_fk FROM extension_storage;
+ROLLBACK;
+DELETE FROM extension_storage WHERE extension_id = 'acme.gone';
+DELETE FROM regress_app.ab_user WHERE id IN (70, 71);
+
 -- What a user plants on its search_path is not used.
 CREATE SCHEMA regress_trap;
 CREATE FUNCTION regress_trap.trap(integer, integer) RETURNS boolean LANGUAGE plpgsql

@@ -119,6 +119,10 @@ FROM ext_storage_functions() JOIN pg_proc ON oid = function
 WHERE level <> 'trigger'
     AND pg_read_file(:'abs_srcdir' || '/README.md') !~ ('\m' || proname || '\M');
 
+-- What runs queries says so to the planner.
+SELECT function AS cheap FROM ext_storage_functions() JOIN pg_proc ON oid = function
+WHERE level IN ('read', 'write', 'admin') AND prokind = 'f' AND procost < 100;
+
 -- pg_dump saves the rows and the sequence.
 SELECT unnest(extconfig)::regclass AS dumped, unnest(extcondition) AS condition
 FROM pg_extension WHERE extname = 'extension_storage' ORDER BY 1;
