@@ -47,8 +47,7 @@ BEGIN
 END
 $holder$;
 
--- As in 1.1, and what reads of it need for keys: the view and
--- ext_storage_configured_keys.
+-- As in 1.1, with the functions that are new, and the view.
 CREATE OR REPLACE FUNCTION @extschema@.ext_storage_grant(role regrole, level text)
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -91,6 +90,10 @@ BEGIN
             ('ext_storage_get_entry', 1), ('ext_storage_list', 1),
             ('ext_storage_count', 1), ('ext_storage_usage', 1),
             ('ext_storage_configured_keys', 1),
+            ('ext_storage_get_many', 1), ('ext_storage_list_newest', 1),
+            ('ext_storage_list_values', 1), ('ext_storage_set_many', 2),
+            ('ext_storage_delete_many', 2), ('ext_storage_delete_prefix', 2),
+            ('ext_storage_rename', 2),
             ('ext_storage_set', 2), ('ext_storage_set_json', 2),
             ('ext_storage_delete', 2), ('ext_storage_purge_extension', 2),
             ('ext_storage_purge_user', 2), ('ext_storage_purge_resource', 2),

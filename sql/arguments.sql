@@ -19,6 +19,7 @@ INSERT INTO good VALUES
     ('_set', 'value', $$'{}'$$),
     ('_many', 'keys', $$ARRAY['k']$$), ('_set_many', 'new_values', $$ARRAY['{}']::bytea[]$$),
     ('_delete_prefix', 'key_prefix', $$'no such'$$), ('_rename', 'new_key', $$'new'$$),
+    ('_move_in', 'source', $$'resource'$$),
     ('_purge_resource', 'resource_type', $$'chart'$$), ('_purge_resource', 'resource_uuid', $$'x'$$),
     ('_attach_', 'resource_type', $$'chart'$$), ('_attach_', 'resources', $$'resource'$$),
     ('_grant', 'role', $$'pg_monitor'$$), ('_grant', 'level', $$'read'$$),

@@ -235,9 +235,10 @@ check_columns(Relation source)
 	}
 	for (size_t i = 0; i <= lengthof(source_columns); i++)
 	{
-		const char *name = i < lengthof(source_columns) ?
-			source_columns[i].name : "id";
+		const char *name = "id";
 
+		if (i < lengthof(source_columns))
+			name = source_columns[i].name;
 		if (SPI_fnumber(tupdesc, name) <= 0)
 			appendStringInfo(&wrong, "%s%s (missing)", wrong.len > 0 ? ", " : "",
 							 name);

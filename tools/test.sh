@@ -34,7 +34,7 @@ run_tap() {
     false
 }
 
-all_runners=(lint unit regress isolation tap fuzz bench superset)
+all_runners=(lint unit regress isolation tap fuzz bench superset show)
 
 # Runs the named runners on what is built, and leaves in $failed how many tests
 # failed.
@@ -71,7 +71,7 @@ run_tests() {
 
 ## test [RUNNER[:NAME,...]...]
 ##                 all tests, or those of lint, unit, regress, isolation, tap,
-##                 fuzz, bench, superset
+##                 fuzz, bench, superset, show
 cmd_test() {
     [[ $# -gt 0 ]] || set -- "${all_runners[@]}"
     need_test

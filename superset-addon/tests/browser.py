@@ -8,6 +8,7 @@ from typing import Any
 
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from conftest import PASSWORD
@@ -52,6 +53,5 @@ def log_in(driver: Chrome, url: str, user: str) -> None:
     driver.get(f"{url}/login/")
     wait(driver, lambda d: d.find_elements(By.ID, "username"))
     driver.find_element(By.ID, "username").send_keys(user)
-    driver.find_element(By.ID, "password").send_keys(PASSWORD)
-    driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+    driver.find_element(By.ID, "password").send_keys(PASSWORD, Keys.ENTER)
     wait(driver, lambda d: "/login" not in d.current_url)

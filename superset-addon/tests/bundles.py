@@ -101,27 +101,29 @@ def make_bundle(folder: Path, publisher: str, name: str) -> None:
     made.rename(made.with_suffix(".supx"))
 
 
+def tool(*arguments: str, cwd: Path) -> None:
+    """Run Superset's tool for authors in a folder."""
+    programs = Path(sys.executable).parent
+    done = subprocess.run(
+        [programs / "superset-extensions", *arguments],
+        cwd=cwd,
+        env={
+            "PATH": f"{programs}:/usr/bin:/bin",
+            "HOME": str(cwd),
+            "LC_ALL": "C.UTF-8",
+            "npm_config_offline": "true",
+            "npm_config_audit": "false",
+            "npm_config_update_notifier": "false",
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def build_my_ext(folder: Path, work: Path) -> None:
     """Build acme.my-ext as its author would, in the folder `work`."""
-
-    def tool(*arguments: str, cwd: Path) -> None:
-        programs = Path(sys.executable).parent
-        done = subprocess.run(
-            [programs / "superset-extensions", *arguments],
-            cwd=cwd,
-            env={
-                "PATH": f"{programs}:/usr/bin:/bin",
-                "HOME": str(work),
-                "LC_ALL": "C.UTF-8",
-                "npm_config_offline": "true",
-                "npm_config_audit": "false",
-                "npm_config_update_notifier": "false",
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
 
     work.mkdir()
     tool(

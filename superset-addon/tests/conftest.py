@@ -123,9 +123,7 @@ class Superset:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        root = self.variables.get("SUPERSET_APP_ROOT") or self.config.get(
-            "APPLICATION_ROOT", ""
-        )
+        root = self.variables.get("SUPERSET_APP_ROOT", "")
         self.url = f"http://127.0.0.1:{port}{root}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -61,11 +61,11 @@ def main() -> None:
     sql("CREATE ROLE superset LOGIN", database="postgres")
     sql("CREATE DATABASE superset OWNER superset", database="postgres")
     sql("ALTER DATABASE superset SET extension_storage.quota_per_extension = 1000000")
+    os.environ["EXTENSIONS_PATH"] = ""  # no other than the sample
     superset = Superset(Path(sys.argv[1]))
     secret_key = superset.config["SECRET_KEY"] = secrets.token_urlsafe(42)
     new, old, lost = (secrets.token_urlsafe(32) for _ in range(3))
     superset.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = [new, old]
-    superset.config["FEATURE_FLAGS"] = {"ENABLE_EXTENSIONS": True}
     superset.config["LOCAL_EXTENSIONS"] = [str(build_sample(superset.folder / "npm"))]
     for command in re.findall(r"^superset (.*)$", README.read_text(), re.MULTILINE)[:3]:
         superset.run(*command.split())

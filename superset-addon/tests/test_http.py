@@ -563,6 +563,7 @@ def test_local_extensions(
     reads = []
     read = bundles.get_extensions
     monkeypatch.setattr(bundles, "get_extensions", lambda: reads.append(1) or read())
+    monkeypatch.setattr(bundles, "_known", None)
     monkeypatch.setitem(app.config, "LOCAL_EXTENSIONS", [str(tmp_path)])
     dist = tmp_path / "dist"
     with app.app_context():

@@ -49,11 +49,9 @@ def superset(
 ) -> Iterator[Superset]:
     """A Superset with the extension, also behind a path."""
     superset = Superset(tmp_path_factory.mktemp("js") / "superset")
-    superset.config["FEATURE_FLAGS"] = {"ENABLE_EXTENSIONS": True}
     superset.config["LOCAL_EXTENSIONS"] = [str(sample)]
     if request.param:
-        superset.config["APPLICATION_ROOT"] = request.param
-    superset.run("init")  # with the permissions on Superset's API for extensions
+        superset.variables["SUPERSET_APP_ROOT"] = request.param
     superset.start()
     yield superset
     superset.stop()
@@ -63,7 +61,7 @@ def open_sample(driver: Chrome, superset: Superset, user: str) -> None:
     """Log in and wait until the extension has run."""
     log_in(driver, superset.url, user)
     driver.get(f"{superset.url}/dashboard/list/")
-    if "APPLICATION_ROOT" in superset.config:
+    if "SUPERSET_APP_ROOT" in superset.variables:
         # Superset 6.1.0 looks for the code of extensions outside of the path.
         problem = driver.execute_async_script(
             """
@@ -83,7 +81,7 @@ def open_sample(driver: Chrome, superset: Superset, user: str) -> None:
               (await container.get('./index'))();
             })().then(done, error => done(error.stack ?? 'it does not load'));
             """,
-            superset.config["APPLICATION_ROOT"],
+            superset.variables["SUPERSET_APP_ROOT"],
         )
         assert problem is None, problem
     wait(driver, lambda d: d.execute_script("return Boolean(window.acmeSample)"))
@@ -286,22 +284,23 @@ def test_remove(drivers: dict[str, Chrome]) -> None:
     assert stored("key") == []
 
 
-def test_conditions(drivers: dict[str, Chrome]) -> None:
+@pytest.mark.parametrize("encrypt", ["false", "true"])
+def test_conditions(encrypt: str, drivers: dict[str, Chrome]) -> None:
     first, second, absent, stale, unmade, value = run(
         drivers["gamma"],
         """
-        const first = await persistent.set('k', 1, {ifAbsent: true});
+        const first = await persistent.set('k', 1, {ifAbsent: true, encrypt: ENCRYPT});
         const second = await persistent.set('k', 2, {ifMatch: first});
         return [first, second,
           await failure(persistent.set('k', 3, {ifAbsent: true})),
           await failure(persistent.set('k', 3, {ifMatch: first})),
           await failure(persistent.remove('k', {ifMatch: first})),
           (await persistent.getEntry('k')).etag];
-        """,
+        """.replace("ENCRYPT", encrypt),
     )
     assert first != second == value
     assert [answer[0] for answer in (absent, stale, unmade)] == [412] * 3
-    assert stored("convert_from(value, 'UTF8')") == [("2",)]
+    assert stored("is_encrypted, version") == [(encrypt == "true", 2)]
 
 
 def test_shared_and_resources(drivers: dict[str, Chrome]) -> None:
@@ -430,7 +429,7 @@ def test_page_behind_the_path(superset: Superset) -> None:
     """The administrator's page finds its own files there, too."""
     admin = superset.client("admin")
     html = admin.get("/extension-storage/").text
-    root = superset.config.get("APPLICATION_ROOT", "")
+    root = superset.variables.get("SUPERSET_APP_ROOT", "")
     for name in ("page.css", "page.js"):
         path = f"{root}/extension-storage/static/{name}"
         assert f'"{path}"' in html

@@ -265,7 +265,7 @@ class ScopeAccessor implements StorageAccessor {
         : parseJson(key, await answer.text()),
       codec: isBinary ? 'binary' : 'json',
       isBinary,
-      etag: answer.headers.get('ETag') ?? '',
+      etag: answer.headers.get('Entry-Version') ?? '',
     };
   }
 
@@ -289,7 +289,7 @@ class ScopeAccessor implements StorageAccessor {
       body: JSON.stringify(body),
     });
     if (!answer.ok) throw await refusal(answer);
-    return answer.headers.get('ETag') ?? '';
+    return answer.headers.get('Entry-Version') ?? '';
   }
 
   async list(options: ListOptions): Promise<ListResult> {

@@ -76,7 +76,11 @@ KEYLESS = frozenset(
     f"ext_storage_{name}"
     for name in (
         "delete",
+        "delete_many",
+        "delete_prefix",
+        "rename",
         "list",
+        "list_newest",
         "count",
         "usage",
         "purge_extension",
@@ -193,15 +197,21 @@ class _Held:
 
     def in_transaction(self, connection: Connection) -> bool:
         """Were they handed over in the running transaction, and not rolled back?"""
-        if self.transaction is None:
-            return False
-        running = connection.get_transaction()
-        if running is None or self.transaction() is not running:
+        if self.transaction_ended(connection):
             return False
         if self.savepoint is None:
             return True
         savepoint = self.savepoint()
         return savepoint is not None and savepoint.is_active
+
+    def transaction_ended(self, connection: Connection) -> bool:
+        """Has the transaction ended in which they were handed over?"""
+        running = connection.get_transaction()
+        return (
+            self.transaction is None
+            or running is None
+            or self.transaction() is not running
+        )
 
     def note(self, connection: Connection) -> None:
         running = connection.get_transaction()
@@ -293,9 +303,11 @@ class Keys:
             held.kept = True
             return
         if held.own and held.checked:
-            # The transaction in which they were handed over has ended; how?
+            # The transaction or savepoint in which they were handed over has
+            # ended; how?  Only a commit of the transaction makes them stay.
             if self._difference(connection) is None:
-                held.kept = True
+                held.kept = held.transaction_ended(connection)
+                held.note(connection)
                 return
             held.checked = False
         self._copy(connection, for_session=held.own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from datetime import datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from flask import Blueprint, current_app, request
@@ -54,16 +55,17 @@ class ExtensionStorageView(BaseSupersetView):
     @permission_name("read")
     def report(self) -> FlaskResponse:
         # The answer must come before the web server gives up on the worker.
-        limit = max(current_app.config["SUPERSET_WEBSERVER_TIMEOUT"] - 10, 1)
+        seconds = max(current_app.config["SUPERSET_WEBSERVER_TIMEOUT"] - 10, 1)
+        until = monotonic() + seconds
         usage = keys = usage_problem = keys_problem = None
         try:
-            usage = usage_report(request.args.get("usage") == "exact", limit)
+            usage = usage_report(request.args.get("usage") == "exact", until)
         except (ExtensionStorageError, TakesTooLong) as error:
             usage_problem = _problem(error)
         if usage:
             counted = request.args.get("keys") == "all" or usage.has_few_tokens()
             try:
-                keys = key_report(counted, limit)
+                keys = key_report(counted, until)
             except (ExtensionStorageError, TakesTooLong) as error:
                 keys_problem = _problem(error)
         return self.render_template(

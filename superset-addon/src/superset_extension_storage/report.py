@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import sqrt
+from time import monotonic
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -157,9 +158,13 @@ WHERE (SELECT tgenabled FROM pg_trigger
 """
 
 
-def usage_report(exact: bool, seconds: int) -> UsageReport:
-    """Tell what each extension stores: exactly where asked to, or where it is little."""
-    with _time_limit(seconds):
+def usage_report(exact: bool, until: float | None) -> UsageReport:
+    """Tell what each extension stores: exactly where asked to, or where it is little.
+
+    `until` is a time of time.monotonic(), None for all the time that it takes.
+    """
+    with _reading():
+        _limit_time(until)
         ((pages, quota),) = _run(
             "SELECT pg_relation_size(CAST('{literal}' AS regclass))"
             " / CAST(current_setting('block_size') AS bigint),"
@@ -219,31 +224,27 @@ def _estimate(row: Any, share: float) -> Usage:
     )
 
 
-def key_report(counted: bool, seconds: int) -> KeyReport:
+def key_report(counted: bool, until: float | None) -> KeyReport:
     """Tell which keys there are and, from all tokens, what each is needed for."""
-    with _time_limit(seconds):
+    with _reading():
+        _limit_time(until)
         if not counted:
             return KeyReport(call("ext_storage_configured_keys"), counted)
         rows = call("ext_storage_key_status")
         unreadable = sum(row.entries for row in rows if row.role == "unknown")
-        # The keys are handed over until the transaction ends.
-        examples = (
-            _run("SELECT * FROM {verify}() LIMIT %(most)s", most=EXAMPLES)
-            if unreadable
-            else ()
-        )
+        examples = ()
+        if unreadable:
+            # The server has the keys until the transaction ends.
+            _limit_time(until)
+            examples = _run("SELECT * FROM {verify}() LIMIT %(most)s", most=EXAMPLES)
     keys = [row for row in rows if row.role != "unknown"]
     return KeyReport(keys, counted, unreadable, examples)
 
 
 @contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
-    """Run statements that only read, with so many seconds for each, 0 for no limit."""
+def _reading() -> Iterator[None]:
+    """Run statements that only read, and end their transaction."""
     try:
-        _run(
-            "SELECT set_config('statement_timeout', %(limit)s, true)",
-            limit=f"{seconds}s",
-        )
         yield
     except ExtensionStorageError as error:
         if error.sqlstate == _QUERY_CANCELED:
@@ -251,6 +252,16 @@ def _time_limit(seconds: int) -> Iterator[None]:
         raise
     finally:
         db.session.rollback()
+
+
+def _limit_time(until: float | None) -> None:
+    """Have each statement from here on end by then."""
+    if until is not None:
+        left = max(until - monotonic(), 0)
+        _run(
+            "SELECT set_config('statement_timeout', %(limit)s, true)",
+            limit=f"{left * 1000 + 1:.0f}ms",
+        )
 
 
 def _run(statement: str, **arguments: Any) -> list[Any]:

@@ -19,9 +19,6 @@ from . import codecs
 if TYPE_CHECKING:
     from .context import ExtensionContext
 
-# So many entries are listed by one statement.
-BATCH = 1000
-
 
 class State:
     """Entries of the extension whose code runs, of all users.
@@ -134,14 +131,5 @@ def newest_first(
 
 def entries_by_key(scope: dict[str, Any]) -> list[Entry]:
     """Give all entries of a scope, without values."""
-    found: dict[str, Entry] = {}
-    page = 0
-    while True:
-        with _savepoint():
-            entries = ExtensionStorageDAO.list_scope(
-                **scope, page=page, page_size=BATCH
-            )
-        found.update((entry.key, entry) for entry in entries)
-        if len(entries) < BATCH:
-            return list(found.values())
-        page += 1
+    with _savepoint():
+        return ExtensionStorageDAO.list_scope(**scope)
