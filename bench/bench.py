@@ -59,7 +59,8 @@ class Sizes:
     """How much is measured."""
 
     rounds: int = 7
-    pgbench: tuple = ("-T", "1")  # how long one run of it takes
+    pgbench: tuple = ("-T", "3")  # how long one run of it takes
+    pgbench_rounds: int = 11  # one-second rounds spread by a quarter on two cores
     entries: int = 10_000
     values: int = 10_000  # encrypted in one statement
     calls: int = 300  # through SQLAlchemy
@@ -69,11 +70,15 @@ class Sizes:
     large: int = 16 * 1024 * 1024 - 1
     gets: int = 1_000
     growth: tuple = (1_000, 10_000, 100_000, 1_000_000)
+    growth_run: tuple = ("-T", "1")
+    batch: int = 100  # keys in a call
+    batches: int = 20  # calls in a round
 
 
 QUICK = Sizes(
     rounds=2,
     pgbench=("-t", "50"),
+    pgbench_rounds=2,
     entries=200,
     values=20,
     calls=10,
@@ -83,7 +88,45 @@ QUICK = Sizes(
     large=1024 * 1024,
     gets=100,
     growth=(100, 1_000),
+    growth_run=("-t", "50"),
+    batches=2,
 )
+
+
+# What each row is to reach: a ratio of speeds at least or, of times and sizes
+# (rows 8, 11 and 13), at most.
+GOALS = {
+    ("1", "1 client"): 0.95,
+    ("1", "4 clients"): 0.92,
+    ("2", "existing keys"): 1.0,
+    ("2", "new keys"): 0.92,
+    ("3", "1 client"): 0.82,
+    ("3", "4 clients"): 0.82,
+    ("4", "existing keys"): 0.88,
+    ("4", "new keys"): 0.88,
+    ("5", "encrypt"): 35,
+    ("5", "decrypt"): 60,
+    ("5b", None): 2,
+    ("6", "get"): 2,
+    ("6", "set"): 2.5,
+    ("6b", None): 3,
+    ("7", None): 90,
+    ("8", None): 1.3,
+    ("9", None): 15,
+    ("10", None): 0.55,
+    ("11", None): 1.1,
+    ("12", "encrypt"): 0.75,
+    ("12", "decrypt"): 0.58,
+    ("13", None): 3,
+    ("14", None): 10,
+    ("15", "gets"): 15,
+    ("15", "plain"): 0.6,
+    ("15", "encrypted"): 0.4,
+    ("16", None): 0.6,
+    ("17", None): 4,
+    ("18", None): 1.3,
+}
+LOWER = {"8", "11", "13", "18"}
 
 
 @dataclass
@@ -97,14 +140,17 @@ class Row:
     number: str
     name: str
     against: str
-    goal: float
+    case: str | None  # which goal of the number
     unit: str
     ours: list
     peer: list
+    goal: float = 0
     lower: bool = False
     ratios: list = field(default_factory=list)
 
     def __post_init__(self):
+        self.goal = GOALS[self.number, self.case]
+        self.lower = self.number in LOWER
         inverse = not self.lower and self.unit in ("ms", "s")
         for ours, peer in zip(self.ours, self.peer, strict=True):
             self.ratios.append(peer / ours if inverse else ours / peer)
@@ -329,15 +375,15 @@ def measure_get(bench):
             "secret": side(OUR_GET, "b.secret", clients),
             "pgp": side(PGP_GET, "b.pgp", clients),
         }
-        done = bench.interleave(sides)
+        done = bench.interleave(sides, bench.sizes.pgbench_rounds)
         suffix = f"{clients} client" + ("s" if clients > 1 else "")
-        for number, name, ours, peer, goal in (
-            ("1", "get, plain", "plain", "raw", 0.95),
-            ("3", "get, encrypted", "secret", "raw", 0.85),
-            ("5b", "get, encrypted", "secret", "pgp", 2),
+        for number, name, ours, peer, case in (
+            ("1", "get, plain", "plain", "raw", suffix),
+            ("3", "get, encrypted", "secret", "raw", suffix),
+            ("5b", "get, encrypted", "secret", "pgp", None),
         ):
             bench.add(
-                number, f"{name}, {suffix}", peer, goal, "/s", done[ours], done[peer]
+                number, f"{name}, {suffix}", peer, case, "/s", done[ours], done[peer]
             )
 
 
@@ -388,17 +434,17 @@ def measure_set(bench):
             "secret": side(OUR_SET, "b.secret", entries, encrypted="true"),
             "pgp": side(RAW_SET, "b.pgp", entries, value=pgp_value),
         }
-        done = bench.interleave(sides)
-        for number, name, ours, peer, goal in (
-            ("2", "set, plain", "plain", "raw", 0.9),
-            ("4", "set, encrypted", "secret", "raw", 0.8),
-            ("5b", "set, encrypted", "secret", "pgp", 2),
+        done = bench.interleave(sides, bench.sizes.pgbench_rounds)
+        for number, name, ours, peer, case in (
+            ("2", "set, plain", "plain", "raw", f"{kind} keys"),
+            ("4", "set, encrypted", "secret", "raw", f"{kind} keys"),
+            ("5b", "set, encrypted", "secret", "pgp", None),
         ):
             bench.add(
                 number,
                 f"{name}, {kind} keys",
                 peer,
-                goal,
+                case,
                 "/s",
                 done[ours],
                 done[peer],
@@ -443,7 +489,7 @@ def measure_values(bench):
             "5",
             f"{name} {bench.sizes.values:,} values",
             "pgp",
-            20,
+            name,
             "ms",
             done["ours"],
             done["pgp"],
@@ -504,13 +550,12 @@ def measure_orm(bench):
                     }
                 )
                 kind = "encrypted" if encrypted else "plain"
-                goal = 3 if not commit_each else 2 if what == "get" else 2.5
                 bench.add(
                     "6" if commit_each else "6b",
                     f"{what}, {kind}, "
                     + ("a commit each" if commit_each else "one transaction"),
                     "orm",
-                    goal,
+                    what if commit_each else None,
                     "/s",
                     done["ours"],
                     done["orm"],
@@ -551,7 +596,7 @@ def measure_list(bench):
         "7",
         f"list, 25 of {bench.sizes.scope:,} entries",
         "orm",
-        100,
+        None,
         "ms",
         done["ours"],
         done["orm"],
@@ -637,12 +682,12 @@ def measure_rotation(bench):
         rounds=min(bench.sizes.rounds, 5),
         warm_up=False,
     )
-    for number, peer, goal in (("9", "orm", 9), ("10", "update", 0.6)):
+    for number, peer in (("9", "orm"), ("10", "update")):
         bench.add(
             number,
             f"rotation of {rows:,} rows",
             peer,
-            goal,
+            None,
             "/s",
             done["ours"],
             done[peer],
@@ -714,11 +759,10 @@ def measure_tail(bench):
             "11",
             f"p99 of {what} during a rotation",
             "update",
-            1.1,
+            None,
             "ms",
             done["ours"],
             done["update"],
-            lower=True,
         )
 
 
@@ -788,9 +832,7 @@ def measure_large(bench):
         ]
 
     done = bench.interleave({"ours": ours, "limit": limit})
-    both = {peer: [sum(pair) for pair in done[peer]] for peer in done}
     for name, pick in (
-        ("encrypt and decrypt", both),
         ("encrypt", {p: [pair[0] for pair in done[p]] for p in done}),
         ("decrypt", {p: [pair[1] for pair in done[p]] for p in done}),
     ):
@@ -798,7 +840,7 @@ def measure_large(bench):
             "12",
             f"{name} {bench.sizes.large >> 10:,} kB",
             "limit",
-            0.6,
+            name,
             "ms",
             pick["ours"],
             pick["limit"],
@@ -873,11 +915,10 @@ def measure_memory(bench):
             "13",
             f"memory, {name}",
             "value size",
-            4,
+            None,
             "MB",
             megabytes,
             [bench.sizes.large / 2**20] * len(megabytes),
-            lower=True,
         )
     bench.sql("DROP TABLE large")
 
@@ -914,7 +955,7 @@ def measure_many(bench):
         "14",
         f"{bench.sizes.gets:,} gets by one statement",
         "statements",
-        10,
+        None,
         "ms",
         done["one"],
         done["each"],
@@ -922,6 +963,141 @@ def measure_many(bench):
     conn.close()
 
 
+def measure_batches(bench):
+    """several keys in a call, lists with values (rows 15 to 17)"""
+    bench.clear()
+    bench.fill("b.plain", bench.sizes.entries, False)
+    bench.fill("b.secret", bench.sizes.entries, True)
+    bench.sql(
+        "INSERT INTO extension_storage (extension_id, key, value, value_size)"
+        " SELECT 'b.list', 'k' || i, gen_random_bytes(1000), 1000"
+        " FROM generate_series(1, 3000) i"
+    )
+    bench.sql("VACUUM ANALYZE extension_storage")
+    conn = bench.connect()
+    conn.autocommit = False
+    cursor = conn.cursor()
+    size = bench.sizes.batch
+    columns = "key, uuid, value_type, category, description, is_encrypted, user_fk,"
+    columns += " value_size, version, created_on, changed_on, value"
+
+    def timed_calls(call):
+        """A side: so many calls, each in a transaction; milliseconds a call."""
+
+        def run():
+            started = time.perf_counter()
+            for _ in range(bench.sizes.batches):
+                call()
+                conn.commit()
+            return 1000 * (time.perf_counter() - started) / bench.sizes.batches
+
+        return run
+
+    def keys():
+        return [str(k) for k in random.sample(range(1, bench.sizes.entries + 1), size)]
+
+    def get_many(extension):
+        cursor.execute(
+            "SELECT * FROM ext_storage_get_many(%s, %s)", (extension, keys())
+        )
+        assert len(cursor.fetchall()) == size
+
+    def get_each():
+        for key in keys():
+            cursor.execute("SELECT ext_storage_get('b.plain', %s)", (key,))
+            cursor.fetchall()
+
+    def raw_many(extension):
+        cursor.execute(
+            f"SELECT {columns} FROM extension_storage WHERE extension_id = %s"
+            " AND user_fk IS NULL AND resource_type IS NULL"
+            " AND resource_uuid IS NULL AND key = ANY (%s)",
+            (extension, keys()),
+        )
+        assert len(cursor.fetchall()) == size
+
+    for name, ours, peers in (
+        (
+            "plain",
+            lambda: get_many("b.plain"),
+            {"gets": get_each, "raw": lambda: raw_many("b.plain")},
+        ),
+        (
+            "encrypted",
+            lambda: get_many("b.secret"),
+            {"raw": lambda: raw_many("b.secret")},
+        ),
+    ):
+        done = bench.interleave(
+            {peer: timed_calls(call) for peer, call in {"ours": ours, **peers}.items()}
+        )
+        for peer in peers:
+            bench.add(
+                "15",
+                f"get_many of {size}, {name}",
+                peer,
+                "gets" if peer == "gets" else name,
+                "ms",
+                done["ours"],
+                done[peer],
+            )
+
+    def list_values():
+        cursor.execute("SELECT * FROM ext_storage_list_values('b.list')")
+        assert len(cursor.fetchall()) == 25
+
+    def raw_list():
+        cursor.execute(
+            f"SELECT {columns} FROM extension_storage WHERE extension_id = 'b.list'"
+            " AND user_fk IS NULL AND resource_type IS NULL"
+            " AND resource_uuid IS NULL ORDER BY extension_id, user_fk,"
+            " resource_type, resource_uuid, key LIMIT 25"
+        )
+        assert len(cursor.fetchall()) == 25
+
+    done = bench.interleave(
+        {"ours": timed_calls(list_values), "raw": timed_calls(raw_list)}
+    )
+    bench.add(
+        "16",
+        "list_values, 25 of 3,000 with 1 kB",
+        "raw",
+        None,
+        "ms",
+        done["ours"],
+        done["raw"],
+    )
+
+    def values():
+        return [psycopg2.Binary(random.randbytes(VALUE_LEN)) for _ in range(size)]
+
+    def set_many():
+        cursor.execute(
+            "SELECT * FROM ext_storage_set_many('b.plain', %s, %s)", (keys(), values())
+        )
+        cursor.fetchall()
+
+    def set_each():
+        for key, value in zip(keys(), values(), strict=True):
+            cursor.execute("SELECT ext_storage_set('b.plain', %s, %s)", (key, value))
+            cursor.fetchall()
+
+    done = bench.interleave(
+        {"ours": timed_calls(set_many), "sets": timed_calls(set_each)}
+    )
+    bench.add(
+        "17",
+        f"set_many of {size}",
+        "sets",
+        None,
+        "ms",
+        done["ours"],
+        done["sets"],
+    )
+    conn.close()
+
+
+OUR_NEWEST = "SELECT * FROM ext_storage_list_newest('b.secret');\n"
 OUR_LIST = "SELECT * FROM ext_storage_list('b.secret');\n"
 OUR_LIST_AFTER = """\\set k random(1, {entries})
 SELECT * FROM ext_storage_list('b.secret', after_key => :k);
@@ -929,7 +1105,7 @@ SELECT * FROM ext_storage_list('b.secret', after_key => :k);
 
 
 def measure_growth(bench):
-    """cost at growing numbers of entries (row 8)"""
+    """cost at growing numbers of entries (rows 8, 18)"""
     done = {}
     for entries in bench.sizes.growth:
         database = f"bench_{entries}"
@@ -942,6 +1118,7 @@ def measure_growth(bench):
         "set": OUR_SET,
         "list, page 0": OUR_LIST,
         "list, after_key": OUR_LIST_AFTER,
+        "list, newest": OUR_NEWEST,
     }
 
     def side(script, entries):
@@ -951,7 +1128,12 @@ def measure_growth(bench):
             value=NEW_VALUE,
             encrypted="true",
         )
-        return lambda: 1000 / bench.pgbench(text, database=f"bench_{entries}")
+        return lambda: (
+            1000
+            / bench.pgbench(
+                text, length=bench.sizes.growth_run, database=f"bench_{entries}"
+            )
+        )
 
     for name, script in operations.items():
         done[name] = bench.interleave(
@@ -959,16 +1141,19 @@ def measure_growth(bench):
             rounds=min(bench.sizes.rounds, 5),
         )
     small, large = bench.sizes.growth[0], bench.sizes.growth[-1]
-    for name in ("list, page 0", "list, after_key"):
+    for number, name in (
+        ("8", "list, page 0"),
+        ("8", "list, after_key"),
+        ("18", "list, newest"),
+    ):
         bench.add(
-            "8",
+            number,
             f"{name}, {large:,} entries",
             f"{small:,}",
-            1.3,
+            None,
             "ms",
             done[name][large],
             done[name][small],
-            lower=True,
         )
     done["rotation, per row"] = {}
     for entries in bench.sizes.growth:
@@ -998,6 +1183,7 @@ MEASURES = {
     "large": measure_large,
     "memory": measure_memory,
     "many": measure_many,
+    "batches": measure_batches,
     "growth": measure_growth,
 }
 

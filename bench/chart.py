@@ -9,7 +9,7 @@ LABEL = 400  # where the bars begin
 BAR = 300  # how long they may get
 LINE = 20
 GROWTH_HEIGHT = 220
-COLOURS = ("#0b6e99", "#c4572b", "#4f7d38", "#7a4b94", "#8a7300")
+COLOURS = ("#0b6e99", "#c4572b", "#4f7d38", "#7a4b94", "#8a7300", "#9c2f5b")
 
 STYLE = (
     "text{font:12px sans-serif;fill:#222}.s{fill:#666}.h{font-weight:bold}"

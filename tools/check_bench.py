@@ -5,8 +5,8 @@ import sys
 import xml.etree.ElementTree
 from pathlib import Path
 
-MEASURES = {"5b", "6b"} | {str(number) for number in range(1, 15)}
-SIZES = 5
+MEASURES = {"5b", "6b"} | {str(number) for number in range(1, 19)}
+SIZES = 6
 
 made = Path(sys.argv[1])
 result = json.loads((made / "results.json").read_text())
