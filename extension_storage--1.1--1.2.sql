@@ -40,8 +40,8 @@ ALTER TABLE @extschema@.extension_storage
 
 -- Keys and rotation: section "keys".
 
--- A rotation and what tells about it walk the encrypted rows of an extension by
--- id.  The index is small, as it holds these rows alone; writers wait while it
+-- Rotation, key_status and verify walk the encrypted rows of an extension by
+-- id.  The index is small, as only these rows are in it; writers wait while it
 -- is made.
 CREATE INDEX ix_extension_storage_encrypted ON @extschema@.extension_storage
     (extension_id, id) WHERE is_encrypted;
@@ -54,7 +54,7 @@ CREATE VIEW @extschema@.ext_storage_secrets AS
     WHERE false;
 REVOKE ALL ON TABLE @extschema@.ext_storage_secrets FROM PUBLIC;
 COMMENT ON VIEW @extschema@.ext_storage_secrets IS
-    'Takes secrets by COPY ... FROM STDIN (FORMAT binary), in which they stand in no statement: the settings of these names, as UTF-8, until the transaction or the session ends';
+    'Takes secrets, as UTF-8, by COPY ... FROM STDIN (FORMAT binary), so that they are in no statement; the settings of these names have them until the transaction or the session ends';
 
 CREATE FUNCTION @extschema@.ext_storage_secrets_insert()
 RETURNS trigger
@@ -68,7 +68,7 @@ CREATE TRIGGER ext_storage_secrets_insert
     INSTEAD OF INSERT ON @extschema@.ext_storage_secrets
     FOR EACH ROW EXECUTE FUNCTION @extschema@.ext_storage_secrets_insert();
 
--- Who holds the table hands secrets over, and grants that.
+-- The holder of the table can hand over secrets, and grant that.
 DO $holder$
 BEGIN
     EXECUTE pg_catalog.format(
@@ -332,8 +332,8 @@ ALTER FUNCTION @extschema@.fernet_generate_key() COST 100;
 
 -- Lists with values, several keys at once, rename, moving in: section "batches".
 
--- For lists with the newest change first.  Without resource_type, as the index
--- by category; an entry without a time comes last.
+-- For lists with the newest change first.  Without resource_type, like the
+-- index by category; an entry without a time comes last.
 CREATE INDEX ix_extension_storage_changed ON @extschema@.extension_storage
     (extension_id, user_fk, resource_uuid,
      (COALESCE(changed_on, '-infinity'::pg_catalog.timestamp)), key);
@@ -372,7 +372,7 @@ REVOKE ALL ON FUNCTION @extschema@.ext_storage_list_values(text, integer, text, 
     text, text, integer, integer, boolean, timestamp without time zone, integer) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_list_values(text, integer, text, text, text,
     text, text, integer, integer, boolean, timestamp without time zone, integer) IS
-    'One page of the entries of a scope with their values, no more than max_bytes of them but at least one';
+    'One page of the entries of a scope with their values, at most max_bytes of them, but at least one entry';
 
 CREATE FUNCTION @extschema@.ext_storage_get_many(extension_id text, keys text[],
     user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
@@ -385,7 +385,7 @@ AS 'MODULE_PATHNAME', 'ext_storage_get_many'
 LANGUAGE C STABLE PARALLEL RESTRICTED COST 2000 ROWS 10;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_get_many(text, text[], integer, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_get_many(text, text[], integer, text, text) IS
-    'The entries of several keys that there are, with their values, in the order of the keys';
+    'Those entries of several keys that there are, with their values, in the order of the keys';
 
 CREATE FUNCTION @extschema@.ext_storage_set_many(extension_id text, keys text[], new_values bytea[],
     value_types text[] DEFAULT NULL,
@@ -410,7 +410,7 @@ AS 'MODULE_PATHNAME', 'ext_storage_delete_many'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 2000 ROWS 10;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_delete_many(text, text[], integer, text, text, bigint[]) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_delete_many(text, text[], integer, text, text, bigint[]) IS
-    'Deletes several entries of a scope, all or none; says which there were';
+    'Deletes several entries of a scope, all or none; returns which of them there were';
 
 CREATE FUNCTION @extschema@.ext_storage_delete_prefix(extension_id text, key_prefix text,
     user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,

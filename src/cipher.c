@@ -4,10 +4,10 @@
  *	  AES by pgcrypto, HMAC and SHA-256 by the server.
  *
  * pgcrypto's C functions are called by address, so it does not matter in which
- * schema the extension is, nor what else has their names there.  They copy the
- * key and free the copies as they are; so each call is followed by wiping what
- * it has freed.  An error of theirs is held back until the codec has wiped what
- * it had in hand: CipherFail raises it.
+ * schema the extension is, nor which other objects there have the same names.
+ * They copy the key and free the copies as they are; so each call is followed
+ * by wiping what it has freed.  An error of theirs is held back until the
+ * codec has wiped what it had in hand: CipherFail raises it.
  *
  *-------------------------------------------------------------------------
  */
@@ -143,9 +143,9 @@ wipe_freed(MemoryContext context, Size size)
 
 /*
  * Wipes what a call of pgcrypto has freed: the key padded to 32 bytes, by
- * combo_init() in contrib/pgcrypto/px.c, and an OSSLCipher in TopMemoryContext,
- * of 120 or 136 bytes, in contrib/pgcrypto/openssl.c.  What it holds below
- * that, OpenSSL wipes.
+ * combo_init() in contrib/pgcrypto/px.c, and an OSSLCipher in
+ * TopMemoryContext, of 120 or 136 bytes, in contrib/pgcrypto/openssl.c.
+ * OpenSSL wipes what that points to.
  */
 static void
 wipe_call(void)
@@ -155,7 +155,7 @@ wipe_call(void)
 	wipe_freed(TopMemoryContext, 256);
 }
 
-/* Runs blocks through a function of pgcrypto, as FernetCrypt says. */
+/* Runs blocks through a function of pgcrypto, as FernetCrypt describes. */
 static bool
 call_pgcrypto(PGFunction function, Cipher *cipher, const uint8 *iv,
 			  uint8 *blocks, size_t len)

@@ -152,12 +152,12 @@ TextParam(StatementArgs *args, int param, FunctionCallInfo fcinfo,
 
 /*
  * CanonicalUuid
- *		Writes a UUID in canonical form; false if the text is none.
+ *		Writes a UUID in canonical form; false if the text is not a UUID.
  *
- * Any spelling will do that PostgreSQL's type takes (upper case, braces,
- * hyphens after any group of four digits or none), or that of a URN.  Source:
- * RFC 4122, section 3, and uuid_in().  canonical has room for UUID_TEXT_LEN
- * characters and the terminator.
+ * It may be spelled in any way that PostgreSQL's type accepts (upper case,
+ * braces, hyphens after any group of four digits or none), or as a URN.
+ * Source: RFC 4122, section 3, and uuid_in().  canonical has room for
+ * UUID_TEXT_LEN characters and the terminator.
  */
 bool
 CanonicalUuid(const char *text, int len, char *canonical)
@@ -177,7 +177,7 @@ CanonicalUuid(const char *text, int len, char *canonical)
 	}
 	for (; text < end; text++)
 	{
-		/* a hyphen may stand after every fourth digit, but not at the end */
+		/* a hyphen may follow every fourth digit, but not at the end */
 		if (*text == '-' && ndigits > 0 && ndigits < 32 && ndigits % 4 == 0 &&
 			text[-1] != '-')
 			continue;
@@ -304,8 +304,8 @@ ArrayArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno,
 
 /*
  * KeysArgument
- *		Takes an argument that is an array of keys apart; returns how many they
- *		are.
+ *		Takes an argument that is an array of keys apart; returns how many
+ *		there are.
  *
  * Raises an error if there is none or more than MAX_KEYS, or one that is null,
  * empty or too long.
@@ -408,7 +408,7 @@ ConvertJson(char *text, size_t len, bool to_server)
 
 /*
  * DescribeEntry
- *		Says in palloc'd memory which entry a message is about.
+ *		Returns, in palloc'd memory, the words that name an entry in a message.
  *
  * address and nulls are in the order of AddressParam; nulls as SPI takes them.
  */
@@ -438,8 +438,8 @@ DescribeEntry(const Datum *address, const char *nulls)
 
 /*
  * RequireKey
- *		Raises an error unless there is a key; needed says what the value needs
- *		one for.
+ *		Raises an error unless there is a key; needed tells why the value needs
+ *		one.
  */
 void
 RequireKey(const StatementArgs *args, bool there_is, const char *needed)

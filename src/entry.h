@@ -146,7 +146,7 @@ extern const AddressArguments scope_address;
 /* For @scope@ and @order@, see ExpandScope. */
 #define THE_ENTRY " WHERE @scope@ AND e.key" SQL_EQ "$key"
 
-/* Of an array of keys: what one call may name. */
+/* How many keys one call can name in an array. */
 #define MAX_KEYS 1000
 
 extern void CheckArguments(FunctionCallInfo fcinfo,

@@ -101,7 +101,7 @@ refuse_displaced_settings(void)
 
 /*
  * Refuses to be loaded while a parallel query runs, where no setting may be
- * assigned: PostgreSQL would go on without all that is set.
+ * assigned: PostgreSQL would go on without the values that are set.
  */
 static void
 refuse_parallel_mode(void)

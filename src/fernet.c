@@ -149,8 +149,8 @@ decode_group(const uint8 *src)
 
 /*
  * Decodes strict base64url: whole groups, '=' only as the padding of the last
- * one, no bit set in what padding leaves over.  dst has room for three bytes a
- * group and may be text.  Returns the number of bytes, or -1.
+ * one, no bit set in what padding leaves over.  dst has room for three bytes
+ * per group and may be text.  Returns the number of bytes, or -1.
  */
 static ssize_t
 base64_decode(const char *text, size_t len, uint8 *dst)
@@ -229,8 +229,8 @@ FernetDecodedLen(size_t len)
 
 /*
  * FernetMaxMessageLen
- *		Length that the message in a decoded token has at most; it has at
- *		least 15 bytes less, which only decryption can tell.
+ *		The most bytes that the message in a decoded token can have.  It may
+ *		have up to 15 fewer, which only decryption can tell.
  */
 size_t
 FernetMaxMessageLen(const FernetToken *token)
@@ -392,9 +392,9 @@ seal_piece(const FernetCipher *cipher, const FernetMessage *messages,
  * FernetSealMany
  *		Makes tokens of many messages with few calls of the cipher.
  *
- * Each IV is what its message's seed is encrypted to, after whatever stands
- * before it.  A permutation of uniformly random bytes, that is as random and as
- * unknown beforehand as the seed itself.  Source: NIST SP 800-38A, appendix C,
+ * Each IV is its message's seed, encrypted after whatever precedes it.  That
+ * is a permutation of uniformly random bytes, so it is as random and as
+ * unpredictable as the seed itself.  Source: NIST SP 800-38A, appendix C,
  * which makes an IV by the cipher from a nonce.  A message that does not fit a
  * piece has its seed as IV.
  */
@@ -454,7 +454,7 @@ FernetDecode(const char *text, size_t len, uint8 *bytes, FernetToken *token)
 	return FERNET_OK;
 }
 
-/* Do two MACs differ?  It takes as long wherever they do. */
+/* Do two MACs differ?  Takes the same time wherever they do. */
 static bool
 mac_differs(const uint8 *left, const uint8 *right)
 {
@@ -565,7 +565,7 @@ FernetVerify(const FernetToken *token, const FernetCipher *cipher)
 /*
  * FernetCheckAge
  *		Checks a verified token's timestamp against now (seconds since 1970)
- *		and ttl (seconds), as step 3 of "Verifying" says.
+ *		and ttl (seconds), as step 3 of "Verifying" requires.
  */
 FernetStatus
 FernetCheckAge(const FernetToken *token, int64 now, int64 ttl)
@@ -585,7 +585,7 @@ ciphertext_len(const FernetToken *token)
 	return token->len - FERNET_HEADER_LEN - FERNET_MAC_LEN;
 }
 
-/* Tells message and padding apart, in what stands decrypted in bytes. */
+/* Tells message and padding apart in the decrypted bytes. */
 static void
 end_message(FernetToken *token)
 {

@@ -300,7 +300,7 @@ fernet_derive_key(PG_FUNCTION_ARGS)
 
 /*
  * fernet_timestamp(token text) returns timestamptz
- *		When a token says that it was made.
+ *		The time at which a token says it was made.
  *
  * Takes no key, so nothing vouches for the answer.
  */

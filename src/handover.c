@@ -3,9 +3,9 @@
  * handover.c
  *	  Secrets that a client hands over by COPY.
  *
- * What is copied is no part of a statement, so it stands in no log and in no
- * pg_stat_activity, whatever is logged; and a connection pooler that shares
- * connections passes it on within the transaction that it is for.
+ * What is copied is not part of a statement, so it is in no log and not in
+ * pg_stat_activity, whatever the server logs; and a connection pooler that
+ * shares connections passes it on within the transaction that it is meant for.
  *
  *-------------------------------------------------------------------------
  */
@@ -87,8 +87,8 @@ secret_to_server(Datum value, const char *column)
 /*
  * ext_storage_secrets_insert()
  *		Trigger INSTEAD OF INSERT of the view ext_storage_secrets: puts the
- *		secrets of the row in force, until the transaction ends or, where the
- *		row says so, the session.
+ *		secrets of the row in force, until the transaction ends or, if
+ *		for_session is true, the session.
  *
  * Each setting is replaced; a null takes its secrets away.  Raises an error
  * for anything but COPY, as a statement would carry the secrets.

@@ -24,7 +24,7 @@ is_blank(char c)
  * KeyListStart
  *		Sets a parser to the start of len bytes of text.
  *
- * What reads the text writes into it where it undoubles quotes.
+ * The parser writes into the text where it undoubles quotes.
  */
 void
 KeyListStart(KeyListParser *parser, char *text, size_t len)
@@ -39,7 +39,7 @@ KeyListStart(KeyListParser *parser, char *text, size_t len)
 /*
  * Reads a secret that starts at start: in double quotes, in which "" is a
  * quote, else up to end or a separator, without the blanks at its end.  Sets
- * *next behind it and the blanks that follow it.
+ * *next to what follows it and the blanks after it.
  */
 static KeyListStatus
 read_secret(KeyListParser *parser, char *start, char *end, char separator,
@@ -96,8 +96,8 @@ read_secret(KeyListParser *parser, char *start, char *end, char separator,
  * KeyListNextItem
  *		Reads the next item of a comma-separated list.
  *
- * Blanks around an item do not count.  An item with a comma, a quote or
- * blanks at its ends stands in double quotes, in which "" is a quote.  Text of
+ * Blanks around an item do not count.  An item with a comma, a quote or blanks
+ * at its ends is written in double quotes, in which "" is a quote.  Text of
  * nothing but blanks is an empty list; an empty item is an error.
  */
 KeyListStatus
@@ -141,7 +141,7 @@ is_base64(const char *line, size_t len)
 
 /*
  * Sets parser->continues for a line: openssl breaks base64 off after 64
- * characters, base64(1) after 76, and what is left over is no secret of its
+ * characters, base64(1) after 76, and what is left over is not a secret of its
  * own.  A rest of half a line or more may well be one, so it does not count.
  */
 static void
@@ -160,10 +160,10 @@ look_for_broken_line(KeyListParser *parser, const char *line, size_t len)
  *
  * A line is a secret, without the line end (LF or CR LF); empty lines do not
  * count.  The rule is that of a list's items: what contains a quote or has
- * blanks at its ends stands in double quotes.  Bare blanks at the ends of a
- * line are an error all the same: in a list they are but spacing, here they
- * may have been meant or not, and either guess would be another key, silently.
- * So may be a # that starts a line.
+ * blanks at its ends is written in double quotes.  Bare blanks at the ends of
+ * a line are an error all the same: in a list they are only spacing, but here
+ * they may have been meant, and a wrong guess would silently make another key.
+ * The same is true of a # that starts a line.
  */
 KeyListStatus
 KeyListNextLine(KeyListParser *parser)
@@ -204,7 +204,7 @@ KeyListNextLine(KeyListParser *parser)
 
 /*
  * KeyListStatusText
- *		Says what is wrong with an item or a line, for an error's detail.
+ *		Describes what is wrong with an item or a line, for an error's detail.
  */
 const char *
 KeyListStatusText(KeyListStatus status)

@@ -35,7 +35,7 @@ typedef enum KeyListStatus
 	KEYLIST_TOO_MANY			/* more than KEYLIST_MAX_SECRETS */
 } KeyListStatus;
 
-/* Where a parser stands; the text belongs to the caller. */
+/* The state of a parser; the text belongs to the caller. */
 typedef struct KeyListParser
 {
 	char	   *next;

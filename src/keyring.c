@@ -64,7 +64,7 @@ KeyringInit(void)
 
 /*
  * Writes the 8 hex digits that a key is known by: the start of an HMAC under
- * the key, which tells nothing of it.
+ * the key, which reveals nothing of it.
  */
 static void
 make_fingerprint(const FernetKey *key, char *fingerprint)
@@ -163,8 +163,7 @@ KeyringEncrypts(void)
 
 /*
  * KeyringGeneration
- *		Returns a number that is another one whenever the keys may have
- *		changed.
+ *		Returns a number that changes whenever the keys may have changed.
  */
 uint64
 KeyringGeneration(void)
@@ -203,8 +202,8 @@ KeyringSeal(const char *message, size_t len, uint64 timestamp)
 }
 
 /*
- * Finds the key that signed a token, and begins with the one at first.  All
- * keys differ, so at most one fits.
+ * Finds the key that signed a token, trying the one at first before the
+ * others.  All keys differ, so at most one fits.
  */
 static FernetStatus
 find_key(const Keyring *ring, const FernetToken *token, int first, int *ordinal)
@@ -219,7 +218,7 @@ find_key(const Keyring *ring, const FernetToken *token, int first, int *ordinal)
 	return status;
 }
 
-/* Says for the log why a token cannot be read. */
+/* Logs why a token cannot be read. */
 static void
 log_unreadable(FernetStatus status)
 {
@@ -228,7 +227,8 @@ log_unreadable(FernetStatus status)
 
 /*
  * Decodes the token of an item into bytes, where there is room for its
- * FernetDecodedLen(), and finds its key: the one at first perhaps.
+ * FernetDecodedLen(), and finds its key, trying the one at first before the
+ * others.
  */
 static FernetStatus
 find_item(const Keyring *ring, KeyringItem *item, int first, uint8 *bytes,
@@ -251,8 +251,8 @@ find_item(const Keyring *ring, KeyringItem *item, int first, uint8 *bytes,
 }
 
 /*
- * Decrypts what has been found, key by key.  What has the right signature, but
- * no message, is read by no key.
+ * Decrypts what has been found, key by key.  A token that has the right
+ * signature, but no valid message, is read by no key.
  */
 static FernetStatus
 decrypt_found(const Keyring *ring, KeyringItem *items, FernetToken *decoded,
@@ -439,8 +439,8 @@ KeyringOpen(bytea *token)
 }
 
 /*
- * Opens new tokens into bytes, with the key that they were made with alone.
- * Returns FERNET_CIPHER_FAILED or FERNET_OK; what came of each token is in its
+ * Opens new tokens into bytes, with only the key that made them.  Returns
+ * FERNET_CIPHER_FAILED or FERNET_OK; the outcome for each token is in its
  * copy.
  */
 static FernetStatus
@@ -467,7 +467,7 @@ open_new_tokens(const FernetCipher *cipher, const FernetMessage *messages,
 	return FernetDecryptMany(good, ngood, cipher);
 }
 
-/* Is a copy, which has been through a token, what the message was? */
+/* Is a copy, encrypted and decrypted again, the same as the message? */
 static bool
 is_same_message(const FernetToken *copy, const FernetMessage *message)
 {
@@ -587,7 +587,8 @@ KeyringFingerprint(int ordinal, char *fingerprint)
 
 /*
  * KeyringSource
- *		Says in palloc'd memory where a key comes from.
+ *		Returns, in palloc'd memory, where a key comes from, in words for
+ *		users.
  */
 char *
 KeyringSource(int ordinal)
@@ -601,8 +602,8 @@ KeyringSource(int ordinal)
 
 /*
  * KeyringProblem
- *		Says why a token has no key, for users; ordinal is what was found
- *		instead of one.
+ *		Returns, in words for users, why a token has no key; ordinal is what
+ *		was found instead of one.
  */
 const char *
 KeyringProblem(int ordinal)

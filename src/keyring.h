@@ -5,8 +5,8 @@
  *
  * The keys are known by their ordinals, from 0; the first one encrypts where
  * KeyringEncrypts() says so, all decrypt.  A setting can change them whenever
- * SQL runs, a policy's function say, so nobody gets a pointer to them, and
- * ordinals that are kept while SQL runs are good as long as
+ * SQL runs, in a policy's function for example, so nobody gets a pointer to
+ * them, and ordinals that are kept while SQL runs are good as long as
  * KeyringGeneration() is the same.
  *
  *-------------------------------------------------------------------------

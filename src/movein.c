@@ -342,7 +342,7 @@ prepare_read(MoveIn *move)
 	pfree(sql.data);
 }
 
-/* Says of a row that it is not taken as it is. */
+/* Reports that a row is not taken as it is. */
 static void
 warn_of(const StatementArgs *args, const char *what)
 {
@@ -352,8 +352,8 @@ warn_of(const StatementArgs *args, const char *what)
 }
 
 /*
- * Fills in what our table wants and the source may not have; false if the row
- * cannot be taken.
+ * Fills in what our table requires and the source may not have; false if the
+ * row cannot be taken.
  */
 static bool
 complete_row(MoveIn *move, StatementArgs *args)
@@ -430,8 +430,8 @@ complete_row(MoveIn *move, StatementArgs *args)
 }
 
 /*
- * Inserts a row; with another uuid if an entry has its own.  False if there is
- * one for the key by now.
+ * Inserts a row, with another uuid if an entry already has this one.  False if
+ * the key has an entry by now.
  */
 static bool
 insert_row(Connection *connection, StatementArgs *args)
@@ -650,7 +650,8 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 				(errmsg("move_in: inside a transaction block, nothing is committed until it is")));
 	if (move.dry_run)
 		ereport(NOTICE, (errmsg("move_in: dry run, nothing is written")));
-	commit_batch(&move);		/* leave the isolation level of the session */
+	/* the isolation level of the session's transaction may be a stricter one */
+	commit_batch(&move);
 	prepare_read(&move);
 	move_all(&move);
 	SPI_freeplan(move.read_plan);

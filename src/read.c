@@ -478,8 +478,8 @@ after_key_param(StatementArgs *args, FunctionCallInfo fcinfo,
 }
 
 /*
- * Takes the cursor of an order by time: after_changed_on and after_key, of
- * which the latter says whether there is one.
+ * Takes the cursor of an order by time: after_changed_on and after_key, which
+ * there is if the latter is not null.
  */
 static void
 after_change_params(StatementArgs *args, FunctionCallInfo fcinfo,
@@ -578,8 +578,8 @@ typedef struct ValueBatch
 } ValueBatch;
 
 /*
- * Decrypts the rows of a batch, those of a key together, and returns them.  One
- * that cannot be decrypted has no value, and says why.
+ * Decrypts the rows of a batch, those of a key together, and returns them.
+ * One that cannot be decrypted has no value, and its problem tells why.
  */
 static void
 return_batch(ValueBatch *batch)

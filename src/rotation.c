@@ -1,17 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * rotation.c
- *	  Re-encrypt with a new key while everything runs, and tell which keys are
- *	  still needed and what cannot be read.
+ *	  Re-encrypt with a new key while everything runs, and report which keys
+ *	  are still needed and what cannot be read.
  *
- * All of them walk extension by extension, and each statement names one, which
- * keeps it to one shard where the table is distributed.
+ * All of these walk extension by extension, and each statement names one,
+ * which keeps it to one shard where the table is distributed.
  *
  * A rotation commits each batch, locks only what it is going to replace, and
- * never waits for a lock: it would do so with locks in its hands, and a client
- * that writes several entries in another order would get a deadlock.  Rows that
- * somebody else has locked come at the end.  They are tried again and again for
- * a bounded time, between which there is neither a lock nor a snapshot.
+ * never waits for a lock: it would wait while it holds others, and a client
+ * that writes several entries in another order would get a deadlock.  Rows
+ * that somebody else has locked come at the end.  They are tried again for a
+ * bounded time; between two tries it holds neither a lock nor a snapshot.
  *
  *-------------------------------------------------------------------------
  */
@@ -43,7 +43,7 @@
 #include "utils/tuplestore.h"
 #include "utils/wait_event.h"
 
-#define FETCH_COUNT 100			/* rows a fetch, where nothing is written */
+#define FETCH_COUNT 100			/* rows per fetch, where nothing is written */
 
 /*
  * Rows, and bytes of their tokens, that are decrypted together, then locked and
@@ -52,7 +52,7 @@
 #define GROUP_ROWS 64
 #define GROUP_BYTES (64 * 1024)
 
-/* Rows that one UPDATE writes, and how long a token is that has one alone. */
+/* Rows that one UPDATE writes, and how long a token must be to get its own. */
 #define WRITE_COUNT 32
 #define WRITE_ALONE_BYTES (64 * 1024)
 
@@ -110,7 +110,7 @@ static const StatementParam walk_params[] = {
 	[WALK_PARAM_LIMIT] = {"limit", INT8OID}
 };
 
-/* What there is of an extension. */
+/* The encrypted rows of an extension. */
 enum
 {
 	TOTAL_EXTENSION_ID,
@@ -152,7 +152,10 @@ static const StatementParam one_params[] = {
 };
 static const StatementColumn id_columns[] = {{"id", INT8OID, NOT_NULL}};
 
-/* No parameter: what is distributed has no generic plan over all shards. */
+/*
+ * Without a parameter for all extensions: a distributed table has no generic
+ * plan over all shards.
+ */
 #define TOTALS(of_extension) \
 	"SELECT CAST(e.extension_id AS pg_catalog.text), pg_catalog.count(*)," \
 	" CAST(pg_catalog.max(e.id) AS pg_catalog.int8) FROM " SQL_TABLE \
@@ -177,8 +180,9 @@ static Statement walk_statement = {
 };
 
 /*
- * Where ids are given: not in the words of the index on encrypted rows, with
- * which the planner might go through all rows of the extension.
+ * For statements that are given ids.  The condition is not the one of the
+ * index on encrypted rows, because the planner might then go through all rows
+ * of the extension by that index.
  */
 #define AND_IS_ENCRYPTED " AND e.is_encrypted IS NOT FALSE"
 
@@ -389,7 +393,7 @@ extension_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 /*
  * Raises an error if there is no key.
  *
- * This is asked for anew for each group: the end of a transaction takes back
+ * This is checked anew for each group: the end of a transaction takes back
  * what was set for it alone.
  */
 static void
@@ -402,7 +406,7 @@ require_keys(void)
 				 errhint("Set extension_storage.encryption_keys_file.")));
 }
 
-/* Warns of a row that is left as it is. */
+/* Warns about a row that is left as it is. */
 static void
 warn_of_row(const EncryptedRow *row, int sqlstate, const char *problem,
 			const char *detail)
@@ -561,8 +565,8 @@ write_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
 }
 
 /*
- * Is an error one of the row that was written, a constraint's or a trigger's
- * say, so that others can be written all the same?
+ * Does an error concern only the row that was written, as one of a constraint
+ * or a trigger does, so that other rows can still be written?
  */
 static bool
 is_error_of_row(int sqlstate)
@@ -614,9 +618,9 @@ try_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
 	return error;
 }
 
-/* Counts a row that was written, and puts off or leaves one that was not. */
+/* Counts a row that was written; one that was not is skipped or refused. */
 static void
-settle_row(Rotation *rotation, int row, bool written)
+record_outcome(Rotation *rotation, int row, bool written)
 {
 	if (written)
 		rotation->rotated++;
@@ -628,9 +632,12 @@ settle_row(Rotation *rotation, int row, bool written)
 				   "An update of it has no effect; a trigger or rule of the table may prevent it.");
 }
 
-/* Writes locked rows of the group, WRITE_COUNT at most. */
+/*
+ * Writes locked rows of the group, WRITE_COUNT at most, and refuses those that
+ * cannot be written.
+ */
 static void
-write_several(Rotation *rotation, const int *rows, int nrows)
+write_or_refuse(Rotation *rotation, const int *rows, int nrows)
 {
 	bool		written[WRITE_COUNT] = {false};
 	ErrorData  *error = try_rows(rotation, rows, nrows, written);
@@ -639,11 +646,11 @@ write_several(Rotation *rotation, const int *rows, int nrows)
 	{
 		if (error != NULL && nrows > 1)
 		{
-			write_several(rotation, &rows[i], 1);	/* whose error is it? */
+			write_or_refuse(rotation, &rows[i], 1); /* whose error is it? */
 			continue;
 		}
 		if (error == NULL)
-			settle_row(rotation, rows[i], written[i]);
+			record_outcome(rotation, rows[i], written[i]);
 		else
 			refuse_row(rotation, &rotation->rows[rows[i]], error->sqlerrcode,
 					   psprintf("%s: %s", unpack_sql_state(error->sqlerrcode),
@@ -659,8 +666,8 @@ write_group(Rotation *rotation)
 	int			nids = 0;
 	int64	   *locked;
 	uint64		nlocked;
-	int			several[WRITE_COUNT];
-	int			nseveral = 0;
+	int			small[WRITE_COUNT];
+	int			nsmall = 0;
 
 	for (int i = 0; i < rotation->ngroup; i++)
 		if (rotation->items[i].result != NULL)
@@ -679,17 +686,17 @@ write_group(Rotation *rotation)
 		if (!is_among(rotation->rows[i].id, locked, nlocked))
 			skip_row(rotation, rotation->rows[i].id);
 		else if (VARSIZE(sealed) >= WRITE_ALONE_BYTES)
-			write_several(rotation, &i, 1);
+			write_or_refuse(rotation, &i, 1);
 		else
-			several[nseveral++] = i;
-		if (nseveral == WRITE_COUNT)
+			small[nsmall++] = i;
+		if (nsmall == WRITE_COUNT)
 		{
-			write_several(rotation, several, nseveral);
-			nseveral = 0;
+			write_or_refuse(rotation, small, nsmall);
+			nsmall = 0;
 		}
 	}
-	if (nseveral > 0)
-		write_several(rotation, several, nseveral);
+	if (nsmall > 0)
+		write_or_refuse(rotation, small, nsmall);
 }
 
 /* Counts a row of the group that gets no new token. */
@@ -774,16 +781,16 @@ begin_batch(Rotation *rotation)
 }
 
 /*
- * Commits, where that is possible.
+ * Commits, where that is possible, and starts another transaction.
  *
- * The next transaction is READ COMMITTED whatever the session's default is:
- * under a stricter level a concurrent write would abort the rotation.
+ * That one is READ COMMITTED whatever the session's default is: under a
+ * stricter level a concurrent write would abort the rotation.
  *
- * statement_timeout counts anew.  What it is to end is a statement that is
- * stuck, or that holds others up, and what has been done so far is committed.
+ * statement_timeout counts anew.  It is meant to end a statement that is stuck
+ * or holds others up, and what has been done so far is committed.
  */
 static void
-end_batch(Rotation *rotation)
+next_transaction(Rotation *rotation)
 {
 	if (!rotation->commits)
 		return;
@@ -824,13 +831,13 @@ report_progress(Rotation *rotation)
 					(total - rotation->scanned) / rate)));
 }
 
-/* Ends a batch, and tells of it if it has all its rows. */
+/* Ends a batch, and reports progress if it had all its rows or is the last. */
 static void
 finish_batch(Rotation *rotation, bool last)
 {
 	int64		since = rotation->scanned - rotation->reported;
 
-	end_batch(rotation);
+	next_transaction(rotation);
 	if (since >= rotation->batch_size || (last && since > 0))
 		report_progress(rotation);
 }
@@ -908,11 +915,11 @@ next_is_current(Rotation *rotation, int64 after_id, int64 last_id, int64 *id)
 }
 
 /*
- * Guesses where a call that was cut off has come to: returns the id up to which
- * rows are current, so far as samples tell.
+ * Guesses how far a call that was cut off had come: returns the id up to which
+ * rows are current, as far as samples tell.
  *
- * To begin there gets calls on that are cut off again and again, however long
- * it takes to see that what is done is done.
+ * Beginning there lets calls that are cut off again and again make progress,
+ * however long it takes to check what is done already.
  */
 static int64
 find_start(Rotation *rotation, const ExtensionRows *extension)
@@ -997,9 +1004,9 @@ walk_all(Rotation *rotation, List *extensions)
 }
 
 /*
- * Tries rows of one extension again: those that can be locked now are taken as
- * they are by now, the others skipped once more.  last tells that they will not
- * be tried again.
+ * Tries rows of one extension again: those that can be locked now are rotated
+ * as they are by now, the others are skipped once more.  last is true if they
+ * will not be tried again.
  */
 static void
 retry_rows(Rotation *rotation, const int64 *ids, int nids, bool last)
@@ -1044,7 +1051,7 @@ retry_rows(Rotation *rotation, const int64 *ids, int nids, bool last)
 	SPI_freetuptable(table);
 	MemoryContextSwitchTo(old_context);
 	MemoryContextReset(rotation->retry_context);
-	end_batch(rotation);
+	next_transaction(rotation);
 }
 
 /* Tries the skipped rows once more. */
@@ -1161,7 +1168,8 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 	if (rotation->dry_run)
 		ereport(NOTICE,
 				(errmsg("rotate_keys: dry run, nothing is written")));
-	end_batch(rotation);		/* leave the isolation level of the session */
+	/* the isolation level of the session's transaction may be a stricter one */
+	next_transaction(rotation);
 
 	begin_batch(rotation);
 	MemoryContextSwitchTo(rotation->context);
@@ -1388,7 +1396,7 @@ enum
 	STATUS_OLDEST,
 	STATUS_NEWEST,
 	STATUS_REMOVABLE,
-	STATUS_SOURCE,				/* came with 1.2: older ones end before it */
+	STATUS_SOURCE,				/* new in 1.2; older versions end before it */
 	NUM_STATUS_COLUMNS
 };
 
@@ -1485,7 +1493,7 @@ enum
 	NUM_VERIFY_COLUMNS
 };
 
-/* Returns a row that no key reads as one of the calling function. */
+/* Adds a row that no key reads to the result of the calling function. */
 static void
 return_unreadable(void *state, const EncryptedRow *row, int found,
 				  uint64 timestamp pg_attribute_unused())

@@ -6,8 +6,8 @@
  * The settings that hold secrets are made so that PostgreSQL never has the
  * secret to show.  The check hook turns the text into keys, puts them, masked,
  * into the setting's "extra" data, and leaves the variable itself a text that
- * hides them.  SHOW, pg_settings, current_setting, what set_config returns, and
- * the settings that a parallel worker is sent thus have nothing to tell.
+ * hides them.  SHOW, pg_settings, current_setting, what set_config returns,
+ * and the settings that a parallel worker is sent thus reveal nothing.
  *
  * The text is empty where the secret comes from a configuration file: on a
  * reload, the server logs the file's value of a setting whose variable changes.
@@ -142,8 +142,8 @@ static uint8 mask[MASK_LEN];
 static void (*secrets_changed) (void) = NULL;
 
 /*
- * Converts a secret, with an error that does not quote bytes of it, and does
- * not take the statement with it into the log.
+ * Converts a secret, with an error that does not quote bytes of it, and that
+ * keeps the statement out of the log.
  */
 static char *
 convert_secret(const char *secret, int len)
@@ -193,8 +193,8 @@ mask_key(void *dst, const void *src)
 /*
  * Refuses a value, which is wiped, for the check hook of a secret setting.
  *
- * A statement that brings the value would be logged with the error, by GUC if
- * the hook returns false, so the error of a statement is raised here, and
+ * A statement that contains the value would be logged with the error, by GUC
+ * if the hook returns false, so the error of a statement is raised here, and
  * hides it.  Everything else is left to GUC, which knows whether an error may
  * be raised at all.
  */
@@ -236,7 +236,7 @@ is_catalog_source(GucSource source)
 		source == PGC_S_DATABASE_USER;
 }
 
-/* Warns, once a process, of a secret in a configuration file. */
+/* Warns, once per process, about a secret in a configuration file. */
 static void
 warn_of_configuration_file(const char *name)
 {
@@ -277,7 +277,7 @@ mask_secret(MaskedKeys *masked, const char *secret, size_t len)
 	return derived;
 }
 
-/* Masks the keys of a list, or says what is wrong with it. */
+/* Masks the keys of a list, or records what is wrong with it. */
 static void
 mask_list(MaskedKeys *masked, char *list, size_t len)
 {
@@ -295,9 +295,9 @@ mask_list(MaskedKeys *masked, char *list, size_t len)
 }
 
 /*
- * Masks the keys of a setting's text, or says what is wrong with it.  The text
- * is UTF-8 if it comes from a file or with the connection request, and in the
- * database encoding if it comes from SET.  It is wiped, whatever happens.
+ * Masks the keys of a setting's text, or records what is wrong with it.  The
+ * text is UTF-8 if it comes from a file or with the connection request, and in
+ * the database encoding if it comes from SET.  It is wiped, whatever happens.
  */
 static void
 mask_text(MaskedKeys *masked, char *text, GucSource source, bool is_list)
@@ -612,8 +612,8 @@ load_setting(const SecretSource *source, KeyArray *array)
  * belongs to the server's user or to root, that nobody else can write, and
  * that, beside the owner, only the server's group can read.
  *
- * PostgreSQL lets a group read a TLS key of root's alone.  Here the group may
- * be the server's own as well, the one that it runs with, where the file is
+ * PostgreSQL lets a group read only a TLS key that root owns.  Here the group
+ * may also be the server's own, the one that it runs with, where the file is
  * the server's: files of a Kubernetes volume get the group of the pod
  * (fsGroup), which may read them, and no chmod can change that.  Source:
  * check_ssl_key_file_permissions() in src/backend/libpq/be-secure-common.c.
@@ -651,7 +651,7 @@ check_key_file(const struct stat *st)
 						encryption_keys_file, KEYLIST_MAX_BYTES)));
 }
 
-/* Opens the key file, which is checked, and gives its status back. */
+/* Opens and checks the key file, and sets its status. */
 static int
 open_key_file(struct stat *st)
 {
@@ -707,7 +707,7 @@ read_key_file(int fd, const struct stat *st, char *contents)
 				 errhint("Write a new file and rename it to this name, then reload the configuration.")));
 }
 
-/* Warns, once a process, of a line that looks like the rest of another one. */
+/* Warns, once per process, about a line that looks like the rest of another. */
 static void
 warn_of_broken_line(int line)
 {
@@ -790,7 +790,7 @@ load_key_file(const SecretSource *source, KeyArray *array)
 /*
  * SecretsLoad
  *		Returns the keys that are in force, the first of which encrypts if
- *		*encrypts, in palloc'd memory that the caller wipes, and how many they
+ *		*encrypts, in palloc'd memory that the caller wipes, and how many there
  *		are.
  *
  * Raises an error if a source is broken: there is no falling back to another
@@ -820,7 +820,7 @@ SecretsLoad(int *nkeys, bool *encrypts)
 
 /*
  * SecretOriginText
- *		Says where a key comes from, for an operator who looks for it.
+ *		Describes where a key comes from, for an operator who looks for it.
  */
 char *
 SecretOriginText(const SecretOrigin *origin)

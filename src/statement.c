@@ -7,11 +7,11 @@
  * names the schema that the extension is in, which is that of the function
  * that was called.
  *
- * The owner of the tables is not trusted: the types of their columns may be
- * others by now, or views may stand in their place.  So the columns of the
- * table are checked before a statement runs, which gives the error that helps,
- * and those of what a statement returns before anything is read from it, which
- * holds whatever runs in between.
+ * The owner of the tables is not trusted: their columns may have other types
+ * by now, or views may have taken their place.  So the columns of the table
+ * are checked before a statement runs, which gives a helpful error, and those
+ * that a statement returns are checked before anything is read from them,
+ * which is safe whatever runs in between.
  *
  *-------------------------------------------------------------------------
  */
@@ -461,7 +461,7 @@ check_null(const Statement *statement, int column, bool isnull)
 /*
  * StatementRun
  *		Runs a statement and returns the number of its rows, which StatementRow
- *		gives.
+ *		reads.
  *
  * A read-only statement sees what the calling statement sees; another one sees
  * all that is committed by now.
@@ -656,7 +656,7 @@ StatementStartDecrypted(FunctionCallInfo fcinfo)
 /*
  * StatementOpen
  *		Opens a cursor over the rows of a statement that only reads;
- *		StatementNext gives them.
+ *		StatementNext fetches them.
  */
 Portal
 StatementOpen(Connection *connection, Statement *statement,
@@ -669,8 +669,8 @@ StatementOpen(Connection *connection, Statement *statement,
 
 /*
  * StatementNext
- *		Fetches at most count rows of a cursor, which StatementRow gives, and
- *		returns how many they are.
+ *		Fetches at most count rows of a cursor, which StatementRow reads, and
+ *		returns how many there are.
  */
 uint64
 StatementNext(const Statement *statement, Portal portal, long count)
@@ -701,7 +701,7 @@ StatementTableOwner(const Connection *connection)
 /*
  * StatementRequireAllRows
  *		Raises an error if row-level security may hide rows of the table from
- *		the caller, where what is to be said holds only if it hides none.
+ *		the caller, who asks for what is true only of all rows.
  *
  * The error is the one that the server raises with row_security off, which is
  * how pg_dump reads.

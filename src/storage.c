@@ -38,7 +38,7 @@
 
 #define MAX_VALUE_SIZE 16777215
 
-/* How often set looks for an entry that is there and is not, before it ends. */
+/* How often set tries again while others make and delete the entry. */
 #define MAX_TRIES 10
 
 /* The arguments of set and set_json. */
@@ -414,7 +414,7 @@ typedef struct EntryState
 	bool		is_encrypted;
 } EntryState;
 
-/* Looks up what there is of an entry by now. */
+/* Looks up the present state of an entry. */
 static EntryState
 get_state(Connection *connection, const StatementArgs *args)
 {
@@ -532,8 +532,8 @@ lock_new_entry(const StatementArgs *args)
 }
 
 /*
- * Inserts an entry; false if there turns out to be one, which state then says.
- * The value is plain or sealed, as is_encrypted of args says.
+ * Inserts an entry; false if there turns out to be one, whose state is then in
+ * state.  The value is plain or sealed, as is_encrypted of args says.
  *
  * An update has found no row that is as expected.  Where any row would have
  * been, there is none.  Else it is looked for first: an insert that finds a row
@@ -599,8 +599,8 @@ expected_version(const StatementArgs *args)
  * Stores a value, which is the plaintext, perhaps still toasted; row gets the
  * entry.  The other parameters are set, and QuotaPrepare has been called.
  *
- * An entry that is there is updated, and only where there is none a row is
- * inserted: an INSERT ... ON CONFLICT would use up an id for each overwrite.
+ * An existing entry is updated, and a row is inserted only where there is
+ * none: an INSERT ... ON CONFLICT would use up an id for each overwrite.
  *
  * Where is_encrypted is null, the value must be encrypted if the entry is.  So
  * the first try replaces only an entry that is not encrypted; where there is
@@ -770,7 +770,7 @@ ext_storage_set_json(PG_FUNCTION_ARGS)
 
 /*
  * Deletes the entry that the parameters address; false if there is none.  The
- * version of theirs that it must have is -1 for any.
+ * version among them is the one that it must have, -1 for any.
  */
 static bool
 delete_entry(Connection *connection, const StatementArgs *args, int64 expected)
@@ -904,7 +904,7 @@ many_version_param(StatementArgs *args, int param, const ManyArray *array,
  *						if_versions bigint[])
  *		returns setof ext_storage_entry
  *
- * Makes or replaces several entries of a scope, all or none, as set does each;
+ * Makes or replaces several entries of a scope, all or none, each as set does;
  * returns them in the order of the keys.
  */
 Datum
@@ -1096,8 +1096,8 @@ ext_storage_delete(PG_FUNCTION_ARGS)
  *						   if_versions bigint[])
  *		returns table (key text, deleted boolean)
  *
- * Deletes several entries of a scope, all or none, as delete does each; says
- * of each key, in their order, whether there was one.
+ * Deletes several entries of a scope, all or none, each as delete does;
+ * returns for each key, in their order, whether there was one.
  */
 Datum
 ext_storage_delete_many(PG_FUNCTION_ARGS)

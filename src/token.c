@@ -44,8 +44,8 @@ FernetTimestamp(uint64 seconds, TimestampTz *timestamp)
 /*
  * Draws an IV that is used once.
  *
- * Random bytes cost the library about a microsecond a call, a quarter of what a
- * short token costs, so they are drawn in stock, by the process that uses them.
+ * Random bytes cost about a microsecond per call, a quarter of what a short
+ * token costs, so each process draws them in stock.
  */
 static void
 draw_iv(uint8 *iv)
@@ -69,8 +69,8 @@ draw_iv(uint8 *iv)
 
 /*
  * FernetNewToken
- *		Allocates the token of a message of message_len bytes, as good as text
- *		or bytea, and draws its IV.
+ *		Allocates the token of a message of message_len bytes, which can be
+ *		used as text or bytea, and draws its IV.
  */
 text *
 FernetNewToken(size_t message_len, uint8 *iv)

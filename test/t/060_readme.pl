@@ -1,14 +1,19 @@
-# Every statement in the README runs, in the order in which it stands there.
+# What the README says is so: its statements run, in the order in which they
+# stand there, its example answers as shown, and its lists of functions,
+# settings, errors and sources are those of the extension.
 
 use strict;
 use warnings FATAL => 'all';
 
+use Cwd qw(abs_path);
 use FindBin;
+use JSON::PP qw(decode_json);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $readme = slurp_file("$FindBin::Bin/../../README.md");
+my $root = abs_path("$FindBin::Bin/../..");
+my $readme = slurp_file("$root/README.md");
 my @blocks = $readme =~ /^```sql\n(.*?)^```$/msg;
 my @runbook = $readme =~ /`((?:CALL|SELECT)[^`]*;)`/g;
 my $node = PostgreSQL::Test::Cluster->new('main');
@@ -28,22 +33,151 @@ $node->safe_psql('postgres', q{
 	CREATE TABLE slices (id integer PRIMARY KEY, uuid uuid);
 });
 
-cmp_ok(@blocks, '>=', 5, 'the README has blocks of SQL');
-is(@runbook, 3, 'and three statements in its runbook');
+# The lines of a text, sorted, each once.
+sub lines
+{
+	my %seen = map { $_ => 1 } @_;
+
+	return join "\n", sort keys %seen;
+}
+
+# The text of a section, up to the next one of the same level or a higher one.
+sub section
+{
+	my ($title) = @_;
+	my ($level, $text) = $readme =~ /^(#+) \Q$title\E\n(.*)/ms or die "no section $title";
+
+	return $text =~ s/^#{1,${\length $level}} .*//msr;
+}
+
+# -- statements --
+
+cmp_ok(@blocks, '>=', 6, 'the README has blocks of SQL');
+cmp_ok(@runbook, '>=', 3, 'and statements in its text');
 for my $number (0 .. $#blocks)
 {
 	my ($status, undef, $errors) =
 	  $node->psql('postgres', $blocks[$number], on_error_stop => 1);
 	is($status, 0, "block " . ($number + 1) . " runs") or diag $errors;
 }
-for my $statement (@runbook)
+for my $statement (grep { !/\$1|…/ } @runbook)
 {
 	my ($status, undef, $errors) = $node->psql('postgres', $statement);
 	is($status, 0, "$statement") or diag $errors;
 }
 is( $node->safe_psql(
 		'postgres', q{SELECT count(*) FROM ext_storage.ext_storage_list('acme.notes')}),
-	2, 'what the tour leaves is there: n1 is deleted again');
+	2, 'what the tour leaves is there: the rest is deleted again');
+
+# -- the example of the first screen, and its answers --
+
+my ($example) = $readme =~ /^```\n(=> .*?)^```$/ms;
+my $answered = '';
+for my $call ($example =~ /^=> (.*?;)\n/msg)
+{
+	my ($status, $out, $errors) = $node->psql('postgres', "SET search_path = ext_storage; $call",
+		extra_params => [ '-P', 'format=aligned', '-P', 'tuples_only=off' ]);
+	is($errors, '', 'an example runs');
+	$answered .= "=> $call\n" . $out =~ s/ +$//mgr . "\n";
+}
+is($answered =~ s{\n+\z}{}r, $example =~ s{\n+\z}{}r, 'the examples answer as shown');
+
+# -- what there is, and what the README lists --
+
+is( $node->safe_psql('postgres', q{SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'}),
+	($readme =~ /^Version (\S+)/m)[0], 'the version');
+is( lines(section('Functions') =~ /`((?:ext_storage|fernet)_\w+)\(/g),
+	$node->safe_psql('postgres', q{
+		SELECT DISTINCT p.proname COLLATE "C" FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid
+		WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass
+			AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'extension_storage')
+		ORDER BY 1}),
+	'all functions, and no other one');
+
+# A function's arguments as its table row gives them: scope stands for three.
+my @rows = section('Functions') =~ /^\| (`\w+\([^|]*) \|/mg;
+for my $row (@rows)
+{
+	while ($row =~ /`(\w+)\(([^`]*)\)`/g)
+	{
+		my ($name, $arguments) = ($1, $2);
+
+		next if $arguments =~ /…/;
+		$arguments =~ s/\bscope\b/user_fk, resource_type, resource_uuid/;
+		$arguments =~ s/(\w+) \w+/$1/g;
+		is( $node->safe_psql('postgres', qq{
+				SELECT array_to_string(proargnames[1:pronargs], ', ') FROM pg_proc
+				WHERE proname = '$name'}) =~ s/, (?:scanned|rotated|moved)\b.*//r,
+			$arguments, "arguments of $name");
+	}
+}
+
+is( lines(section('Settings') =~ /^\| `(extension_storage\.\w+)` \|/mg),
+	lines(split /\n/, $node->safe_psql('postgres', q{
+		SELECT name FROM pg_settings WHERE name LIKE 'extension\_storage.%'})
+		# which pg_settings does not show
+		. "\n" . join("\n", map { "extension_storage.$_" } qw(encryption_keys secret_key previous_secret_key))),
+	'all settings, and no other one');
+is( $node->safe_psql('postgres', 'SHOW extension_storage.rotation_lock_wait'),
+	'10s', 'with the defaults that it names: rotation_lock_wait');
+is($node->safe_psql('postgres', 'SHOW extension_storage.max_value_size'),
+	16777215, 'and max_value_size');
+
+# -- errors: those that the sources raise, by PostgreSQL's list of their names --
+
+my (%state, %state_of_condition);
+for (split /\n/, slurp_file($node->config_data('--sharedir') . '/errcodes.txt'))
+{
+	next unless /^(\w{5})\s+([EWS])\s+(ERRCODE_\w+)(?:\s+(\w+))?/;
+	$state{$3} = $1;
+	$state_of_condition{$4} //= $1 if $2 eq 'E' && defined $4;
+}
+my $sources = join '', map { slurp_file($_) } glob("$root/src/*.[ch]");
+my $scripts = join '', map { slurp_file($_) } glob("$root/*.sql");
+my @raised = map { "ES00$_" } $sources =~ /MAKE_SQLSTATE\('E', 'S', '0', '0', '(\d)'\)/g;
+
+push @raised, '58P01', '42501' if $sources =~ /errcode_for_file_access/;
+# not those that are compared with
+$sources =~ s/\bcase ERRCODE_\w+|[=!]= ERRCODE_\w+|ERRCODE_TO_CATEGORY//g;
+push @raised, map { $state{$_} // die "no $_" } $sources =~ /\b(ERRCODE_(?!ES_)\w+)/g;
+push @raised, map { $state_of_condition{$_} // die "no $_" } $scripts =~ /ERRCODE = '(\w+)'/g;
+my @listed = map { /\b([0-9A-Z]{5})\b/g } section('Errors') =~ /^\| ([^|]*) \|/mg;
+is(lines(@listed), lines(@raised), 'all SQLSTATEs that are raised, and no other one');
+
+# -- the folder --
+
+is( lines(section('The source') =~ /^(src\/\w+\.c) /mg),
+	lines(map { s/^\Q$root\E\///r } glob("$root/src/*.c")),
+	'all sources, and no other one');
+for my $link ($readme =~ /\]\(([^)#:]+)[^):]*\)/g)
+{
+	ok(-e "$root/$link", "$link exists");
+}
+my %anchor = map { (lc s/[^\w -]//gr) =~ s/ /-/gr => 1 } $readme =~ /^#+ (.*)$/mg;
+my @gone = grep { !$anchor{$_} } $readme =~ /\]\(#([^)]*)\)/g;
+is("@gone", '', 'what links name within the page is there');
+
+# -- the figure of the first screen, as the benchmark last had it --
+
+sub median
+{
+	my @sorted = sort { $a <=> $b } @_;
+
+	return $sorted[ $#sorted / 2 ];
+}
+
+# In two digits, as 69,000
+sub rounded
+{
+	my $number = sprintf '%.1e', $_[0];
+
+	return reverse(scalar(reverse($number + 0)) =~ s/(\d{3})(?=\d)/$1,/gr);
+}
+my ($rotation) = grep { $_->{number} eq '9' }
+  @{ decode_json(slurp_file("$root/bench/results.json"))->{rows} };
+my ($ours, $peers) = $readme =~ /a rotation re-encrypts ([\d,]+) rows per second\..*?re-encrypts ([\d,]+)/s;
+is($ours, rounded(median(@{ $rotation->{ours} })), 'rows per second of a rotation');
+is($peers, rounded(median(@{ $rotation->{peer} })), 'and those of the first implementation');
 
 $node->stop;
 done_testing();
