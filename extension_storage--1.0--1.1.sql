@@ -16,7 +16,6 @@ CREATE TABLE @extschema@.extension_storage_usage (
     value_bytes bigint NOT NULL
 );
 REVOKE ALL ON TABLE @extschema@.extension_storage_usage FROM PUBLIC;
-REVOKE ALL ON TYPE @extschema@.extension_storage_usage FROM PUBLIC;
 COMMENT ON TABLE @extschema@.extension_storage_usage IS
     'Bytes that each extension stores, kept while the triggers extension_storage_count_rows and extension_storage_count are enabled';
 COMMENT ON COLUMN @extschema@.extension_storage_usage.extension_id IS

@@ -48,7 +48,6 @@ CREATE TABLE @extschema@.extension_storage (
         CHECK ((resource_type IS NULL) OPERATOR(pg_catalog.=) (resource_uuid IS NULL))
 );
 REVOKE ALL ON TABLE @extschema@.extension_storage FROM PUBLIC;
-REVOKE ALL ON TYPE @extschema@.extension_storage FROM PUBLIC;
 
 -- Without resource_type: all the columns at their longest, in characters of four
 -- bytes, would be too long for an index row.

@@ -5,6 +5,39 @@
 
 -- Functions and triggers of the table: section "table".
 
+-- The counts are derived data: unlogged, they cost no WAL and are in no
+-- publication.  An empty file, as this leaves and a crash would, has the next
+-- write under a quota count anew.
+TRUNCATE @extschema@.extension_storage_usage;
+ALTER TABLE @extschema@.extension_storage_usage SET UNLOGGED;
+COMMENT ON COLUMN @extschema@.extension_storage_usage.value_bytes IS
+    'Bytes of its values before encryption, and of its descriptions';
+
+-- A size that says nothing true becomes one that is not known.
+UPDATE @extschema@.extension_storage SET value_size = NULL
+WHERE value_size OPERATOR(pg_catalog.<) 0;
+DO $check$
+DECLARE
+    found pg_catalog.int8;
+BEGIN
+    SELECT pg_catalog.count(*) INTO found FROM @extschema@.extension_storage
+    WHERE pg_catalog.octet_length(description) OPERATOR(pg_catalog.>) 65535
+        AND pg_catalog.char_length(description) OPERATOR(pg_catalog.>) 65535;
+    IF found OPERATOR(pg_catalog.>) 0 THEN
+        RAISE WARNING USING
+            MESSAGE = pg_catalog.format('%s entries have a description of more than 65535 characters', found),
+            DETAIL = 'They can be read and deleted, but not changed, and a dump with them cannot be restored.',
+            HINT = 'Shorten what this finds: SELECT id, extension_id, key FROM @extschema@.extension_storage WHERE char_length(description) > 65535';
+    END IF;
+END
+$check$;
+-- NOT VALID: whatever is in the table, the update goes through.
+ALTER TABLE @extschema@.extension_storage
+    ADD CONSTRAINT ck_extension_storage_value_size
+        CHECK (value_size OPERATOR(pg_catalog.>=) 0) NOT VALID,
+    ADD CONSTRAINT ck_extension_storage_description
+        CHECK (pg_catalog.char_length(description) OPERATOR(pg_catalog.<=) 65535) NOT VALID;
+
 -- Keys and rotation: section "keys".
 
 -- Rotation, key_status and verify walk the encrypted rows of an extension by
@@ -20,7 +53,6 @@ CREATE VIEW @extschema@.ext_storage_secrets AS
            NULL::pg_catalog.bool AS for_session
     WHERE false;
 REVOKE ALL ON TABLE @extschema@.ext_storage_secrets FROM PUBLIC;
-REVOKE ALL ON TYPE @extschema@.ext_storage_secrets FROM PUBLIC;
 COMMENT ON VIEW @extschema@.ext_storage_secrets IS
     'Takes secrets, as UTF-8, by COPY ... FROM STDIN (FORMAT binary), so that they are in no statement; the settings of these names have them until the transaction or the session ends';
 
@@ -47,79 +79,6 @@ BEGIN
 END
 $holder$;
 
--- As in 1.1, with the functions that are new, and the view.
-CREATE OR REPLACE FUNCTION @extschema@.ext_storage_grant(role regrole, level text)
-RETURNS void
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    levels CONSTANT text[] := ARRAY['read', 'write', 'admin'];
-    granted integer;
-    rights text;
-    member regprocedure;
-BEGIN
-    IF role IS NULL OR level IS NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
-            MESSAGE = 'role and level must not be null';
-    END IF;
-    granted := array_position(levels, level);
-    IF granted IS NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('invalid level "%s"', level),
-            HINT = 'Levels are read, write and admin.';
-    END IF;
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = role) THEN
-        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
-            MESSAGE = format('role %s does not exist', role);
-    END IF;
-
-    IF NOT has_schema_privilege(role, '@extschema@'::regnamespace, 'USAGE') THEN
-        EXECUTE format('GRANT USAGE ON SCHEMA %s TO %s', '@extschema@', role);
-    END IF;
-    rights := CASE WHEN granted = 1 THEN 'SELECT'
-                   ELSE 'SELECT, INSERT, UPDATE, DELETE' END;
-    EXECUTE format('GRANT %s ON TABLE %s.extension_storage TO %s', rights, '@extschema@', role);
-    EXECUTE format('GRANT USAGE ON TYPE %s.ext_storage_entry TO %s', '@extschema@', role);
-    EXECUTE format('GRANT INSERT ON TABLE %s.ext_storage_secrets TO %s', '@extschema@', role);
-    FOR member IN
-        SELECT p.oid
-        FROM pg_proc p
-        JOIN (VALUES
-            ('ext_storage_get', 1), ('ext_storage_get_json', 1),
-            ('ext_storage_get_entry', 1), ('ext_storage_list', 1),
-            ('ext_storage_count', 1), ('ext_storage_usage', 1),
-            ('ext_storage_configured_keys', 1),
-            ('ext_storage_get_many', 1), ('ext_storage_list_newest', 1),
-            ('ext_storage_list_values', 1), ('ext_storage_set_many', 2),
-            ('ext_storage_delete_many', 2), ('ext_storage_delete_prefix', 2),
-            ('ext_storage_rename', 2),
-            ('ext_storage_set', 2), ('ext_storage_set_json', 2),
-            ('ext_storage_delete', 2), ('ext_storage_purge_extension', 2),
-            ('ext_storage_purge_user', 2), ('ext_storage_purge_resource', 2),
-            ('ext_storage_rotate_keys', 3), ('ext_storage_key_status', 3),
-            ('ext_storage_verify', 3)) AS f (name, level)
-            ON p.proname = f.name AND f.level <= granted
-        JOIN pg_depend d ON d.classid = 'pg_proc'::regclass
-            AND d.objid = p.oid AND d.deptype = 'e'
-        JOIN pg_extension x ON x.oid = d.refobjid
-            AND x.extname = 'extension_storage'
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', member, role);
-        IF NOT has_function_privilege(role, member, 'EXECUTE') THEN
-            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
-                MESSAGE = format('no right to grant EXECUTE on %s', member),
-                HINT = 'The role that holds the extension, or a superuser, may grant.';
-        END IF;
-    END LOOP;
-    IF NOT has_schema_privilege(role, '@extschema@'::regnamespace, 'USAGE') THEN
-        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
-            MESSAGE = 'no right to grant USAGE on schema @extschema@',
-            HINT = format('Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s', '@extschema@', role);
-    END IF;
-END
-$$;
-
 -- The column source comes last.  The function is changed in place: DROP
 -- FUNCTION would lose the rights to it, and fail where a view uses it.
 UPDATE pg_catalog.pg_proc SET
@@ -141,6 +100,234 @@ COMMENT ON FUNCTION @extschema@.ext_storage_configured_keys() IS
     'Which keys the session has, and where each comes from';
 
 -- Quota and life cycle: section "life cycle".
+
+CREATE OR REPLACE FUNCTION @extschema@.ext_storage_attach_users(
+    users regclass DEFAULT 'ab_user'::text::regclass)
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    home regnamespace;
+    id_column name;
+    id_type oid;
+BEGIN
+    IF users IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
+            MESSAGE = 'users must not be null';
+    END IF;
+    SELECT a.attname, a.atttypid INTO id_column, id_type
+    FROM pg_index i
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+    WHERE i.indrelid = users AND i.indisprimary AND i.indnkeyatts = 1;
+    IF id_type IS NULL OR id_type NOT IN ('integer'::regtype, 'bigint'::regtype) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('table %s has no primary key of one integer column', users),
+            DETAIL = 'user_fk is matched with it.';
+    END IF;
+    SELECT extnamespace INTO STRICT home FROM pg_extension
+    WHERE extname = 'extension_storage';
+    EXECUTE format(
+        'CREATE OR REPLACE TRIGGER extension_storage_users_deleted'
+        ' AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted_rows'
+        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_users_deleted(%L)',
+        users, home, id_column);
+    EXECUTE format(
+        'CREATE OR REPLACE TRIGGER extension_storage_users_truncated'
+        ' AFTER TRUNCATE ON %s'
+        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_users_deleted(%L)',
+        users, home, id_column);
+END
+$$;
+
+-- A table may hold resources of several types: each has triggers of its own,
+-- whose names end in a hash of the type, which may be too long for a name.
+CREATE OR REPLACE FUNCTION @extschema@.ext_storage_attach_resource(
+    resource_type text, resources regclass, uuid_column name DEFAULT 'uuid')
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    home regnamespace;
+    former name;
+    suffix text;
+BEGIN
+    IF resource_type IS NULL OR resources IS NULL OR uuid_column IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
+            MESSAGE = 'resource_type, resources and uuid_column must not be null';
+    END IF;
+    IF resource_type = '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'resource_type must not be empty';
+    END IF;
+    IF length(resource_type) > 64 THEN
+        RAISE EXCEPTION USING ERRCODE = 'string_data_right_truncation',
+            MESSAGE = 'resource_type is too long',
+            DETAIL = format('It has %s characters, 64 are allowed.', length(resource_type));
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute
+                   WHERE attrelid = resources AND attname = uuid_column
+                       AND attnum > 0 AND NOT attisdropped) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_column',
+            MESSAGE = format('table %s has no column %I', resources, uuid_column);
+    END IF;
+    SELECT extnamespace INTO STRICT home FROM pg_extension
+    WHERE extname = 'extension_storage';
+    suffix := left(md5(resource_type), 12);
+    -- the same type as it was attached before, with another column or by 1.1
+    FOR former IN
+        SELECT t.tgname FROM pg_trigger t
+        WHERE t.tgrelid = resources
+            AND t.tgfoid = to_regprocedure(format('%s.ext_storage_resources_deleted()', home))
+            AND substring(t.tgargs FROM 1 FOR position('\x00'::bytea IN t.tgargs))
+                = convert_to(resource_type, getdatabaseencoding()) || '\x00'::bytea
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', former, resources);
+    END LOOP;
+    EXECUTE format(
+        'CREATE TRIGGER extension_storage_resources_deleted_%s'
+        ' AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted_rows'
+        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_resources_deleted(%L, %L)',
+        suffix, resources, home, resource_type, uuid_column);
+    EXECUTE format(
+        'CREATE TRIGGER extension_storage_resources_truncated_%s'
+        ' AFTER TRUNCATE ON %s'
+        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_resources_deleted(%L, %L)',
+        suffix, resources, home, resource_type, uuid_column);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION @extschema@.ext_storage_detach(relation regclass)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    home regnamespace;
+    trigger_name name;
+    detached boolean := false;
+BEGIN
+    IF relation IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
+            MESSAGE = 'relation must not be null';
+    END IF;
+    SELECT extnamespace INTO STRICT home FROM pg_extension
+    WHERE extname = 'extension_storage';
+    FOR trigger_name IN
+        SELECT t.tgname FROM pg_trigger t
+        WHERE t.tgrelid = relation AND NOT t.tgisinternal
+            AND t.tgfoid IN (to_regprocedure(format('%s.ext_storage_users_deleted()', home)),
+                             to_regprocedure(format('%s.ext_storage_resources_deleted()', home)))
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', trigger_name, relation);
+        detached := true;
+    END LOOP;
+    RETURN detached;
+END
+$$;
+
+-- What the triggers could not see: rows of a partition that was dropped,
+-- detached or deleted from directly, ids that were changed, triggers that were
+-- disabled.  With row_security off, a table whose rows its caller may not all
+-- see is an error.
+CREATE FUNCTION @extschema@.ext_storage_purge_orphans()
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE COST 100000
+SET search_path = pg_catalog, pg_temp
+SET row_security = off
+AS $$
+DECLARE
+    nul CONSTANT bytea := '\x00';
+    encoding CONSTANT name := getdatabaseencoding();
+    -- an identifier as it is stored: a UUID in any spelling in the canonical one
+    canonical CONSTANT text := format(
+        'CASE WHEN id ~* %L THEN regexp_replace(lower(translate(regexp_replace(id, %L, %L, %L), %L, %L)), %L, %L)'
+        ' ELSE id END',
+        '^((urn:uuid:)?([0-9a-f]{4}-?){8}|[{]([0-9a-f]{4}-?){8}[}])$', '^urn:uuid:', '', 'i', '{}-', '',
+        '^(.{8})(.{4})(.{4})(.{4})(.{12})$', '\1-\2-\3-\4-\5');
+    home regnamespace;
+    kind record;
+    n bigint;
+    purged bigint := 0;
+BEGIN
+    SELECT extnamespace INTO STRICT home FROM pg_extension
+    WHERE extname = 'extension_storage';
+    FOR kind IN
+        SELECT a.resource_type, string_agg(a.ids, ' UNION ALL ') AS present
+        FROM (
+            SELECT NULL::text AS resource_type,
+                format('SELECT %I::bigint AS id FROM %s',
+                    convert_from(substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1), encoding),
+                    t.tgrelid::regclass) AS ids
+            FROM pg_trigger t
+            WHERE t.tgfoid = to_regprocedure(format('%s.ext_storage_users_deleted()', home))
+                AND t.tgnargs = 1
+            UNION
+            SELECT convert_from(substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1), encoding),
+                format('SELECT %s AS id FROM (SELECT %I::text AS id FROM %s) r', canonical,
+                    convert_from(substring(t.tgargs FROM position(nul IN t.tgargs) + 1
+                        FOR length(t.tgargs) - position(nul IN t.tgargs) - 1), encoding),
+                    t.tgrelid::regclass)
+            FROM pg_trigger t
+            WHERE t.tgfoid = to_regprocedure(format('%s.ext_storage_resources_deleted()', home))
+                AND t.tgnargs = 2) a
+        GROUP BY a.resource_type
+    LOOP
+        IF kind.resource_type IS NULL THEN
+            EXECUTE format(
+                'DELETE FROM %s.extension_storage e WHERE e.user_fk IS NOT NULL'
+                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.user_fk)',
+                home, kind.present);
+            GET DIAGNOSTICS n = ROW_COUNT;
+            EXECUTE format(
+                'UPDATE %s.extension_storage e SET created_by_fk = NULL WHERE e.created_by_fk IS NOT NULL'
+                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.created_by_fk)',
+                home, kind.present);
+            EXECUTE format(
+                'UPDATE %s.extension_storage e SET changed_by_fk = NULL WHERE e.changed_by_fk IS NOT NULL'
+                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.changed_by_fk)',
+                home, kind.present);
+        ELSE
+            EXECUTE format(
+                'DELETE FROM %s.extension_storage e WHERE e.resource_type = $1'
+                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.resource_uuid)',
+                home, kind.present)
+                USING kind.resource_type;
+            GET DIAGNOSTICS n = ROW_COUNT;
+        END IF;
+        purged := purged + n;
+    END LOOP;
+    RETURN purged;
+END
+$$;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_purge_orphans() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_purge_orphans() IS
+    'Deletes the entries of users and resources that are in none of the attached tables; returns how many';
+
+-- What a query costs that calls them, in the planner's units: each runs at
+-- least a statement, and some read the whole table.
+ALTER FUNCTION @extschema@.ext_storage_get(text, text, integer, text, text) COST 500;
+ALTER FUNCTION @extschema@.ext_storage_get_json(text, text, integer, text, text) COST 500;
+ALTER FUNCTION @extschema@.ext_storage_get_entry(text, text, integer, text, text) COST 500;
+ALTER FUNCTION @extschema@.ext_storage_list(text, integer, text, text, text, integer, integer, text, text) COST 1000;
+ALTER FUNCTION @extschema@.ext_storage_count(text, integer, text, text, text, text) COST 1000;
+ALTER FUNCTION @extschema@.ext_storage_set(text, text, bytea, text, integer, text, text,
+    text, text, boolean, integer, bigint) COST 1000;
+ALTER FUNCTION @extschema@.ext_storage_set_json(text, text, jsonb, text, integer, text, text,
+    text, text, boolean, integer, bigint) COST 1000;
+ALTER FUNCTION @extschema@.ext_storage_delete(text, text, integer, text, text, bigint) COST 1000;
+ALTER FUNCTION @extschema@.ext_storage_usage() COST 100000 ROWS 20;
+ALTER FUNCTION @extschema@.ext_storage_key_status() COST 1000000 ROWS 3;
+ALTER FUNCTION @extschema@.ext_storage_verify(text) COST 1000000 ROWS 10;
+ALTER FUNCTION @extschema@.ext_storage_purge_extension(text) COST 10000;
+ALTER FUNCTION @extschema@.ext_storage_purge_user(integer) COST 10000;
+ALTER FUNCTION @extschema@.ext_storage_purge_resource(text, text) COST 10000;
+ALTER FUNCTION @extschema@.ext_storage_configured_keys() COST 100;
+ALTER FUNCTION @extschema@.fernet_encrypt(bytea, text) COST 200;
+ALTER FUNCTION @extschema@.fernet_decrypt(text, text, interval) COST 200;
+ALTER FUNCTION @extschema@.fernet_derive_key(text) COST 100;
+ALTER FUNCTION @extschema@.fernet_generate_key() COST 100;
 
 -- Lists with values, several keys at once, rename, moving in: section "batches".
 
@@ -260,29 +447,270 @@ COMMENT ON PROCEDURE @extschema@.ext_storage_move_in(regclass, integer, boolean,
 
 -- Rights of the holder: section "rights", always last.
 
--- The holder of the extension has on what is new what it has on the rest.
--- Nothing is granted again: that would make rights that others were given
--- since part of the extension, and they would be missing from dumps.
+-- The one list of functions and who may call them.  A name that no member has
+-- does no harm; a member that is missing here has no level, and is granted to
+-- nobody but the holder.
+CREATE FUNCTION @extschema@.ext_storage_functions()
+RETURNS TABLE (function regprocedure, level text)
+LANGUAGE sql STABLE PARALLEL SAFE COST 1000 ROWS 50
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p.oid::regprocedure, l.level
+    FROM pg_extension x
+    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid
+        AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
+    JOIN pg_proc p ON p.oid = d.objid
+    LEFT JOIN (VALUES
+        ('ext_storage_get', 'read'),
+        ('ext_storage_get_json', 'read'),
+        ('ext_storage_get_entry', 'read'),
+        ('ext_storage_get_many', 'read'),
+        ('ext_storage_list', 'read'),
+        ('ext_storage_list_newest', 'read'),
+        ('ext_storage_list_values', 'read'),
+        ('ext_storage_count', 'read'),
+        ('ext_storage_usage', 'read'),
+        ('ext_storage_configured_keys', 'read'),
+        ('ext_storage_functions', 'read'),
+        ('ext_storage_set', 'write'),
+        ('ext_storage_set_json', 'write'),
+        ('ext_storage_set_many', 'write'),
+        ('ext_storage_delete', 'write'),
+        ('ext_storage_delete_many', 'write'),
+        ('ext_storage_delete_prefix', 'write'),
+        ('ext_storage_rename', 'write'),
+        ('ext_storage_purge_extension', 'write'),
+        ('ext_storage_purge_user', 'write'),
+        ('ext_storage_purge_resource', 'write'),
+        ('ext_storage_rotate_keys', 'admin'),
+        ('ext_storage_key_status', 'admin'),
+        ('ext_storage_verify', 'admin'),
+        ('ext_storage_move_in', 'admin'),
+        ('ext_storage_purge_orphans', 'write'),
+        ('ext_storage_attach_users', 'holder'),
+        ('ext_storage_attach_resource', 'holder'),
+        ('ext_storage_detach', 'holder'),
+        ('ext_storage_users_deleted', 'holder'),
+        ('ext_storage_resources_deleted', 'holder'),
+        ('ext_storage_grant', 'holder'),
+        ('fernet_encrypt', 'holder'),
+        ('fernet_decrypt', 'holder'),
+        ('fernet_generate_key', 'holder'),
+        ('fernet_derive_key', 'holder'),
+        ('fernet_timestamp', 'holder'),
+        ('ext_storage_take_over', 'public'),
+        ('ext_storage_count_rows', 'trigger'),
+        ('ext_storage_count_statement', 'trigger'),
+        ('ext_storage_secrets_insert', 'trigger')) AS l (name, level)
+        ON l.name = p.proname
+    WHERE x.extname = 'extension_storage'
+$$;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_functions() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_functions() IS
+    'The functions of this extension and the level that ext_storage_grant gives each at: read, write or admin; holder: only the holder grants it; public: everybody has it; trigger: nobody calls it';
+
+CREATE OR REPLACE FUNCTION @extschema@.ext_storage_grant(role regrole, level text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    levels CONSTANT text[] := ARRAY['read', 'write', 'admin'];
+    granted integer;
+    home regnamespace;
+    member regprocedure;
+BEGIN
+    IF role IS NULL OR level IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
+            MESSAGE = 'role and level must not be null';
+    END IF;
+    granted := array_position(levels, level);
+    IF granted IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('invalid level "%s"', level),
+            HINT = 'Levels are read, write and admin.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = role) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+            MESSAGE = format('role %s does not exist', role);
+    END IF;
+    SELECT extnamespace INTO STRICT home FROM pg_extension
+    WHERE extname = 'extension_storage';
+
+    IF NOT has_schema_privilege(role, home, 'USAGE') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %s TO %s', home, role);
+    END IF;
+    EXECUTE format('GRANT %s ON TABLE %s.extension_storage TO %s',
+        CASE WHEN granted = 1 THEN 'SELECT' ELSE 'SELECT, INSERT, UPDATE, DELETE' END, home, role);
+    EXECUTE format('GRANT USAGE ON TYPE %s.ext_storage_entry TO %s', home, role);
+    EXECUTE format('GRANT INSERT ON TABLE %s.ext_storage_secrets TO %s', home, role);
+    FOR member IN EXECUTE format(
+        'SELECT f.function FROM %s.ext_storage_functions() f'
+        ' WHERE array_position($1, f.level) <= $2 ORDER BY f.function', home)
+        USING levels, granted
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', member, role);
+        IF NOT has_function_privilege(role, member, 'EXECUTE') THEN
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+                MESSAGE = format('permission denied to grant EXECUTE on function %s', member),
+                HINT = 'The role that holds the extension, or a superuser, can grant it.';
+        END IF;
+    END LOOP;
+    IF NOT has_schema_privilege(role, home, 'USAGE') THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('permission denied to grant USAGE on schema %s', home),
+            HINT = format('Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s', home, role);
+    END IF;
+END
+$$;
+
+-- REASSIGN OWNED and ALTER ... OWNER TO leave rights to functions where they
+-- were.  This gives them to who owns the table now, and makes what a former
+-- holder has granted to others the function owner's grant, which outlives
+-- DROP OWNED BY the former holder.  Everybody may execute it, as no role is
+-- known in advance; it gives nothing to anybody but the table's owner, and only
+-- when that role, a member of it or a superuser asks.
+CREATE FUNCTION @extschema@.ext_storage_take_over()
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    home regnamespace;
+    entries regclass;
+    counts regclass;
+    secrets regclass;
+    entry_type regtype;
+    kept regprocedure[];
+    holder regrole;
+    item record;
+BEGIN
+    SELECT x.extnamespace,
+        min(c.oid) FILTER (WHERE c.relname = 'extension_storage'),
+        min(c.oid) FILTER (WHERE c.relname = 'extension_storage_usage'),
+        min(c.oid) FILTER (WHERE c.relname = 'ext_storage_secrets')
+    INTO STRICT home, entries, counts, secrets
+    FROM pg_extension x
+    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid
+        AND d.classid = 'pg_class'::regclass AND d.deptype = 'e'
+    JOIN pg_class c ON c.oid = d.objid
+    WHERE x.extname = 'extension_storage'
+    GROUP BY x.extnamespace;
+    SELECT relowner INTO STRICT holder FROM pg_class WHERE oid = entries;
+    IF NOT pg_has_role(session_user, holder, 'MEMBER') THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('must be owner of table %s', entries);
+    END IF;
+
+    SELECT t.oid INTO STRICT entry_type
+    FROM pg_type t
+    JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid
+        AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+    JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+    WHERE t.typname = 'ext_storage_entry';
+    EXECUTE format('SELECT array_agg(f.function) FROM %s.ext_storage_functions() f'
+        ' WHERE f.level IN (''trigger'', ''public'')', home) INTO STRICT kept;
+    EXECUTE format('ALTER TABLE %s OWNER TO %s', counts, holder);
+    -- the schema is nobody's gift but its owner's
+    IF NOT has_schema_privilege(holder, home, 'USAGE') THEN
+        RAISE WARNING USING
+            MESSAGE = format('role %s owns table %s, but has no right to use schema %s',
+                holder, entries, home),
+            HINT = format('Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s', home, holder);
+    END IF;
+    FOR item IN
+        SELECT o.what, g.grantee, g.is_grantable
+        FROM (
+            SELECT format('EXECUTE ON ROUTINE %s', p.oid::regprocedure) AS what,
+                p.proowner AS owner, p.proacl AS acl
+            FROM pg_depend d
+            JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+            JOIN pg_proc p ON p.oid = d.objid
+            WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass
+                AND d.deptype = 'e' AND p.oid <> ALL (kept)
+            UNION ALL
+            SELECT format('USAGE ON TYPE %s', t.oid::regtype), t.typowner, t.typacl
+            FROM pg_type t WHERE t.oid = entry_type
+            UNION ALL
+            SELECT format('INSERT ON TABLE %s', c.oid::regclass), c.relowner, c.relacl
+            FROM pg_class c WHERE c.oid = secrets) o,
+            LATERAL (
+                SELECT holder::oid AS grantee, true AS is_grantable
+                UNION ALL
+                SELECT a.grantee, a.is_grantable FROM aclexplode(o.acl) a
+                JOIN pg_roles r ON r.oid = a.grantee
+                WHERE a.grantee NOT IN (o.owner, holder) AND a.grantor NOT IN (o.owner, holder)) g
+    LOOP
+        EXECUTE format('GRANT %s TO %s%s', item.what, item.grantee::regrole,
+            CASE WHEN item.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+
+    -- There is no ALTER EXTENSION ... OWNER TO.
+    SELECT x.extowner::regrole AS owner INTO item
+    FROM pg_extension x JOIN pg_roles r ON r.oid = x.extowner
+    WHERE x.extname = 'extension_storage' AND x.extowner <> holder AND NOT r.rolsuper;
+    IF FOUND THEN
+        RAISE WARNING USING
+            MESSAGE = format('extension "extension_storage" still belongs to role %s', item.owner),
+            DETAIL = format('DROP OWNED BY %s would drop it, with all entries.', item.owner),
+            HINT = format('First run REASSIGN OWNED BY %s TO %s in this database.', item.owner, holder);
+    END IF;
+
+    -- Before PostgreSQL 17, DROP ROLE leaves the role's number in what pg_dump
+    -- compares rights with, and a dump then revokes from a role of that name.
+    UPDATE pg_init_privs i SET initprivs = ARRAY(
+        SELECT u.item FROM unnest(i.initprivs) WITH ORDINALITY u (item, n)
+        WHERE NOT EXISTS (
+            SELECT FROM aclexplode(ARRAY[u.item]) a
+            WHERE a.grantee <> 0 AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = a.grantee))
+        ORDER BY u.n)
+    FROM pg_depend d
+    JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+    WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+        AND d.classid = i.classoid AND d.objid = i.objoid
+        AND EXISTS (
+            SELECT FROM aclexplode(i.initprivs) a
+            WHERE a.grantee <> 0 AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = a.grantee));
+END
+$$;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_take_over() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.ext_storage_take_over() TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_take_over() IS
+    'Gives the present owner of the table extension_storage the rights of the holder, after a change of owner';
+
+-- Gives the holder of the extension what it has to have: EXECUTE with grant
+-- option on all that a role may call.  Nothing is granted again: that would
+-- make rights that others were given since part of the extension, and they
+-- would be missing from dumps.
 DO $holder$
 DECLARE
     holder pg_catalog.regrole;
     member pg_catalog.regprocedure;
+    member_level pg_catalog.text;
+    other pg_catalog.regrole;
 BEGIN
     SELECT relowner INTO STRICT holder FROM pg_catalog.pg_class
     WHERE oid OPERATOR(pg_catalog.=) '@extschema@.extension_storage'::pg_catalog.regclass;
-    FOR member IN
-        SELECT d.objid
-        FROM pg_catalog.pg_depend d
-        JOIN pg_catalog.pg_extension x ON x.oid OPERATOR(pg_catalog.=) d.refobjid
-        WHERE x.extname OPERATOR(pg_catalog.=) 'extension_storage'
-            AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
-            AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
-            AND d.deptype OPERATOR(pg_catalog.=) 'e'
-            AND NOT pg_catalog.has_function_privilege(
-                holder, d.objid, 'EXECUTE WITH GRANT OPTION')
+    FOR member, member_level IN
+        SELECT f.function, f.level FROM @extschema@.ext_storage_functions() f
     LOOP
-        EXECUTE pg_catalog.format(
-            'GRANT EXECUTE ON ROUTINE %s TO %s WITH GRANT OPTION', member, holder);
+        IF member_level OPERATOR(pg_catalog.=) 'trigger' THEN
+            -- a trigger runs its function whoever writes; to make triggers with
+            -- it is nobody's business
+            FOR other IN
+                SELECT DISTINCT a.grantee
+                FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a
+                WHERE p.oid OPERATOR(pg_catalog.=) member
+                    AND a.grantee OPERATOR(pg_catalog.<>) p.proowner
+            LOOP
+                EXECUTE pg_catalog.format(
+                    'REVOKE ALL ON ROUTINE %s FROM %s CASCADE', member, other);
+            END LOOP;
+        ELSIF NOT pg_catalog.has_function_privilege(
+                holder, member, 'EXECUTE WITH GRANT OPTION') THEN
+            EXECUTE pg_catalog.format(
+                'GRANT EXECUTE ON ROUTINE %s TO %s WITH GRANT OPTION', member, holder);
+        END IF;
     END LOOP;
 END
 $holder$;

@@ -195,7 +195,7 @@ RESET ROLE;
 SELECT string_agg(key, ' ') FROM pg_temp.entries;
 -- A resource takes nobody's name from the audit columns.
 SELECT DISTINCT created_by, changed_by FROM pg_temp.entries;
--- Another type for a table replaces the former one.
+-- A second type for a table is added to the first.
 SELECT ext_storage_attach_resource('board', 'regress_app.dashboards', 'id');
 SELECT count((ext_storage_set('acme.tasks', 'b2', 'x', resource_type => 'board',
     resource_uuid => '2')).version);
@@ -253,6 +253,175 @@ SELECT pg_temp.error_of($$SELECT ext_storage_attach_users('regress_app.ab_user')
     pg_temp.error_of($$SELECT ext_storage_detach('regress_app.ab_user')$$);
 RESET ROLE;
 SELECT * FROM pg_temp.attached;
+
+-- One table of resources of two types, as Superset's are not: each type has
+-- triggers of its own, and attached again with another column it has only that.
+CREATE TABLE regress_app.things (id bigint PRIMARY KEY, uuid uuid, slug text);
+SELECT ext_storage_attach_resource('dashboard', 'regress_app.things'),
+    ext_storage_attach_resource('chart', 'regress_app.things', 'id'),
+    ext_storage_attach_resource('chart', 'regress_app.things', 'slug');
+SELECT tgname, substring(encode(tgargs, 'escape') FROM '.*[^0\\]') AS args FROM pg_trigger
+WHERE tgrelid = 'regress_app.things'::regclass ORDER BY 1;
+INSERT INTO regress_app.things VALUES (1, 'aaaaaaaa-0000-4000-8000-000000000001', 'one');
+SELECT count(*) FROM (VALUES ('dashboard', 'aaaaaaaa-0000-4000-8000-000000000001'), ('dashboard', 'one'),
+    ('chart', 'aaaaaaaa-0000-4000-8000-000000000001'), ('chart', 'one'), ('chart', '1')) v (type, uuid),
+    ext_storage_set('acme.things', 'k', 'x', resource_type => type, resource_uuid => uuid);
+DELETE FROM regress_app.things;
+SELECT resource_type, resource_uuid FROM extension_storage WHERE extension_id = 'acme.things'
+ORDER BY 1, 2;
+-- What 1.1 made for a type gives way to what 1.2 makes.
+CREATE TRIGGER extension_storage_resources_deleted AFTER DELETE ON regress_app.things
+    REFERENCING OLD TABLE AS deleted_rows FOR EACH STATEMENT
+    EXECUTE FUNCTION ext_storage_resources_deleted('dashboard', 'uuid');
+SELECT ext_storage_attach_resource('dashboard', 'regress_app.things', 'id');
+SELECT count(*) FROM pg_trigger WHERE tgrelid = 'regress_app.things'::regclass;
+SELECT ext_storage_detach('regress_app.things');
+SELECT count(*) FROM pg_trigger WHERE tgrelid = 'regress_app.things'::regclass;
+TRUNCATE extension_storage;
+
+-- Users with ids that no entry can have, by a wider column or by another one,
+-- can be deleted all the same.
+SELECT ext_storage_attach_users('regress_app.things');
+INSERT INTO regress_app.things (id) VALUES (1), (2), (2147483648), (9223372036854775807);
+SELECT count(*) FROM generate_series(1, 2) i, ext_storage_set('acme.things', 'k', 'x', user_fk => i);
+DELETE FROM regress_app.things WHERE id <> 2;
+SELECT user_fk FROM extension_storage;
+ALTER TABLE regress_app.things ALTER id TYPE text;
+INSERT INTO regress_app.things (id) VALUES ('someone'), (''), ('92233720368547758080');
+DELETE FROM regress_app.things;
+SELECT user_fk FROM extension_storage;
+SELECT ext_storage_detach('regress_app.things');
+
+-- Orphans: rows that went where no trigger fires.  By partition, by a change of
+-- the id, with triggers disabled.
+CREATE TABLE regress_app.members (id integer PRIMARY KEY) PARTITION BY RANGE (id);
+CREATE TABLE regress_app.members_1 PARTITION OF regress_app.members FOR VALUES FROM (1) TO (10);
+CREATE TABLE regress_app.members_2 PARTITION OF regress_app.members FOR VALUES FROM (10) TO (20);
+CREATE TABLE regress_app.members_3 PARTITION OF regress_app.members FOR VALUES FROM (20) TO (30);
+CREATE TABLE regress_app.guests (id integer PRIMARY KEY);
+INSERT INTO regress_app.members SELECT generate_series(1, 29);
+INSERT INTO regress_app.guests VALUES (100), (101);
+SELECT ext_storage_purge_orphans() AS nothing_attached;
+SELECT ext_storage_attach_users('regress_app.members'), ext_storage_attach_users('regress_app.guests'),
+    ext_storage_attach_resource('board', 'regress_app.things', 'slug'),
+    ext_storage_attach_resource('dashboard', 'regress_app.things');
+INSERT INTO regress_app.things VALUES
+    ('1', 'aaaaaaaa-0000-4000-8000-000000000001', 'AAAAAAAA-0000-4000-8000-000000000001'),
+    ('2', 'aaaaaaaa-0000-4000-8000-000000000002', '{aaaaaaaa000040008000000000000002}'),
+    ('3', NULL, 'urn:uuid:aaaaaaaa-0000-4000-8000-000000000003'), ('4', NULL, 'Legacy-7');
+TRUNCATE extension_storage;
+SELECT count(*) FROM generate_series(1, 29) i, ext_storage_set('acme.own', 'k', 'x', user_fk => i, actor_fk => i);
+SELECT count(*) FROM (VALUES (100), (101)) v (i), ext_storage_set('acme.own', 'k', 'x', user_fk => i);
+SELECT count(*) FROM unnest(ARRAY['board', 'dashboard', 'unattached']) type,
+    unnest(ARRAY['aaaaaaaa-0000-4000-8000-000000000001', 'aaaaaaaa-0000-4000-8000-000000000002',
+        'aaaaaaaa-0000-4000-8000-000000000003', 'Legacy-7', 'legacy-7']) uuid,
+    ext_storage_set('acme.own', 'k', 'x', resource_type => type, resource_uuid => uuid, actor_fk => 5);
+SELECT count(*) FROM ext_storage_set('acme.own', 'k', 'x', actor_fk => 15);
+DELETE FROM regress_app.members WHERE id = 1;
+SELECT count(*) FROM extension_storage WHERE user_fk IS NOT NULL;
+DELETE FROM regress_app.members_1 WHERE id = 2;
+UPDATE regress_app.guests SET id = 102 WHERE id = 101;
+DROP TABLE regress_app.members_2;
+ALTER TABLE regress_app.members DETACH PARTITION regress_app.members_3;
+SELECT count(*) FROM extension_storage WHERE user_fk IS NOT NULL;
+-- 1 of members_1, 10 of members_2, 10 of members_3, 1 of guests; and of
+-- resources 1 of board, 3 of dashboard.
+SELECT ext_storage_purge_orphans();
+SELECT ext_storage_purge_orphans();
+SELECT array_agg(user_fk ORDER BY user_fk) FROM extension_storage WHERE user_fk IS NOT NULL;
+SELECT resource_type, array_agg(resource_uuid ORDER BY resource_uuid COLLATE "C")
+FROM extension_storage WHERE resource_type IS NOT NULL GROUP BY 1 ORDER BY 1;
+SELECT key, created_by_fk, changed_by_fk FROM extension_storage WHERE user_fk IS NULL AND resource_type IS NULL;
+-- Rows that its caller may not see are no reason to purge: an error.
+CREATE ROLE regress_sweeper;
+SELECT ext_storage_grant('regress_sweeper', 'write');
+GRANT USAGE ON SCHEMA regress_app TO regress_sweeper;
+GRANT SELECT ON ALL TABLES IN SCHEMA regress_app TO regress_sweeper;
+SET ROLE regress_sweeper;
+SELECT ext_storage_purge_orphans();
+RESET ROLE;
+ALTER TABLE regress_app.guests ENABLE ROW LEVEL SECURITY;
+SET ROLE regress_sweeper;
+SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
+RESET ROLE;
+SELECT count(*) FROM extension_storage WHERE user_fk = 100;
+SELECT ext_storage_detach('regress_app.members'), ext_storage_detach('regress_app.guests'),
+    ext_storage_detach('regress_app.things');
+SET client_min_messages = warning;
+DROP OWNED BY regress_sweeper;
+DROP ROLE regress_sweeper;
+RESET client_min_messages;
+TRUNCATE extension_storage;
+
+-- The schema is renamed, and a stranger makes one of the old name with what
+-- could be taken for the extension's own.
+CREATE ROLE regress_stranger;
+CREATE DATABASE regression_renamed TEMPLATE template0;
+\c regression_renamed
+SET client_min_messages = warning;
+CREATE SCHEMA es;
+CREATE EXTENSION extension_storage SCHEMA es CASCADE;
+CREATE TABLE public.ab_user (id integer PRIMARY KEY);
+CREATE TABLE public.slices (uuid uuid);
+INSERT INTO public.ab_user VALUES (1), (2), (3);
+SELECT es.ext_storage_attach_users('public.ab_user');
+ALTER SCHEMA es RENAME TO "es 2";
+CREATE SCHEMA es AUTHORIZATION regress_stranger;
+SET ROLE regress_stranger;
+CREATE FUNCTION es.ext_storage_users_deleted() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+CREATE FUNCTION es.ext_storage_resources_deleted() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+CREATE FUNCTION es.ext_storage_functions(OUT function regprocedure, OUT level text) RETURNS SETOF record
+LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+CREATE TABLE es.extension_storage (user_fk integer, resource_type text, resource_uuid text);
+CREATE TYPE es.ext_storage_entry AS (x integer);
+RESET ROLE;
+SET search_path = "es 2", public;
+SELECT count(*) FROM generate_series(1, 3) i, ext_storage_set('acme.app', 'k', 'x', user_fk => i);
+DELETE FROM ab_user WHERE id = 1;
+SELECT ext_storage_attach_users('public.ab_user'), ext_storage_attach_resource('chart', 'public.slices');
+DELETE FROM ab_user WHERE id = 2;
+DELETE FROM slices;
+SELECT user_fk FROM extension_storage;
+SELECT DISTINCT tgfoid::regprocedure FROM pg_trigger WHERE tgrelid IN ('ab_user'::regclass, 'slices'::regclass)
+ORDER BY 1;
+SELECT ext_storage_grant('regress_stranger', 'read'), ext_storage_take_over();
+SELECT has_table_privilege('regress_stranger', '"es 2".extension_storage', 'SELECT') AS table_,
+    has_function_privilege('regress_stranger', '"es 2".ext_storage_usage()', 'EXECUTE') AS function;
+ALTER TABLE ab_user DISABLE TRIGGER ALL;
+DELETE FROM ab_user;
+SELECT ext_storage_purge_orphans();
+SELECT ext_storage_detach('public.ab_user'), ext_storage_detach('public.slices');
+SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'extension_storage%' AND tgrelid = 'ab_user'::regclass;
+SET extension_storage.quota_per_extension = 10;
+SELECT ext_storage_set('acme.app', 'k', '01234567890');
+\c contrib_regression
+\i :setup
+SET client_min_messages = warning;
+DROP DATABASE regression_renamed;
+DROP ROLE regress_stranger;
+RESET client_min_messages;
+
+-- The library's file is gone: deletes fail until the triggers are disabled;
+-- what is left over then goes when it is back.
+INSERT INTO regress_app.ab_user VALUES (70, 'user70'), (71, 'user71');
+SELECT count(*) FROM generate_series(70, 71) i, ext_storage_set('acme.gone', 'k', 'x', user_fk => i);
+BEGIN;
+UPDATE pg_proc SET probin = 'no_such_library' WHERE proname = 'ext_storage_users_deleted';
+SELECT pg_temp.error_of('DELETE FROM regress_app.ab_user WHERE id = 70');
+ALTER TABLE regress_app.ab_user DISABLE TRIGGER extension_storage_users_deleted,
+    DISABLE TRIGGER extension_storage_users_truncated;
+DELETE FROM regress_app.ab_user WHERE id = 70;
+UPDATE pg_proc SET probin = '$libdir/extension_storage' WHERE proname = 'ext_storage_users_deleted';
+ALTER TABLE regress_app.ab_user ENABLE TRIGGER extension_storage_users_deleted,
+    ENABLE TRIGGER extension_storage_users_truncated;
+SELECT ext_storage_detach('regress_app.wide');
+SELECT ext_storage_purge_orphans();
+SELECT user_fk FROM extension_storage;
+ROLLBACK;
+DELETE FROM extension_storage WHERE extension_id = 'acme.gone';
+DELETE FROM regress_app.ab_user WHERE id IN (70, 71);
 
 -- What a user plants on its search_path is not used.
 CREATE SCHEMA regress_trap;

@@ -56,6 +56,8 @@ CREATE FUNCTION pg_temp.said_of_type(column_name text, type text)
 RETURNS SETOF text LANGUAGE sql AS $$
     SELECT pg_temp.said_after(format('DELETE FROM extension_storage WHERE key = ''s''; DROP INDEX ix_extension_storage_changed;'
         ' DROP INDEX ix_extension_storage_encrypted;'
+        ' ALTER TABLE extension_storage DROP CONSTRAINT ck_extension_storage_description,'
+        ' DROP CONSTRAINT ck_extension_storage_value_size;'
         ' ALTER TABLE extension_storage ALTER %1$I DROP NOT NULL, ALTER %1$I DROP DEFAULT,'
         ' ALTER %1$I TYPE %2$s USING NULL::%2$s', column_name, type))
 $$;

@@ -71,8 +71,8 @@ FROM member JOIN pg_class c ON c.oid = objid AND classid = 'pg_class'::regclass 
 JOIN pg_attribute ON attrelid = objid AND attnum > 0
 WHERE col_description(attrelid, attnum) IS NULL;
 
--- The list of all that PUBLIC may do with the members, and with the row types
--- of the tables among them, is empty.
+-- The list of all that PUBLIC may do with the members: nothing, but for the one
+-- function that checks its caller itself.
 CREATE TEMP VIEW public_may AS
 SELECT privilege, pg_describe_object('pg_class'::regclass, objid, 0) AS object
 FROM member JOIN pg_class c ON c.oid = objid AND relkind = 'r',
@@ -97,7 +97,6 @@ UNION ALL
 SELECT 'USAGE', pg_describe_object('pg_type'::regclass, t.oid, 0)
 FROM member JOIN pg_type t
     ON classid = 'pg_type'::regclass AND objid = t.oid
-    OR classid = 'pg_class'::regclass AND objid = t.typrelid
 WHERE has_type_privilege('public', t.oid, 'USAGE');
 SELECT * FROM public_may;
 -- That list is able to have something in it.
@@ -105,9 +104,24 @@ BEGIN;
 GRANT SELECT (key), TRUNCATE ON extension_storage TO PUBLIC;
 GRANT USAGE ON SEQUENCE extension_storage_id_seq TO PUBLIC;
 GRANT EXECUTE ON FUNCTION fernet_generate_key TO PUBLIC;
-GRANT USAGE ON TYPE ext_storage_entry, extension_storage TO PUBLIC;
+GRANT USAGE ON TYPE ext_storage_entry TO PUBLIC;
 SELECT * FROM public_may ORDER BY 1, 2;
 ROLLBACK;
+
+-- Every function has a level, every level is one of these, and every function
+-- that somebody may call is in README.md.
+SELECT level, count(*) > 0 AS some FROM ext_storage_functions() GROUP BY level ORDER BY level;
+SELECT objid::regprocedure AS without_level FROM member
+LEFT JOIN ext_storage_functions() ON function = objid
+WHERE classid = 'pg_proc'::regclass AND level IS NULL;
+SELECT function AS not_in_readme
+FROM ext_storage_functions() JOIN pg_proc ON oid = function
+WHERE level <> 'trigger'
+    AND pg_read_file(:'abs_srcdir' || '/README.md') !~ ('\m' || proname || '\M');
+
+-- What runs queries says so to the planner.
+SELECT function AS cheap FROM ext_storage_functions() JOIN pg_proc ON oid = function
+WHERE level IN ('read', 'write', 'admin') AND prokind = 'f' AND procost < 100;
 
 -- pg_dump saves the rows and the sequence.
 SELECT unnest(extconfig)::regclass AS dumped, unnest(extcondition) AS condition
@@ -119,7 +133,8 @@ CREATE ROLE regress_plain;
 CREATE DATABASE regression_install OWNER regress_owner TEMPLATE template0;
 \c regression_install
 SET client_min_messages = warning;
--- The holder is who owns the table; rights() tells what else that role has.
+-- The holder is who owns the table; rights() tells what else that role has, on
+-- all but the functions of the table's own triggers.
 CREATE FUNCTION pg_temp.rights(OUT holder regrole, OUT superuser_functions boolean,
     OUT may_grant_functions boolean, OUT may_grant_type boolean)
 LANGUAGE sql BEGIN ATOMIC
@@ -131,6 +146,7 @@ LANGUAGE sql BEGIN ATOMIC
     FROM pg_class c, pg_type t, pg_proc p JOIN pg_roles r ON r.oid = proowner
     WHERE relname = 'extension_storage' AND typname = 'ext_storage_entry'
         AND proname ~ '^(ext_storage|fernet)_'
+        AND proname !~ '_(count_rows|count_statement|secrets_insert)$'
     GROUP BY relowner;
 END;
 -- Installed by that owner, with pgcrypto ...

@@ -7,8 +7,10 @@
 CREATE VIEW pg_temp.counted AS
 SELECT extension_id, value_bytes AS counted, stored
 FROM extension_storage_usage
-FULL JOIN (SELECT extension_id, sum(coalesce(value_size, octet_length(value))) AS stored
-    FROM extension_storage GROUP BY extension_id) s USING (extension_id);
+FULL JOIN (SELECT extension_id, sum(coalesce(CASE WHEN is_encrypted THEN value_size END,
+        octet_length(value)) + coalesce(octet_length(description), 0)) AS stored
+    FROM extension_storage GROUP BY extension_id) s USING (extension_id)
+WHERE value_bytes <> 0 OR stored IS NOT NULL;
 CREATE VIEW pg_temp.triggers AS
 SELECT tgname, tgenabled FROM pg_trigger
 WHERE tgrelid = 'extension_storage'::regclass ORDER BY tgname;
@@ -23,7 +25,7 @@ $$;
 SHOW extension_storage.quota_per_extension;
 SELECT pg_temp.put('acme.tasks', 'a', 60), pg_temp.put('acme.other', 'a', 7);
 SELECT * FROM pg_temp.triggers;
-SELECT count(*) FROM extension_storage_usage;
+SELECT coalesce(sum(value_bytes), 0) AS counted FROM extension_storage_usage;
 
 -- Reads under a quota start nothing.
 SET extension_storage.quota_per_extension = 100;
@@ -105,15 +107,15 @@ VALUES ('acme.tasks', 'raw', repeat('x', 50)::bytea, 50);
 INSERT INTO extension_storage (extension_id, key, value, value_size)
 VALUES ('acme.tasks', 'raw2', 'x', 1);
 INSERT INTO extension_storage (extension_id, key, value, value_size)
-VALUES ('acme.raw', 'k1', 'xx', 60), ('acme.raw', 'k2', 'xx', 41);
+VALUES ('acme.raw', 'k1', repeat('x', 60)::bytea, 60), ('acme.raw', 'k2', repeat('x', 41)::bytea, 41);
 INSERT INTO extension_storage (extension_id, key, value, value_size)
-VALUES ('acme.raw', 'k1', 'xx', 60), ('acme.raw', 'k2', 'xx', 40);
+VALUES ('acme.raw', 'k1', repeat('x', 60)::bytea, 60), ('acme.raw', 'k2', repeat('x', 40)::bytea, 40);
 SELECT * FROM pg_temp.counted ORDER BY 1;
 -- ... a change of the extension's name too ...
 UPDATE extension_storage SET extension_id = 'acme.new' WHERE key = 'k1';
 UPDATE extension_storage SET extension_id = 'acme.other', value_size = 1
 WHERE extension_id = 'acme.raw';
-UPDATE extension_storage SET value_size = 59, key = 'k3' WHERE key = 'k1';
+UPDATE extension_storage SET value = repeat('x', 59)::bytea, key = 'k3' WHERE key = 'k1';
 SELECT * FROM pg_temp.counted ORDER BY 1;
 -- ... and rows without value_size, with the bytes that they have on disk.
 INSERT INTO extension_storage (extension_id, key, value)
@@ -131,11 +133,11 @@ VALUES ('acme.raw', 'toasted', repeat('x', 100000)::bytea);
 SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.raw';
 BEGIN;
 TRUNCATE extension_storage;
-SELECT count(*) FROM extension_storage_usage;
+SELECT sum(value_bytes) FROM extension_storage_usage;
 ROLLBACK;
-SELECT count(*) FROM extension_storage_usage;
+SELECT sum(value_bytes) > 100000 FROM extension_storage_usage;
 TRUNCATE extension_storage;
-SELECT count(*) FROM extension_storage_usage;
+SELECT sum(value_bytes) FROM extension_storage_usage;
 
 -- Plaintext counts, encrypted or not, and a rotation leaves it as it is.
 SET extension_storage.quota_per_extension = 100;
@@ -216,6 +218,172 @@ ALTER TABLE extension_storage DISABLE TRIGGER ALL;
 BEGIN READ ONLY;
 SELECT pg_temp.put('acme.tasks', 'd', 2);
 ROLLBACK;
+
+-- A size that lies, whoever wrote it, hides nothing: bytes count as they are.
+SET extension_storage.quota_per_extension = 1000;
+SELECT pg_temp.put('acme.lies', 'k', 600);
+SELECT split_part(pg_temp.error_of('UPDATE extension_storage SET value_size = ' || size), E'\n', 1)
+FROM unnest(ARRAY[-1, -2147483648]) size;
+UPDATE extension_storage SET value_size = 0 WHERE extension_id = 'acme.lies';
+SELECT pg_temp.error_of($$INSERT INTO extension_storage (extension_id, key, value, value_size)
+    VALUES ('acme.lies', 'k2', repeat('x', 500)::bytea, 0)$$);
+SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.lies';
+-- Encrypted: the size must be one that has a token of that length.
+SET extension_storage.quota_per_extension = '1MB';
+SET extension_storage.encryption_keys = 'a-secret';
+SELECT count(version) FROM generate_series(0, 64) n,
+    ext_storage_set('acme.sizes', 'k' || n, repeat('x', n)::bytea, 'text/plain', is_encrypted => true);
+SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.sizes';
+UPDATE extension_storage SET value_size = 1000000 WHERE extension_id = 'acme.sizes';
+SELECT value_bytes = stored.bytes AS as_stored
+FROM extension_storage_usage, (SELECT sum(octet_length(value)) AS bytes
+    FROM extension_storage WHERE extension_id = 'acme.sizes') stored
+WHERE extension_id = 'acme.sizes';
+SELECT DISTINCT u.value_bytes = c.value_bytes AS same
+FROM ext_storage_usage() u JOIN extension_storage_usage c USING (extension_id);
+SELECT ext_storage_purge_extension('acme.sizes');
+RESET extension_storage.encryption_keys;
+
+-- Descriptions count, in bytes, and have a limit, in characters.
+SET extension_storage.quota_per_extension = 1000;
+SELECT version FROM ext_storage_set('acme.words', 'k', 'x', description => repeat(U&'\00e9', 100));
+SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.words';
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.words', 'k', 'x',
+    description => repeat('x', 1000))$$);
+UPDATE extension_storage SET description = 'short' WHERE extension_id = 'acme.words';
+SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.words';
+SELECT split_part(pg_temp.error_of($$UPDATE extension_storage SET description = repeat('x', 65536)
+    WHERE extension_id = 'acme.words'$$), E'\n', 1),
+    pg_temp.error_of($$SELECT ext_storage_set('acme.words', 'k', 'x', description => repeat('x', 65536))$$);
+SELECT extension_id, value_bytes FROM ext_storage_usage() WHERE extension_id = 'acme.words';
+
+-- COPY, INSERT ... SELECT and MERGE; TRUNCATE is above.
+SET extension_storage.quota_per_extension = 100;
+COPY extension_storage (extension_id, key, value, value_size) FROM stdin;
+acme.bulk	c1	12345	\N
+acme.bulk	c2	1234567890	2
+\.
+INSERT INTO extension_storage (extension_id, key, value)
+SELECT 'acme.bulk', 's' || i, repeat('x', i)::bytea FROM generate_series(1, 9) i;
+SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.bulk';
+MERGE INTO extension_storage e USING (VALUES ('c1'), ('c2'), ('m1')) v (key)
+ON e.extension_id = 'acme.bulk' AND e.key = v.key
+WHEN MATCHED AND e.key = 'c1' THEN DELETE
+WHEN MATCHED THEN UPDATE SET value = 'xyz'
+WHEN NOT MATCHED THEN INSERT (extension_id, key, value) VALUES ('acme.bulk', 'm1', 'four');
+SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.bulk';
+SELECT pg_temp.error_of($$INSERT INTO extension_storage (extension_id, key, value)
+    SELECT 'acme.bulk', 'much', repeat('x', 90)::bytea$$);
+
+-- A trigger on the table that writes another entry in an exception block, and
+-- fails: what the outer statement has stored counts, the rest does not.
+CREATE FUNCTION pg_temp.nested() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.extension_id = 'acme.outer' THEN
+        BEGIN
+            PERFORM pg_temp.put('acme.inner', 'k', 7);
+            PERFORM pg_temp.put('acme.outer2', 'k' || NEW.key, 3);
+            IF NEW.key <> 'good' THEN
+                RAISE EXCEPTION 'back';
+            END IF;
+        EXCEPTION WHEN raise_exception THEN NULL;
+        END;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER nested AFTER INSERT ON extension_storage
+    FOR EACH ROW EXECUTE FUNCTION pg_temp.nested();
+INSERT INTO extension_storage (extension_id, key, value)
+SELECT 'acme.outer', 'k' || i, repeat('x', 18)::bytea FROM generate_series(1, 5) i;
+SELECT * FROM pg_temp.counted WHERE extension_id ~ 'outer|inner' ORDER BY 1;
+SELECT pg_temp.put('acme.outer', 'good', 4), pg_temp.put('acme.outer', 'bad', 2);
+SELECT * FROM pg_temp.counted WHERE extension_id ~ 'outer|inner' ORDER BY 1;
+DROP TRIGGER nested ON extension_storage;
+-- Bytes that are noted in a subtransaction and not written before it fails: the
+-- error of a later row trigger comes before the statement's end.
+CREATE FUNCTION pg_temp.fails() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'back';
+END $$;
+CREATE TRIGGER zz_fails AFTER INSERT ON extension_storage
+    FOR EACH ROW WHEN (NEW.key = 'fails') EXECUTE FUNCTION pg_temp.fails();
+DO $$
+BEGIN
+    BEGIN
+        INSERT INTO extension_storage (extension_id, key, value)
+        VALUES ('acme.back', 'fails', repeat('x', 50)::bytea);
+    EXCEPTION WHEN raise_exception THEN NULL;
+    END;
+    INSERT INTO extension_storage (extension_id, key, value) VALUES ('acme.back', 'k', 'xyz');
+END $$;
+SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.back';
+DROP TRIGGER zz_fails ON extension_storage;
+
+-- 20,000 extensions in one statement.
+INSERT INTO extension_storage (extension_id, key, value)
+SELECT 'many.' || i, 'k', repeat('x', 1 + i % 90)::bytea FROM generate_series(1, 20000) i;
+SELECT count(*), sum(counted) = sum(stored) AS same FROM pg_temp.counted WHERE extension_id LIKE 'many.%';
+DELETE FROM extension_storage WHERE extension_id LIKE 'many.%';
+SELECT count(*) FROM pg_temp.counted WHERE extension_id LIKE 'many.%';
+
+-- Enabled as "origin", the triggers count nothing: what replication applies
+-- would be missing.  The next write under a quota counts anew.
+ALTER TABLE extension_storage ENABLE TRIGGER ALL;
+INSERT INTO extension_storage (extension_id, key, value) VALUES ('acme.origin', 'k', 'xyz');
+SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.origin';
+SELECT pg_temp.put('acme.origin', 'k2', 4);
+SELECT * FROM pg_temp.counted WHERE extension_id = 'acme.origin';
+SELECT count(*) FROM pg_temp.counted WHERE counted IS DISTINCT FROM stored;
+SELECT * FROM pg_temp.triggers;
+
+-- The trigger functions count on no other table, and in no other way.
+CREATE TABLE pg_temp.evil (extension_id bigint, value bigint, value_size text,
+    description bigint, is_encrypted bigint);
+CREATE FUNCTION pg_temp.try(timing text, function text, target text) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    result text;
+BEGIN
+    EXECUTE format('CREATE TRIGGER hostile %s INSERT ON %s FOR EACH %s EXECUTE FUNCTION ext_storage_count_%s()',
+        split_part(timing, ' ', 1), target, split_part(timing, ' ', 2), function);
+    result := pg_temp.error_of(CASE target WHEN 'extension_storage'
+        THEN $s$INSERT INTO extension_storage (extension_id, key, value) VALUES ('acme.x', 'k', 'x')$s$
+        ELSE $s$INSERT INTO pg_temp.evil VALUES (1, 140000000, '100', 5, 1)$s$ END);
+    EXECUTE format('DROP TRIGGER hostile ON %s', target);
+    RETURN result;
+END $$;
+SELECT target, function, timing, pg_temp.try(timing, function, target)
+FROM unnest(ARRAY['pg_temp.evil', 'extension_storage']) target,
+    unnest(ARRAY['rows', 'statement']) function,
+    unnest(ARRAY['AFTER ROW', 'AFTER STATEMENT', 'BEFORE ROW', 'BEFORE STATEMENT']) timing
+WHERE target = 'pg_temp.evil' OR timing LIKE 'BEFORE%'
+    OR (function = 'rows') = (timing = 'AFTER STATEMENT');
+-- Nor with columns of other types; a bigint can be read.
+SET extension_storage.encryption_keys = 'a-secret';
+BEGIN;
+DROP VIEW pg_temp.counted;
+ALTER TABLE extension_storage DROP CONSTRAINT ck_extension_storage_description;
+ALTER TABLE extension_storage ALTER description TYPE bigint USING 4096;
+SELECT pg_temp.error_of($$INSERT INTO extension_storage (extension_id, key, value, description)
+    VALUES ('acme.x', 'k', 'x', 140000000)$$);
+ROLLBACK;
+BEGIN;
+ALTER TABLE extension_storage ALTER extension_id DROP NOT NULL;
+SELECT pg_temp.error_of($$INSERT INTO extension_storage (key, value) VALUES ('k', 'x')$$);
+ROLLBACK;
+BEGIN;
+DROP VIEW pg_temp.counted;
+ALTER TABLE extension_storage ALTER value_size TYPE bigint, ALTER user_fk TYPE bigint;
+SELECT count(*) FROM ext_storage_set('acme.wide', 'k', '12345') k,
+    ext_storage_set('acme.wide', 'e', '1234567', is_encrypted => true) e;
+SELECT value_bytes FROM extension_storage_usage WHERE extension_id = 'acme.wide';
+ROLLBACK;
+RESET extension_storage.encryption_keys;
+-- Nobody but a superuser makes triggers of these functions.
+SELECT grantee::regrole, p.oid::regprocedure
+FROM pg_proc p, aclexplode(p.proacl) WHERE proname ~ '^ext_storage_(count_|secrets_insert)'
+    AND grantee <> proowner;
+TRUNCATE extension_storage;
 
 -- 1,000 writes in one transaction read hardly more for the last ones than for
 -- the first: versions of the count that are dead do not pile up before them.

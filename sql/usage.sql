@@ -28,9 +28,11 @@ SET LOCAL extension_storage.quota_per_extension = '1TB';
 SELECT extension_id, quota_bytes FROM ext_storage_usage() LIMIT 1;
 ROLLBACK;
 
--- More than four billion bytes are counted right.
+-- A size that cannot be true counts for nothing; descriptions count.
 BEGIN;
 UPDATE extension_storage SET value_size = 2147483647;
+SELECT extension_id, value_bytes FROM ext_storage_usage();
+UPDATE extension_storage SET value_size = NULL, description = 'twelve bytes';
 SELECT extension_id, value_bytes FROM ext_storage_usage();
 ROLLBACK;
 

@@ -23,7 +23,7 @@
 
 /* What a purge names: all entries of these. */
 static const StatementParam extension_params[] = {{"extension_id", TEXTOID}};
-static const StatementParam user_params[] = {{"users", INT4ARRAYOID}};
+static const StatementParam user_params[] = {{"users", INT8ARRAYOID}};
 
 enum
 {
@@ -156,8 +156,8 @@ purge_for_caller(FunctionCallInfo fcinfo, Purge *purge,
 static Datum
 user_array(Datum *users, int nusers)
 {
-	return PointerGetDatum(construct_array(users, nusers, INT4OID,
-										   sizeof(int32), true, TYPALIGN_INT));
+	return PointerGetDatum(construct_array(users, nusers, INT8OID,
+										   sizeof(int64), true, TYPALIGN_DOUBLE));
 }
 
 /* Makes an array of texts. */
@@ -197,7 +197,7 @@ ext_storage_purge_user(PG_FUNCTION_ARGS)
 	CheckArguments(fcinfo, purge_user_arguments,
 				   lengthof(purge_user_arguments));
 	RequireArgument(fcinfo, purge_user_arguments, 0);
-	user = PG_GETARG_DATUM(0);
+	user = Int64GetDatum(PG_GETARG_INT32(0));
 	StatementArgsInit(&args);
 	StatementSet(&args, 0, user_array(&user, 1));
 	return purge_for_caller(fcinfo, &purge_users, &args);
@@ -290,6 +290,24 @@ deleted_values(TriggerData *trigdata, const char *column)
 }
 
 /*
+ * Reads the id of a user; false if it is none that user_fk could be, whatever
+ * has become of the column: such a user has no entries.
+ */
+static bool
+user_id(const char *text, Datum *id)
+{
+	char	   *end;
+	int64		value;
+
+	errno = 0;
+	value = strtoi64(text, &end, 10);
+	if (errno != 0 || end == text || *end != '\0')
+		return false;
+	*id = Int64GetDatum(value);
+	return true;
+}
+
+/*
  * ext_storage_users_deleted() returns trigger
  *		Purges what was private to users that are deleted, and clears them from
  *		the audit columns.  Its argument is the name of the id column.
@@ -317,8 +335,10 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 	{
 		users = palloc(list_length(texts) * sizeof(Datum));
 		foreach(cell, texts)
-			users[nusers++] = DirectFunctionCall1(int4in,
-												  CStringGetDatum(lfirst(cell)));
+		{
+			if (user_id(lfirst(cell), &users[nusers]))
+				nusers++;
+		}
 		StatementSet(&args, 0, user_array(users, nusers));
 		run_purge(&connection, &purge_users, &args, true);
 		StatementRunAsOwner(&connection, &clear_users_statement, &args);

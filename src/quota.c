@@ -3,16 +3,20 @@
  * quota.c
  *	  How many bytes an extension may store.
  *
- * The table extension_storage_usage has a row an extension with the bytes that
+ * The table extension_storage_usage has a row per extension with the bytes that
  * it stores.  Two triggers on extension_storage keep it: one adds up what a
  * statement changes, the other writes the sums when the statement is done, and
  * compares them with the quota.  The row of an extension is locked from then
- * until commit, so no two writers can pass the quota together.
+ * until commit, so no two writers can pass the quota together.  What logical
+ * replication applies has no statement, and fires the first trigger alone: its
+ * sums are written when the transaction is about to commit.
  *
  * The triggers are disabled, and cost nothing, until a session that has a
  * quota writes for the first time.  It locks the table against writers, counts
  * what is there, and enables them.  ALTER TABLE ... DISABLE TRIGGER ends the
- * counting; the next write under a quota starts anew.
+ * counting, and so does ENABLE TRIGGER without ALWAYS, after which replication
+ * would not be counted; the next write under a quota starts anew.  As it does
+ * after a crash, which empties the table of the counts, an unlogged one.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,21 +26,26 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
-#include "catalog/pg_collation.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "errors.h"
 #include "funcapi.h"
 #include "quota.h"
+#include "replication/logicalworker.h"
 #include "statement.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/datum.h"
 #include "utils/guc.h"
+#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #define SQL_USAGE "@schema@.extension_storage_usage AS u"
 #define ROWS_TRIGGER "extension_storage_count_rows"
@@ -69,12 +78,31 @@ static const StatementColumn usage_columns[] = {
 	[USAGE_CTID] = {"ctid", TIDOID, NOT_NULL}
 };
 
-/* The bytes of an entry that count. */
+/*
+ * The bytes of an entry that count, as entry_bytes() below: the value's and the
+ * description's.  Of an encrypted value they are those of the plaintext, if
+ * what value_size says can be: if the token is as long as that of so many
+ * bytes.  octet_length() does not fetch what is stored out of line.
+ */
+#define SQL_SIZE "CAST(e.value_size AS pg_catalog.int8)"
+#define SQL_TIMES " OPERATOR(pg_catalog.*) "
+#define SQL_DIVIDED " OPERATOR(pg_catalog./) "
+/* operators written like this have one precedence, the leftmost goes first */
+#define SQL_TOKEN_LENGTH \
+	"((" SQL_SIZE SQL_DIVIDED "16" SQL_PLUS "1" SQL_TIMES "16" SQL_PLUS "59)" \
+	SQL_DIVIDED "3" SQL_TIMES "4)"
 #define SQL_BYTES \
-	"COALESCE(e.value_size, pg_catalog.octet_length(e.value))"
+	"(COALESCE(CASE WHEN e.is_encrypted AND (e.value_size" SQL_GE "0)" \
+	" AND (pg_catalog.octet_length(e.value)" SQL_EQ SQL_TOKEN_LENGTH ")" \
+	" THEN " SQL_SIZE " ELSE pg_catalog.octet_length(e.value) END, 0)" \
+	SQL_PLUS "COALESCE(pg_catalog.octet_length(e.description), 0))"
 
+/* TRUNCATE: with another file, which a rollback would take back. */
 static Statement empty_statement = {
-	.sql = "DELETE FROM " SQL_USAGE
+	.sql = "TRUNCATE @schema@.extension_storage_usage"
+};
+static Statement zero_statement = {
+	.sql = "UPDATE " SQL_USAGE " SET value_bytes = 0"
 };
 static Statement fill_statement = {
 	.sql = "INSERT INTO " SQL_USAGE " (extension_id, value_bytes)"
@@ -130,33 +158,38 @@ static Statement usage_of_all_statement = {
 	STATEMENT_COLUMNS(usage_of_all_columns)
 };
 
-/*
- * Where this transaction last met the row of an extension.  By the index, it
- * would find all the versions that it has made of it: the more it writes, the
- * slower.  A place that is out of date does no harm, the row is just not there.
- */
-typedef struct UsagePlace
+/* Bytes that a statement has changed and not written yet. */
+typedef struct Change
 {
-	Datum		extension_id;
-	ItemPointerData ctid;
-} UsagePlace;
-
-/* In TopTransactionContext. */
-static List *places = NIL;
-
-/* Bytes that a running statement has added to an extension so far. */
-typedef struct PendingUsage
-{
-	Datum		extension_id;
+	struct Usage *usage;
 	int64		bytes;
 	int			nest_level;		/* of the transaction that did it */
-} PendingUsage;
+	struct Change *outer;		/* of the same extension, further out */
+} Change;
+
+/* What this transaction knows of an extension. */
+typedef struct Usage
+{
+	text	   *extension_id;	/* the hash key */
+
+	/*
+	 * Where its row was last met.  By the index, the transaction would find
+	 * all the versions that it has made of it: the more it writes, the
+	 * slower.  A place that is out of date does no harm, the row is just not
+	 * there.
+	 */
+	bool		has_place;
+	ItemPointerData ctid;
+	Change	   *change;			/* the innermost, NULL if all is written */
+} Usage;
 
 /*
- * The sums of the statement that is running, in TopTransactionContext: its row
- * trigger and its statement trigger have nothing else in common.
+ * All of this is in TopTransactionContext: a statement's row trigger and its
+ * statement trigger have nothing else in common.
  */
-static List *pending = NIL;
+static HTAB *usages = NULL;
+static List *changes = NIL;		/* by nest_level */
+static Oid	counting_function = InvalidOid; /* that noted the last change */
 
 /*
  * The setting.  A real number, because an integer one ends at 2 GB; below 2^53
@@ -174,37 +207,88 @@ show_quota(void)
 	return psprintf("%.0f", quota_per_extension);
 }
 
-/* Forgets what belongs to a transaction that ends. */
+static void write_changes(Connection *connection);
+
+/* Writes the sums that no statement's end has written. */
 static void
-end_transaction(XactEvent event pg_attribute_unused(),
-				void *arg pg_attribute_unused())
+write_leftover(void)
 {
-	pending = NIL;
-	places = NIL;
+	LOCAL_FCINFO(fcinfo, 0);
+	FmgrInfo	flinfo = {.fn_oid = counting_function};
+	Connection	connection;
+
+	/* the extension may be gone by now */
+	if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(counting_function)))
+		return;
+	InitFunctionCallInfoData(*fcinfo, &flinfo, 0, InvalidOid, NULL, NULL);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	StatementConnect(&connection, fcinfo, false);
+	write_changes(&connection);
+	SPI_finish();
+	PopActiveSnapshot();
 }
 
-/* Hands the sums of a subtransaction to its parent, or forgets them. */
+/* Writes what is left before a transaction ends, and forgets it afterwards. */
+static void
+end_transaction(XactEvent event, void *arg pg_attribute_unused())
+{
+	if (event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE)
+	{
+		if (changes != NIL)
+			write_leftover();
+		return;
+	}
+	usages = NULL;
+	changes = NIL;
+}
+
+/* Takes the last change off. */
+static Change *
+pop_change(void)
+{
+	Change	   *change = llast(changes);
+
+	changes = list_delete_last(changes);
+	change->usage->change = change->outer;
+	return change;
+}
+
+/* Appends a change of an extension by this level. */
+static void
+push_change(Usage *usage, int64 bytes, int nest_level)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(TopTransactionContext);
+	Change	   *change = palloc(sizeof(Change));
+
+	change->usage = usage;
+	change->bytes = bytes;
+	change->nest_level = nest_level;
+	change->outer = usage->change;
+	usage->change = change;
+	changes = lappend(changes, change);
+	MemoryContextSwitchTo(old_context);
+}
+
+/* Hands the changes of a subtransaction to its parent, or forgets them. */
 static void
 end_subtransaction(SubXactEvent event, SubTransactionId my_id pg_attribute_unused(),
 				   SubTransactionId parent_id pg_attribute_unused(),
 				   void *arg pg_attribute_unused())
 {
 	int			level = GetCurrentTransactionNestLevel();
-	ListCell   *cell;
 
-	if (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB)
-		return;
-	foreach(cell, pending)
-	{
-		PendingUsage *usage = lfirst(cell);
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		while (changes != NIL && ((Change *) llast(changes))->nest_level >= level)
+			pfree(pop_change());
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+		for (int i = list_length(changes) - 1; i >= 0; i--)
+		{
+			Change	   *change = list_nth(changes, i);
 
-		if (usage->nest_level < level)
-			continue;
-		if (event == SUBXACT_EVENT_COMMIT_SUB)
-			usage->nest_level = level - 1;
-		else
-			pending = foreach_delete_current(pending, cell);
-	}
+			if (change->nest_level < level)
+				break;
+			change->nest_level = level - 1;
+		}
 }
 
 /*
@@ -226,14 +310,10 @@ QuotaInit(void)
 	RegisterSubXactCallback(end_subtransaction, NULL);
 }
 
-/*
- * QuotaIsCounting
- *		Are the triggers enabled?
- */
-bool
-QuotaIsCounting(const Connection *connection)
+/* Are both triggers enabled, on whatever server the table's rows are written? */
+static bool
+triggers_enabled(Relation table)
 {
-	Relation	table = table_open(StatementTable(connection), AccessShareLock);
 	TriggerDesc *triggers = table->trigdesc;
 	int			enabled = 0;
 
@@ -246,8 +326,42 @@ QuotaIsCounting(const Connection *connection)
 			 strcmp(trigger->tgname, STATEMENT_TRIGGER) == 0))
 			enabled++;
 	}
-	table_close(table, AccessShareLock);
 	return enabled == 2;
+}
+
+/*
+ * Are the counts there?  An unlogged table has an empty file after a crash, and
+ * so it has before it is filled.
+ */
+static bool
+counts_exist(const Connection *connection)
+{
+	Oid			oid = get_relname_relid("extension_storage_usage",
+										connection->schema);
+	Relation	counts;
+	bool		exist;
+
+	if (!OidIsValid(oid))
+		return false;
+	counts = table_open(oid, AccessShareLock);
+	exist = counts->rd_rel->relkind == RELKIND_RELATION &&
+		RelationGetNumberOfBlocks(counts) > 0;
+	table_close(counts, AccessShareLock);
+	return exist;
+}
+
+/*
+ * QuotaIsCounting
+ *		Are the counts kept?
+ */
+bool
+QuotaIsCounting(const Connection *connection)
+{
+	Relation	table = table_open(StatementTable(connection), AccessShareLock);
+	bool		enabled = triggers_enabled(table);
+
+	table_close(table, AccessShareLock);
+	return enabled && counts_exist(connection);
 }
 
 /* Enables a trigger, on whatever server the table's rows are written. */
@@ -307,6 +421,68 @@ start_counting(Connection *connection)
 	table_close(table, release);
 }
 
+/* The hash key is a pointer to a text: its bytes are what counts. */
+static uint32
+hash_extension(const void *key, Size size pg_attribute_unused())
+{
+	const text *extension_id = *(text *const *) key;
+
+	return DatumGetUInt32(hash_any((const unsigned char *) VARDATA_ANY(extension_id),
+								   VARSIZE_ANY_EXHDR(extension_id)));
+}
+
+/* Compares two extensions by the bytes of their names. */
+static int
+compare_extensions(const text *a, const text *b)
+{
+	int			a_len = VARSIZE_ANY_EXHDR(a);
+	int			b_len = VARSIZE_ANY_EXHDR(b);
+	int			result = memcmp(VARDATA_ANY(a), VARDATA_ANY(b), Min(a_len, b_len));
+
+	return result != 0 ? result : a_len - b_len;
+}
+
+static int
+match_extensions(const void *a, const void *b, Size size pg_attribute_unused())
+{
+	return compare_extensions(*(text *const *) a, *(text *const *) b);
+}
+
+/* Finds what is known of an extension, or starts it. */
+static Usage *
+find_usage(Datum extension_id)
+{
+	text	   *key = DatumGetTextPP(extension_id);
+	Usage	   *usage;
+	bool		found;
+
+	if (usages == NULL)
+	{
+		HASHCTL		control = {
+			.keysize = sizeof(text *),
+			.entrysize = sizeof(Usage),
+			.hash = hash_extension,
+			.match = match_extensions,
+			.hcxt = TopTransactionContext
+		};
+
+		usages = hash_create("extension_storage usage", 16, &control,
+							 HASH_ELEM | HASH_FUNCTION | HASH_COMPARE |
+							 HASH_CONTEXT);
+	}
+	usage = hash_search(usages, &key, HASH_FIND, NULL);
+	if (usage != NULL)
+		return usage;
+
+	/* a copy first: what fails later must leave no key of the caller's */
+	key = memcpy(MemoryContextAlloc(TopTransactionContext, VARSIZE_ANY(key)),
+				 key, VARSIZE_ANY(key));
+	usage = hash_search(usages, &key, HASH_ENTER, &found);
+	usage->has_place = false;
+	usage->change = NULL;
+	return usage;
+}
+
 /*
  * Locks the row of an extension, or adds to it: with the statement for a row
  * whose place is known or, where it is not there, the other one.  Returns the
@@ -314,30 +490,20 @@ start_counting(Connection *connection)
  */
 static int64
 run_usage(Connection *connection, Statement *placed_statement,
-		  Statement *statement, Datum extension_id, int64 bytes)
+		  Statement *statement, Usage *usage, int64 bytes)
 {
-	UsagePlace *place = NULL;
 	StatementArgs args;
 	Datum		row[NUM_USAGE_COLUMNS];
 	bool		nulls[NUM_USAGE_COLUMNS];
 	uint64		nrows = 0;
-	ListCell   *cell;
 
 	StatementArgsInit(&args);
-	StatementSet(&args, USAGE_PARAM_EXTENSION_ID, extension_id);
+	StatementSet(&args, USAGE_PARAM_EXTENSION_ID,
+				 PointerGetDatum(usage->extension_id));
 	StatementSet(&args, USAGE_PARAM_BYTES, Int64GetDatum(bytes));
-	foreach(cell, places)
+	if (usage->has_place)
 	{
-		place = lfirst(cell);
-		if (DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
-												 place->extension_id,
-												 extension_id)))
-			break;
-		place = NULL;
-	}
-	if (place != NULL)
-	{
-		StatementSet(&args, USAGE_PARAM_CTID, PointerGetDatum(&place->ctid));
+		StatementSet(&args, USAGE_PARAM_CTID, PointerGetDatum(&usage->ctid));
 		nrows = StatementRunAsOwner(connection, placed_statement, &args);
 	}
 	if (nrows == 0)
@@ -346,16 +512,8 @@ run_usage(Connection *connection, Statement *placed_statement,
 		return -1;
 
 	StatementRow(statement, 0, row, nulls);
-	if (place == NULL)
-	{
-		MemoryContext old_context = MemoryContextSwitchTo(TopTransactionContext);
-
-		place = palloc(sizeof(UsagePlace));
-		place->extension_id = datumCopy(extension_id, false, -1);
-		places = lappend(places, place);
-		MemoryContextSwitchTo(old_context);
-	}
-	place->ctid = *(ItemPointer) DatumGetPointer(row[USAGE_CTID]);
+	usage->ctid = *(ItemPointer) DatumGetPointer(row[USAGE_CTID]);
+	usage->has_place = true;
 	return DatumGetInt64(row[USAGE_VALUE_BYTES]);
 }
 
@@ -372,6 +530,8 @@ run_usage(Connection *connection, Statement *placed_statement,
 void
 QuotaPrepare(Connection *connection, Datum extension_id)
 {
+	Usage	   *usage;
+
 	connection->quota_prepared = true;
 	if (!QuotaIsCounting(connection))
 	{
@@ -380,74 +540,205 @@ QuotaPrepare(Connection *connection, Datum extension_id)
 		start_counting(connection);
 	}
 	LockRelationOid(StatementTable(connection), RowExclusiveLock);
+	usage = find_usage(extension_id);
 	if (run_usage(connection, &lock_placed_statement, &lock_usage_statement,
-				  extension_id, 0) < 0)
+				  usage, 0) < 0)
 		run_usage(connection, &add_placed_statement, &add_usage_statement,
-				  extension_id, 0);
+				  usage, 0);
 }
 
-/* Adds to the sum of an extension. */
+/* Where a table has the columns that a row's bytes are counted by. */
+typedef enum CountedColumn
+{
+	COUNTED_EXTENSION_ID,
+	COUNTED_VALUE,
+	COUNTED_VALUE_SIZE,
+	COUNTED_DESCRIPTION,
+	COUNTED_IS_ENCRYPTED,
+	NUM_COUNTED_COLUMNS
+} CountedColumn;
+
+static const char *const counted_columns[] = {
+	[COUNTED_EXTENSION_ID] = "extension_id",
+	[COUNTED_VALUE] = "value",
+	[COUNTED_VALUE_SIZE] = "value_size",
+	[COUNTED_DESCRIPTION] = "description",
+	[COUNTED_IS_ENCRYPTED] = "is_encrypted"
+};
+
+StaticAssertDecl(lengthof(counted_columns) == NUM_COUNTED_COLUMNS,
+				 "every counted column has a name");
+
+typedef struct CountedTable
+{
+	Oid			relation;
+	int			attnos[NUM_COUNTED_COLUMNS];
+	bool		wide_size;		/* value_size is a bigint */
+} CountedTable;
+
+/*
+ * Returns the columns of a row trigger's table, after a check that it is the
+ * extension's own and that their types are what is read from its rows.  Kept
+ * for the statement's other rows: it has the table open.
+ */
+static const CountedTable *
+counted_table(FunctionCallInfo fcinfo, Relation relation)
+{
+	CountedTable *counted = fcinfo->flinfo->fn_extra;
+	TupleDesc	tupdesc = RelationGetDescr(relation);
+
+	if (counted != NULL && counted->relation == RelationGetRelid(relation))
+		return counted;
+	StatementCheckTable(relation);
+	counted = MemoryContextAlloc(fcinfo->flinfo->fn_mcxt, sizeof(CountedTable));
+	counted->relation = RelationGetRelid(relation);
+	for (int i = 0; i < NUM_COUNTED_COLUMNS; i++)
+		counted->attnos[i] = SPI_fnumber(tupdesc, counted_columns[i]);
+	counted->wide_size =
+		TupleDescAttr(tupdesc, counted->attnos[COUNTED_VALUE_SIZE] - 1)->atttypid == INT8OID;
+	fcinfo->flinfo->fn_extra = counted;
+	return counted;
+}
+
+/* How long the Fernet token of so many bytes is, as text. */
+static int64
+token_length(int64 bytes)
+{
+	return (57 + 16 * (bytes / 16 + 1) + 2) / 3 * 4;
+}
+
+/* The bytes of a row that count, as SQL_BYTES above. */
+static int64
+entry_bytes(const CountedTable *counted, const Datum *values, const bool *nulls)
+{
+	int64		bytes = 0;
+	int64		size;
+
+	if (!nulls[COUNTED_VALUE])
+		bytes = toast_raw_datum_size(values[COUNTED_VALUE]) - VARHDRSZ;
+	if (!nulls[COUNTED_VALUE_SIZE] && !nulls[COUNTED_IS_ENCRYPTED] &&
+		DatumGetBool(values[COUNTED_IS_ENCRYPTED]))
+	{
+		size = counted->wide_size ? DatumGetInt64(values[COUNTED_VALUE_SIZE]) :
+			DatumGetInt32(values[COUNTED_VALUE_SIZE]);
+		if (size >= 0 && size <= (int64) MaxAllocSize && token_length(size) == bytes)
+			bytes = size;
+	}
+	if (!nulls[COUNTED_DESCRIPTION])
+		bytes += toast_raw_datum_size(values[COUNTED_DESCRIPTION]) - VARHDRSZ;
+	return bytes;
+}
+
+/* Notes the bytes of a row, with their sign. */
 static void
-add_pending(Datum extension_id, int64 bytes)
+count_row(const CountedTable *counted, HeapTuple tuple, TupleDesc tupdesc,
+		  int sign)
 {
 	int			level = GetCurrentTransactionNestLevel();
-	MemoryContext old_context;
-	PendingUsage *usage;
-	ListCell   *cell;
+	Datum		values[NUM_COUNTED_COLUMNS];
+	bool		nulls[NUM_COUNTED_COLUMNS];
+	Usage	   *usage;
+	int64		bytes;
 
-	foreach(cell, pending)
-	{
-		usage = lfirst(cell);
-		if (usage->nest_level == level &&
-			datumIsEqual(usage->extension_id, extension_id, false, -1))
-		{
-			usage->bytes += bytes;
-			return;
-		}
-	}
-	old_context = MemoryContextSwitchTo(TopTransactionContext);
-	usage = palloc(sizeof(PendingUsage));
-	usage->extension_id = datumCopy(extension_id, false, -1);
-	usage->bytes = bytes;
-	usage->nest_level = level;
-	pending = lappend(pending, usage);
-	MemoryContextSwitchTo(old_context);
+	for (int i = 0; i < NUM_COUNTED_COLUMNS; i++)
+		values[i] = heap_getattr(tuple, counted->attnos[i], tupdesc, &nulls[i]);
+	if (nulls[COUNTED_EXTENSION_ID])
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("column \"%s\" is null",
+						counted_columns[COUNTED_EXTENSION_ID]),
+				 errhint("The columns of the extension's tables must be as it made them.")));
+	bytes = sign * entry_bytes(counted, values, nulls);
+	usage = find_usage(values[COUNTED_EXTENSION_ID]);
+	if (usage->change != NULL && usage->change->nest_level == level)
+		usage->change->bytes += bytes;
+	else
+		push_change(usage, bytes, level);
+}
+
+/* Orders changes by extension, outer ones of the same first. */
+static int
+compare_changes(const ListCell *a, const ListCell *b)
+{
+	return compare_extensions(((Change *) lfirst(a))->usage->extension_id,
+							  ((Change *) lfirst(b))->usage->extension_id);
 }
 
 /*
- * Adds the bytes of a row, with their sign.  A row that another program wrote
- * without value_size counts with the bytes that it has on disk.
+ * Writes the changes of this transaction level, and checks the quota.
+ *
+ * Those of an outer level stay: their statement is not done yet, and what is
+ * written here may be rolled back without it.  The rest goes in the order of
+ * the extensions, so that two writers of several do not wait for each other.
+ *
+ * What logical replication applies is never refused: another server has
+ * accepted it, and replication would stop here for good.
  */
 static void
-count_row(HeapTuple tuple, TupleDesc tupdesc, int sign)
+write_changes(Connection *connection)
 {
-	bool		isnull;
-	Datum		extension_id;
-	Datum		size;
-	int64		bytes;
+	int			level = GetCurrentTransactionNestLevel();
+	bool		counting = QuotaIsCounting(connection);
+	bool		limited = quota_per_extension > 0 && !IsLogicalWorker();
+	List	   *written = NIL;
+	ListCell   *cell;
 
-	extension_id = heap_getattr(tuple, SPI_fnumber(tupdesc, "extension_id"),
-								tupdesc, &isnull);
-	size = heap_getattr(tuple, SPI_fnumber(tupdesc, "value_size"), tupdesc,
-						&isnull);
-	if (!isnull)
-		bytes = DatumGetInt32(size);
-	else
-		bytes = toast_raw_datum_size(heap_getattr(tuple,
-												  SPI_fnumber(tupdesc, "value"),
-												  tupdesc, &isnull)) - VARHDRSZ;
-	add_pending(PointerGetDatum(PG_DETOAST_DATUM(extension_id)), sign * bytes);
+	while (changes != NIL && ((Change *) llast(changes))->nest_level >= level)
+		written = lappend(written, pop_change());
+	if (!counting)
+		return;
+	list_sort(written, compare_changes);
+	foreach(cell, written)
+	{
+		Change	   *change = lfirst(cell);
+		int64		total;
+
+		if (change->bytes == 0)
+			continue;
+		total = run_usage(connection, &add_placed_statement,
+						  &add_usage_statement, change->usage, change->bytes);
+		if (limited && change->bytes > 0 && total > (int64) quota_per_extension)
+			ereport(ERROR,
+					(errcode(ERRCODE_ES_QUOTA),
+					 errmsg("quota of extension \"%s\" would be exceeded",
+							text_to_cstring(change->usage->extension_id)),
+					 errdetail("It has " INT64_FORMAT " of " INT64_FORMAT
+							   " bytes in use, and the change needs " INT64_FORMAT
+							   " more.",
+							   total - change->bytes,
+							   (int64) quota_per_extension, change->bytes),
+					 errhint("Delete entries, or raise extension_storage.quota_per_extension.")));
+		pfree(change);
+	}
+	list_free(written);
 }
 
-/* Checks that a trigger function is called as one. */
+/*
+ * Checks that a trigger function is called as a trigger of the extension's own
+ * table, as its script makes it: whoever has the right to may make others.
+ */
 static TriggerData *
-trigger_data(FunctionCallInfo fcinfo)
+trigger_data(FunctionCallInfo fcinfo, bool for_row)
 {
+	TriggerData *trigdata;
+
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function was not called by trigger manager")));
-	return (TriggerData *) fcinfo->context;
+	trigdata = (TriggerData *) fcinfo->context;
+	if (!TRIGGER_FIRED_AFTER(trigdata->tg_event) ||
+		(TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) != 0) != for_row ||
+		RelationGetRelid(trigdata->tg_relation) !=
+		get_relname_relid("extension_storage",
+						  get_func_namespace(fcinfo->flinfo->fn_oid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("trigger \"%s\" of table \"%s\" was not made by extension \"extension_storage\"",
+						trigdata->tg_trigger->tgname,
+						RelationGetRelationName(trigdata->tg_relation)),
+				 errhint("Drop the trigger.")));
+	return trigdata;
 }
 
 /*
@@ -457,16 +748,21 @@ trigger_data(FunctionCallInfo fcinfo)
 Datum
 ext_storage_count_rows(PG_FUNCTION_ARGS)
 {
-	TriggerData *trigdata = trigger_data(fcinfo);
-	TupleDesc	tupdesc = trigdata->tg_relation->rd_att;
+	TriggerData *trigdata = trigger_data(fcinfo, true);
+	TupleDesc	tupdesc = RelationGetDescr(trigdata->tg_relation);
+	const CountedTable *counted;
 
+	if (!triggers_enabled(trigdata->tg_relation))
+		return PointerGetDatum(NULL);
+	counted = counted_table(fcinfo, trigdata->tg_relation);
+	counting_function = fcinfo->flinfo->fn_oid;
 	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		count_row(trigdata->tg_trigtuple, tupdesc, 1);
+		count_row(counted, trigdata->tg_trigtuple, tupdesc, 1);
 	else
 	{
-		count_row(trigdata->tg_trigtuple, tupdesc, -1);
+		count_row(counted, trigdata->tg_trigtuple, tupdesc, -1);
 		if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
-			count_row(trigdata->tg_newtuple, tupdesc, 1);
+			count_row(counted, trigdata->tg_newtuple, tupdesc, 1);
 	}
 	return PointerGetDatum(NULL);
 }
@@ -478,39 +774,19 @@ ext_storage_count_rows(PG_FUNCTION_ARGS)
 Datum
 ext_storage_count_statement(PG_FUNCTION_ARGS)
 {
-	TriggerData *trigdata = trigger_data(fcinfo);
+	TriggerData *trigdata = trigger_data(fcinfo, false);
+	bool		truncated = TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event);
 	Connection	connection;
 	StatementArgs args;
 
+	if (changes == NIL && !truncated)
+		return PointerGetDatum(NULL);
 	StatementConnect(&connection, fcinfo, false);
-	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+	write_changes(&connection);
+	if (truncated && QuotaIsCounting(&connection))
 	{
 		StatementArgsInit(&args);
-		StatementRunAsOwner(&connection, &empty_statement, &args);
-	}
-	while (pending != NIL)
-	{
-		PendingUsage *usage = linitial(pending);
-		int64		total;
-
-		pending = list_delete_first(pending);
-		if (usage->bytes == 0)
-			continue;
-		total = run_usage(&connection, &add_placed_statement,
-						  &add_usage_statement, usage->extension_id,
-						  usage->bytes);
-		if (quota_per_extension > 0 && usage->bytes > 0 &&
-			total > (int64) quota_per_extension)
-			ereport(ERROR,
-					(errcode(ERRCODE_ES_QUOTA),
-					 errmsg("quota of extension \"%s\" would be exceeded",
-							TextDatumGetCString(usage->extension_id)),
-					 errdetail("It has " INT64_FORMAT " of " INT64_FORMAT
-							   " bytes in use, and the change needs " INT64_FORMAT
-							   " more.",
-							   total - usage->bytes, (int64) quota_per_extension,
-							   usage->bytes),
-					 errhint("Delete entries, or raise extension_storage.quota_per_extension.")));
+		StatementRunAsOwner(&connection, &zero_statement, &args);
 	}
 	SPI_finish();
 	return PointerGetDatum(NULL);

@@ -498,7 +498,8 @@ make_entry(FunctionCallInfo fcinfo, Datum *row, bool *nulls)
  *
  * A set that does not mention encryption must not insert a plaintext while
  * another session makes the same entry encrypted.  By the end of the statement
- * the row is in the unique index, where the other one finds it.
+ * the row is in the unique index, where the other one finds it.  What is to be
+ * plain whatever happens needs no lock.
  */
 static LOCKTAG
 lock_new_entry(const StatementArgs *args)
@@ -533,16 +534,30 @@ lock_new_entry(const StatementArgs *args)
 /*
  * Inserts an entry; false if there turns out to be one, whose state is then in
  * state.  The value is plain or sealed, as is_encrypted of args says.
+ *
+ * An update has found no row that is as expected.  Where any row was expected,
+ * there is none.  Otherwise it is looked for first: an insert that finds a row
+ * draws an id all the same, and shows the value to triggers.
  */
 static bool
 insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
 			 Datum *row, bool *nulls)
 {
-	LOCKTAG		tag = lock_new_entry(args);
+	bool		any_row = args->nulls[SET_PARAM_EXPECTED_ENCRYPTED] == 'n' &&
+	args->nulls[SET_PARAM_EXPECTED_VERSION] == 'n';
+	bool		is_plain = any_row &&
+	!DatumGetBool(args->values[SET_PARAM_IS_ENCRYPTED]);
+	LOCKTAG		tag;
 	bool		inserted = false;
 
-	/* an insert that finds a row draws an id all the same: look first */
-	*state = get_state(connection, args);
+	if (!is_plain)
+		tag = lock_new_entry(args);
+	*state = (EntryState)
+	{
+		0
+	};
+	if (!any_row)
+		*state = get_state(connection, args);
 	if (!state->exists)
 	{
 		int			shape = args->shape;
@@ -554,7 +569,8 @@ insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
 		if (!inserted)
 			*state = get_state(connection, args);
 	}
-	LockRelease(&tag, ExclusiveLock, false);
+	if (!is_plain)
+		LockRelease(&tag, ExclusiveLock, false);
 	return inserted;
 }
 

@@ -49,7 +49,7 @@ rows="SELECT count(*), md5(string_agg(e::text || encode(ext_storage_get(extensio
     FROM extension_storage e WHERE user_fk IS NULL"
 usage='SELECT entries, value_bytes, quota_bytes FROM ext_storage_usage()'
 counted='SELECT u::text FROM extension_storage_usage u ORDER BY 1'
-attached="SELECT string_agg(tgrelid::regclass || ' ' || tgname || ' ' || tgenabled, ', ' ORDER BY tgname)
+attached="SELECT string_agg(concat_ws(' ', tgrelid::regclass, tgname, tgenabled), ', ' ORDER BY tgname)
     FROM pg_trigger WHERE tgname LIKE 'extension_storage%'"
 
 (umask 077; echo 'secret of the upgrade' >keys)

@@ -28,8 +28,8 @@ make_debian() {
             # By https, as Debian does not have the key of Ubuntu's archive
             debootstrap --variant=minbase --no-check-gpg noble "$folder" \
                 https://archive.ubuntu.com/ubuntu gutsy
-            echo 'deb http://archive.ubuntu.com/ubuntu noble main universe' \
-                >"$sources"
+            printf 'deb http://archive.ubuntu.com/ubuntu %s main universe\n' \
+                noble noble-updates noble-security >"$sources"
             ;;
         sid)
             debootstrap --variant=minbase sid "$folder"

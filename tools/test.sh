@@ -56,7 +56,7 @@ run_tests() {
         (
             set -e
             "run_$runner" "${names[@]}"
-        ) 2>&1 </dev/null | tee "$log"
+        ) 2>&1 </dev/null 8<&- | tee "$log"
         status=${PIPESTATUS[0]}
         set -e
         counts=$(awk -v status="$status" -f tools/count_results.awk "$log")

@@ -34,6 +34,17 @@ sub answer
 	return $out;
 }
 
+sub run_dump
+{
+	my (@options) = @_;
+	my ($out, $err) = ('', '');
+	local $ENV{PGHOST} = $node->host;
+	local $ENV{PGPORT} = $node->port;
+	my $ok = IPC::Run::run([ 'pg_dump', @options ], '>', \$out, '2>', \$err);
+
+	return ($ok ? 0 : 1, $out, $err);
+}
+
 # -- a trusted install, with its own schema, and something in the table --
 
 answer('source', 'app_owner', 'CREATE SCHEMA ext_storage;
@@ -94,7 +105,8 @@ like($before{$rights}, qr/^table app_owner .*app_reader=r\/app_owner/m,
 like($before{$rights},
 	qr/^ext_storage\.ext_storage_get\(.*app_owner EXECUTE true, app_reader EXECUTE false$/m,
 	'and may execute every function and grant that on');
-unlike($before{$rights}, qr/ - EXECUTE/, 'PUBLIC may not');
+is_deeply([ $before{$rights} =~ /^(.*)\(.* - EXECUTE/mg ], ['ext_storage.ext_storage_take_over'],
+	'PUBLIC may call what checks its caller, and nothing else');
 
 # -- dumps --
 
@@ -112,12 +124,9 @@ for my $role ('postgres', 'app_owner')
 		my $file = "$dump.$target";
 
 		$node->safe_psql('postgres', "CREATE DATABASE $target OWNER app_owner");
-		$node->command_ok(
-			[
-				'pg_dump', '-U', $role, '-F', $format,
-				$format eq 'directory' ? ('-j', '2') : (), '-f', $file, 'source'
-			],
-			"$name: dumps");
+		my ($rc, $out, $err) = run_dump('-U', $role, '-F', $format,
+			$format eq 'directory' ? ('-j', '2') : (), '-f', $file, 'source');
+		is("$rc $err", '0 ', "$name: dumps, without a warning");
 		$node->command_ok(
 			[
 				@{ $restore{$format} },
@@ -139,6 +148,99 @@ for my $role ('postgres', 'app_owner')
 			1, "$name: and the owner writes");
 	}
 }
+
+# -- a change of owner: the new one holds what the old one held --
+
+$node->safe_psql('postgres', 'CREATE ROLE new_owner LOGIN; CREATE ROLE stranger LOGIN; CREATE ROLE superset LOGIN');
+my $writes = q{SELECT (ext_storage.ext_storage_set('acme.app', 'by new', 'x')).version};
+
+# What the owner of a table may ask for, and others not.
+sub take_over
+{
+	my ($database, $role) = @_;
+	my ($rc, $out, $err) = $node->psql($database,
+		'SELECT ext_storage.ext_storage_take_over()', extra_params => [ '-U', $role ]);
+
+	return $err =~ s/\n.*//sr;
+}
+
+my %change = (
+	reassign => 'REASSIGN OWNED BY app_owner TO new_owner',
+	alter => q{ALTER DATABASE owner_alter OWNER TO new_owner; ALTER SCHEMA ext_storage OWNER TO new_owner;
+		ALTER TABLE ext_storage.extension_storage OWNER TO new_owner});
+for my $way (sort keys %change)
+{
+	my $database = "owner_$way";
+
+	$node->safe_psql('postgres', "CREATE DATABASE $database OWNER app_owner");
+	answer($database, 'app_owner', q{CREATE SCHEMA ext_storage;
+		CREATE EXTENSION extension_storage SCHEMA ext_storage CASCADE;
+		SELECT ext_storage.ext_storage_grant('superset', 'write');
+		GRANT EXECUTE ON FUNCTION ext_storage.fernet_generate_key TO superset WITH GRANT OPTION});
+	answer($database, 'superset', q{SELECT ext_storage.ext_storage_set('acme.app', 'k', 'x')});
+	$node->safe_psql($database, $change{$way});
+
+	my ($rc, $out, $err) = $node->psql($database, $writes, extra_params => [ '-U', 'new_owner' ]);
+	like($err, qr/permission denied for function/, "$way: functions stay with the old owner at first");
+	$node->safe_psql($database, 'GRANT USAGE ON SCHEMA ext_storage TO stranger');
+	like(take_over($database, 'stranger'), qr/ERROR:  must be owner of table ext_storage\.extension_storage$/,
+		"$way: a stranger is refused");
+	like(take_over($database, 'new_owner'), $way eq 'alter'
+		? qr/^\S* ?WARNING:  extension "extension_storage" still belongs to role app_owner$/
+		: qr/^$/, "$way: the new owner takes over");
+	is(answer($database, 'new_owner', $writes), 1, "$way: and writes");
+	is(answer($database, 'superset', $writes), 2, "$way: Superset still does");
+	is(answer($database, 'new_owner', q{
+			SELECT ext_storage.ext_storage_grant('stranger', 'admin');
+			SELECT bool_and(has_function_privilege('stranger', function, 'EXECUTE'))
+			FROM ext_storage.ext_storage_functions() WHERE level IN ('read', 'write', 'admin')}) =~ s/\s//r,
+		't', "$way: and grants every level");
+	# the old one goes, with all that it has granted
+	$node->safe_psql($database, 'REASSIGN OWNED BY app_owner TO new_owner; DROP OWNED BY app_owner');
+	is(answer($database, 'superset', $writes), 3, "$way: Superset still writes when the old owner is gone");
+	is(answer($database, 'superset', q{SELECT has_function_privilege('superset',
+			'ext_storage.fernet_generate_key()', 'EXECUTE WITH GRANT OPTION')}),
+		't', "$way: with what else it was granted");
+	is(answer($database, 'new_owner', q{SELECT string_agg(DISTINCT relowner::regrole::text, ',')
+			FROM pg_class WHERE relname ~ '^extension_storage(_usage)?$'}),
+		'new_owner', "$way: both tables are the new owner's");
+	is(take_over($database, 'postgres'), '', "$way: a superuser can call it too, and twice");
+
+	my $dump_file = "$dump.$way.sql";
+	($rc, $out, $err) = run_dump('-f', $dump_file, $database);
+	is("$rc $err", '0 ', "$way: a dump has no warning");
+	$node->safe_psql('postgres', "CREATE DATABASE ${database}_restored OWNER new_owner");
+	$node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump_file,
+			'-d', "${database}_restored" ], "$way: and restores");
+	is(answer("${database}_restored", $_, $writes =~ s/by new/$_/r), 1, "$way: $_ writes there")
+	  for 'new_owner', 'superset';
+}
+
+# The old role itself goes: PostgreSQL before 17 leaves its number behind, and a
+# dump would name it.
+$node->safe_psql('postgres', "DROP DATABASE $_")
+  for 'source', map { ("plain_$_", "custom_$_", "directory_$_") } 'postgres', 'app_owner';
+$node->safe_psql($_, 'REASSIGN OWNED BY app_owner TO new_owner; DROP OWNED BY app_owner')
+  for 'owner_reassign', 'owner_alter', 'owner_reassign_restored', 'owner_alter_restored', 'postgres';
+$node->safe_psql('postgres', 'DROP ROLE app_owner');
+for my $database ('owner_reassign', 'owner_alter')
+{
+	is(take_over($database, 'new_owner'), '', "$database: taken over once more when the role is gone");
+	my ($rc, $out, $err) = run_dump($database);
+	is("$rc $err", '0 ', "$database: dumped without the role");
+	unlike($out, qr/(FROM|TO) "?\d/, "$database: and no number stands for it");
+	$node->safe_psql('postgres', "CREATE DATABASE again_$database OWNER new_owner");
+	my $file = "$dump.again.$database";
+	append_to_file($file, $out);
+	$node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $file,
+			'-d', "again_$database" ], "$database: and restored");
+	is(answer("again_$database", 'superset', $writes), 4, "$database: with Superset's rights");
+}
+
+# The schema stays the one that it is.
+my ($rc, $out, $err) = $node->psql('owner_alter', 'ALTER EXTENSION extension_storage SET SCHEMA public');
+like($err, qr/ERROR:  extension "extension_storage" does not support SET SCHEMA/,
+	'ALTER EXTENSION SET SCHEMA is refused');
 
 $node->stop;
 done_testing();

@@ -119,6 +119,115 @@ $primary->wait_for_catchup('storage');
 is($subscriber->safe_psql('postgres', $read{$_}), $primary->safe_psql('postgres', $read{$_}),
 	"$_ after writes and a rotation") for sort keys %read;
 
+# -- a subscriber with a quota, of a publication of all tables --
+
+my $limited = PostgreSQL::Test::Cluster->new('limited');
+$limited->init(allows_streaming => 'logical');
+$limited->append_conf('postgresql.conf', "$setting\nextension_storage.quota_per_extension = 500");
+$limited->start;
+# the first write starts the counting; ids of its own
+$limited->safe_psql('postgres', q{
+	CREATE EXTENSION extension_storage CASCADE;
+	SELECT setval('extension_storage_id_seq', 1000000);
+	SELECT ext_storage_set('local.app', 'k', 'x')});
+$primary->safe_psql('postgres', q{
+	SET extension_storage.quota_per_extension = '1MB';
+	SELECT ext_storage_set('acme.app', 'k2', 'counted here too', description => 'words')});
+$primary->safe_psql('postgres', 'CREATE PUBLICATION everything FOR ALL TABLES');
+is($primary->safe_psql('postgres',
+		q{SELECT string_agg(tablename, ',') FROM pg_publication_tables WHERE pubname = 'everything'}),
+	'extension_storage', 'the counts are in no publication');
+$limited->safe_psql('postgres', sprintf
+	q{CREATE SUBSCRIPTION everything CONNECTION '%s dbname=postgres' PUBLICATION everything},
+	$primary->connstr);
+$limited->wait_for_subscription_sync($primary, 'everything');
+
+# What is counted and stored, of each extension, and whether that is the same.
+my $counted = q{SELECT string_agg(concat_ws(' ', extension_id, u.value_bytes,
+		u.value_bytes IS NOT DISTINCT FROM c.value_bytes), ', ' ORDER BY extension_id)
+	FROM ext_storage_usage() u FULL JOIN extension_storage_usage c USING (extension_id)
+	WHERE u.value_bytes IS NOT NULL OR c.value_bytes <> 0};
+my $bytes = $primary->safe_psql('postgres',
+	q{SELECT value_bytes FROM ext_storage_usage() WHERE extension_id = 'acme.app'});
+cmp_ok($bytes, '>', 300, 'there is something to count');
+is($limited->safe_psql('postgres', $counted), "acme.app $bytes t, local.app 1 t",
+	'the initial copy is counted');
+
+$primary->safe_psql('postgres', q{
+	BEGIN;
+	SELECT ext_storage_set('acme.app', 'k2', 'longer than it was before', is_encrypted => true);
+	SELECT ext_storage_delete('acme.app', 'k6');
+	SAVEPOINT s;
+	SELECT ext_storage_set('acme.app', 'k7', 'rolled back, and long');
+	ROLLBACK TO s;
+	INSERT INTO extension_storage (extension_id, key, value)
+	SELECT 'app.' || i % 3, 'k' || i, repeat('x', i)::bytea FROM generate_series(1, 100) i;
+	COMMIT});
+$primary->safe_psql('postgres', 'CALL ext_storage_rotate_keys()');
+$primary->safe_psql('postgres', q{UPDATE extension_storage SET extension_id = 'app.3', description = 'moved'
+	WHERE extension_id = 'app.1' AND key < 'k5'});
+$primary->wait_for_catchup('everything');
+my $published = $primary->safe_psql('postgres', $counted);
+like($published, qr/^acme\.app \d+ t, app\.0 1683 t, app\.1 \d+ t, app\.2 1650 t, app\.3 \d+ t$/,
+	'the publisher counts');
+is($limited->safe_psql('postgres', $counted), "$published, local.app 1 t",
+	'and so does the subscriber, past its own quota');
+($rc, $out, $err) = $limited->psql('postgres', q{SELECT ext_storage_set('app.0', 'more', 'x')});
+like($err, qr/ERROR:  quota of extension "app\.0" would be exceeded/, 'which holds for its own writes');
+
+# A crash empties the counts; the next write makes them anew, and what is
+# applied before that is in them.
+$limited->stop('immediate');
+$limited->start;
+$primary->safe_psql('postgres', q{INSERT INTO extension_storage (extension_id, key, value)
+	VALUES ('app.4', 'k', repeat('x', 77)::bytea)});
+$primary->wait_for_catchup('everything');
+$limited->safe_psql('postgres', q{INSERT INTO extension_storage (extension_id, key, value)
+	VALUES ('local.raw', 'k', 'xyz')});
+is($limited->safe_psql('postgres', 'SELECT count(*) FROM extension_storage_usage'),
+	0, 'after a crash, nothing is counted');
+# ... not in a transaction that is rolled back
+$limited->safe_psql('postgres', q{BEGIN; SELECT ext_storage_set('local.app', 'k', 'xx'); ROLLBACK});
+$limited->safe_psql('postgres', q{INSERT INTO extension_storage (extension_id, key, value)
+	VALUES ('local.raw', 'k2', 'xyz')});
+is($limited->safe_psql('postgres', 'SELECT count(*) FROM extension_storage_usage'),
+	0, 'nor after a first write that is rolled back');
+($rc, $out, $err) = $limited->psql('postgres', q{SELECT ext_storage_set('app.4', 'k', repeat('x', 501)::bytea)});
+like($err, qr/ERROR:  quota of extension "app\.4" would be exceeded\nDETAIL:  It has 77 of 500 bytes in use/,
+	'the quota holds at once');
+$limited->safe_psql('postgres', q{SELECT ext_storage_set('local.app', 'k', 'xx')});
+is($limited->safe_psql('postgres', $counted), "$published, app.4 77 t, local.app 2 t, local.raw 6 t",
+	'and all is counted again');
+
+# A server that is promoted has no counts either.
+$limited->safe_psql('postgres', 'ALTER SUBSCRIPTION everything DISABLE');
+$limited->backup('base');
+my $promoted = PostgreSQL::Test::Cluster->new('promoted');
+$promoted->init_from_backup($limited, 'base', has_streaming => 1);
+$promoted->start;
+$limited->wait_for_catchup($promoted);
+is($promoted->safe_psql('postgres', q{SELECT sum(value_bytes) FROM ext_storage_usage()}),
+	$limited->safe_psql('postgres', q{SELECT sum(value_bytes) FROM ext_storage_usage()}),
+	'usage on a standby');
+$promoted->promote;
+($rc, $out, $err) = $promoted->psql('postgres', q{SELECT ext_storage_set('app.4', 'k2', repeat('x', 424)::bytea)});
+like($err, qr/quota of extension "app\.4" would be exceeded\nDETAIL:  It has 77 of 500/,
+	'the quota holds on a promoted standby');
+$promoted->safe_psql('postgres', q{SELECT ext_storage_set('app.4', 'k2', repeat('x', 423)::bytea)});
+is($promoted->safe_psql('postgres', q{SELECT bool_and(u.value_bytes = c.value_bytes)
+		FROM ext_storage_usage() u LEFT JOIN extension_storage_usage c USING (extension_id)}),
+	't', 'and counts');
+$promoted->stop;
+
+$limited->safe_psql('postgres', 'ALTER SUBSCRIPTION everything ENABLE');
+$primary->safe_psql('postgres', 'TRUNCATE extension_storage');
+$primary->wait_for_catchup('everything');
+is($limited->safe_psql('postgres', $counted), '', 'a TRUNCATE is counted');
+$primary->safe_psql('postgres', q{SELECT ext_storage_set('acme.app', 'k', 'xyz')});
+$primary->wait_for_catchup('everything');
+is($limited->safe_psql('postgres', $counted), 'acme.app 3 t', 'and what comes after it');
+$limited->stop;
+
 $subscriber->stop;
 $primary->stop;
 done_testing();

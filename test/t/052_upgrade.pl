@@ -190,6 +190,92 @@ for my $role (qw(postgres app_owner))
 		"1|encrypts|f\n|unknown|", "$role: and the views of it");
 }
 
+# From 1.1, with counting switched on, rights by level, attached tables, and
+# rows that 1.2 would not take.
+{
+	my ($old, $new, $restored) = ('old_1', 'new_1', 'restored_1');
+
+	$node->safe_psql('postgres', 'CREATE ROLE app_writer LOGIN; CREATE ROLE app_admin LOGIN');
+	install($old, 'app_owner', '1.1');
+	install($new, 'app_owner', '1.2');
+	fill($_) for $old, $new;
+	my $setup = q{SET ROLE app_owner;
+		SELECT ext_storage.ext_storage_grant('app_writer', 'write');
+		SELECT ext_storage.ext_storage_grant('app_admin', 'admin');
+		CREATE SCHEMA app; CREATE TABLE app.ab_user (id integer PRIMARY KEY);
+		CREATE TABLE app.slices (uuid text);
+		INSERT INTO app.ab_user VALUES (1), (2); INSERT INTO app.slices VALUES ('c1');
+		SELECT ext_storage.ext_storage_attach_users('app.ab_user');
+		SELECT ext_storage.ext_storage_attach_resource('chart', 'app.slices', 'uuid')};
+	$node->safe_psql($old, $setup);
+	$node->safe_psql($old, q{
+		SET extension_storage.quota_per_extension = '1MB';
+		SELECT ext_storage.ext_storage_set('acme.app', 'counted', '12345');
+		INSERT INTO ext_storage.extension_storage (extension_id, key, value, value_size, description)
+		VALUES ('bad.app', 'size', 'xyz', -5, NULL), ('bad.app', 'words', 'xyz', 3, repeat('x', 65536))});
+	is($node->safe_psql($old, q{SELECT string_agg(tgenabled::text, '') FROM pg_trigger
+			WHERE tgrelid = 'ext_storage.extension_storage'::regclass}), 'AA', '1.1 counts');
+	my $sizes = q{UPDATE ext_storage.extension_storage SET value_size = NULL WHERE value_size < 0; };
+	my $before = $node->safe_psql($old, "BEGIN; $sizes $rows; ROLLBACK");
+	my ($rc, $out, $err) = $node->psql($old,
+		"SET ROLE app_owner; ALTER EXTENSION extension_storage UPDATE TO '1.2'");
+	is($rc, 0, '1.1 is updated, whatever is in the table');
+	like($err, qr/WARNING:  1 entries have a description of more than 65535 characters\n.*\n.*HINT:  .*SELECT id/s,
+		'and says what is not as it should be');
+	is($node->safe_psql($old, $rows), $before, 'every row is as it was, but for a size that was none');
+	($rc, $out, $err) = $node->psql($old,
+		q{UPDATE ext_storage.extension_storage SET version = 2 WHERE key = 'words'});
+	like($err, qr/violates check constraint "ck_extension_storage_description"/,
+		'a row that breaks a constraint can be read, not changed');
+	# what the README tells to do about it
+	is($node->safe_psql($old, q{UPDATE ext_storage.extension_storage SET description = left(description, 65535)
+			WHERE char_length(description) > 65535 RETURNING key}), 'words', 'the query finds it');
+
+	is( $node->safe_psql($old, q{SET extension_storage.quota_per_extension = '1MB';
+			SELECT count(*) FROM ext_storage.extension_storage_usage;
+			SELECT version FROM ext_storage.ext_storage_set('acme.app', 'counted', '123');
+			SELECT count(*), bool_and(u.value_bytes = c.value_bytes) FROM ext_storage.ext_storage_usage() u
+			FULL JOIN ext_storage.extension_storage_usage c USING (extension_id)}),
+		"0\n2\n3|t", 'the next write counts anew');
+	$node->safe_psql($old, q{DELETE FROM ext_storage.extension_storage
+			WHERE extension_id = 'bad.app' OR key = 'counted';
+		ALTER TABLE ext_storage.extension_storage DISABLE TRIGGER extension_storage_count_rows,
+			DISABLE TRIGGER extension_storage_count});
+	$node->safe_psql($new, $setup);
+
+	# the attached tables work on, and again attached have what is new
+	is($node->safe_psql($old, q{BEGIN; DELETE FROM app.ab_user WHERE id = 1; DELETE FROM app.slices;
+			SELECT count(*) FROM ext_storage.extension_storage WHERE user_fk = 1 OR resource_type = 'chart';
+			ROLLBACK}), 0, 'attached tables work on');
+	$node->safe_psql($old, q{SET ROLE app_owner;
+		SELECT ext_storage.ext_storage_attach_resource('chart', 'app.slices', 'uuid')});
+	# so do the levels, and given again they have what is new
+	my $new_functions = q{SELECT string_agg(concat_ws(' ', role, has_function_privilege(role, function, 'EXECUTE')), ', ' ORDER BY role)
+		FROM unnest(ARRAY['app_writer', 'app_admin']) role, ext_storage.ext_storage_functions()
+		WHERE function::text LIKE '%ext_storage_rename(%'};
+	is($node->safe_psql($old, $new_functions), 'app_admin f, app_writer f', 'what is new is granted to nobody');
+	$node->safe_psql($old, q{SET ROLE app_owner; SELECT ext_storage.ext_storage_grant('app_writer', 'write');
+		SELECT ext_storage.ext_storage_grant('app_admin', 'admin')});
+	is($node->safe_psql($old, $new_functions), 'app_admin t, app_writer t', 'until the level is granted again');
+	is($node->safe_psql($old, $describe), $node->safe_psql($new, $describe),
+		'then the updated 1.1 is what a new 1.2 is');
+
+	$before = $node->safe_psql($old, $rows);
+	my $dump = $node->basedir . '/1.1.dump';
+	my $warnings = '';
+	ok(IPC::Run::run([ 'pg_dump', '-Fc', '-f', $dump, '-d', $node->connstr($old) ], '2>', \$warnings)
+		&& $warnings eq '', 'it is dumped without a warning') or diag($warnings);
+	$node->safe_psql('postgres', "CREATE DATABASE $restored OWNER app_owner");
+	$node->command_ok([ 'pg_restore', '--exit-on-error', '-d', $node->connstr($restored), $dump ],
+		'and restored');
+	is($node->safe_psql($restored, $rows), $before, 'with every row');
+	is(without_counting($node->safe_psql($restored, $describe)),
+		without_counting($node->safe_psql($old, $describe)), 'and everything else');
+	is($node->safe_psql($restored, q{SET ROLE app_owner; DELETE FROM app.slices;
+			SELECT count(*) FROM ext_storage.extension_storage WHERE resource_type = 'chart'}),
+		0, 'attached tables too');
+}
+
 # The description without what a restore does not bring back: the counting of
 # bytes, and who was superuser enough to own the functions.
 sub without_counting

@@ -27,7 +27,7 @@ $node->append_conf('postgresql.conf',
 	  . "extension_storage.encryption_keys_file = '$file'");
 $node->start;
 $node->safe_psql('postgres', q{
-	CREATE ROLE superset;
+	CREATE ROLE superset; CREATE ROLE old_owner; CREATE ROLE new_owner;
 	CREATE TABLE ab_user (id integer PRIMARY KEY);
 	CREATE TABLE dashboards (id integer PRIMARY KEY, uuid uuid);
 	CREATE TABLE slices (id integer PRIMARY KEY, uuid uuid);
