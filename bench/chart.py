@@ -145,7 +145,10 @@ OVERVIEW = [
     (
         "Get an encrypted value of 256 bytes, prepared, by pgbench",
         "calls per second",
-        [("3", "get, encrypted, 1 client", RAW), ("5b", "get, encrypted, 1 client", PGP)],
+        [
+            ("3", "get, encrypted, 1 client", RAW),
+            ("5b", "get, encrypted, 1 client", PGP),
+        ],
     ),
     (
         "Set an encrypted value of 256 bytes, prepared, by pgbench",
@@ -214,7 +217,9 @@ def draw_overview(result):
             ]
             y += step
         y += 34
-    made = f"Medians, {result['machine']['processor']}, {result['machine']['cores']} cores"
+    made = (
+        f"Medians, {result['machine']['processor']}, {result['machine']['cores']} cores"
+    )
     made += f", PostgreSQL {result['machine']['settings']['server_version'].split()[0]}"
     made += f", {result['made']}"
     return (
