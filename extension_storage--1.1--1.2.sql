@@ -79,9 +79,8 @@ BEGIN
 END
 $holder$;
 
--- The column source comes last.  The function stays the one that it is, with
--- the rights to it and the views that use it, where DROP FUNCTION would lose
--- the former and stop at the latter.
+-- The column source comes last.  The function is changed in place: DROP
+-- FUNCTION would lose the rights to it, and fail where a view uses it.
 UPDATE pg_catalog.pg_proc SET
     proallargtypes = proallargtypes
         OPERATOR(pg_catalog.||) 'pg_catalog.text'::pg_catalog.regtype::pg_catalog.oid,

@@ -1243,8 +1243,12 @@ def main():
             "growth": bench.growth,
         }
         text = json.dumps(result, indent=1, ensure_ascii=False)
+        result = json.loads(text)
         (options.output / "results.json").write_text(text + "\n")
-        (options.output / "results.svg").write_text(chart.draw(json.loads(text)))
+        (options.output / "results.svg").write_text(chart.draw(result))
+        if not options.names:
+            overview = chart.draw_overview(result)
+            (options.output / "overview.svg").write_text(overview)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws the result of the benchmark as SVG."""
+"""Draws the result of the benchmark as SVG: against goals, and an overview."""
 
 import math
 import statistics
@@ -127,5 +127,105 @@ def draw(result):
         f' viewBox="0 0 {WIDTH} {height}">\n<style>{STYLE}</style>\n'
         f'<rect class="bg" width="{WIDTH}" height="{height}"/>\n'
         + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+OVERVIEW_STYLE = (
+    "text{font:12px sans-serif;fill:#222}.s{fill:#666}.h{font-weight:bold}"
+    ".bg{fill:#fff}.ours{fill:#0b6e99}.peer{fill:#b8bec4}"
+    "@media (prefers-color-scheme:dark){text{fill:#ddd}.s{fill:#999}"
+    ".bg{fill:#0d1117}.ours{fill:#4fb3e0}.peer{fill:#59626b}}"
+)
+
+# What is compared: a title, the unit, and the peers, each with the number of its
+# row and how the row's name starts.
+RAW, PGP, ORM = "raw SQL, not encrypted", "pgp_sym_… of pgcrypto", "SQLAlchemy ORM"
+OVERVIEW = [
+    (
+        "Get an encrypted value of 256 bytes, prepared, by pgbench",
+        "calls per second",
+        [
+            ("3", "get, encrypted, 1 client", RAW),
+            ("5b", "get, encrypted, 1 client", PGP),
+        ],
+    ),
+    (
+        "Set an encrypted value of 256 bytes, prepared, by pgbench",
+        "calls per second",
+        [
+            ("4", "set, encrypted, existing keys", RAW),
+            ("5b", "set, encrypted, existing keys", PGP),
+        ],
+    ),
+    (
+        "Get an encrypted value, from Python",
+        "calls per second",
+        [("6b", "get, encrypted", ORM)],
+    ),
+    (
+        "Set an encrypted value, from Python",
+        "calls per second",
+        [("6b", "set, encrypted", ORM)],
+    ),
+    ("List 25 of 3,000 entries, from Python", "calls per second", [("7", "list", ORM)]),
+    (
+        "Rotate keys",
+        "rows per second",
+        [("9", "rotation", ORM)],
+    ),
+    (
+        "Encrypt 16 MB",
+        "values per second",
+        [("12", "encrypt", "openssl speed, AES and HMAC")],
+    ),
+]
+
+
+def rate(row, side):
+    """The median of a side, per second."""
+    median = statistics.median(row[side])
+    return 1000 / median if row["unit"] == "ms" else median
+
+
+def draw_overview(result):
+    """Returns the SVG of how many calls or rows per second each way reaches."""
+    left, longest, step = 250, 480, 19
+    parts, y = [], 50
+    for title, unit, peers in OVERVIEW:
+        rows = [
+            next(
+                row
+                for row in result["rows"]
+                if row["number"] == number and row["name"].startswith(start)
+            )
+            for number, start, _ in peers
+        ]
+        bars = [("extension_storage", rate(rows[0], "ours"), "ours")] + [
+            (label, rate(row, "peer"), "peer")
+            for row, (_, _, label) in zip(rows, peers, strict=True)
+        ]
+        highest = max(value for _, value, _ in bars)
+        parts.append(text(20, y, f"{title}, {unit}", "h"))
+        for label, value, css in bars:
+            length = max(longest * value / highest, 1)
+            parts += [
+                text(left - 10, y + step, label, "s" if css == "peer" else "", "end"),
+                f'<rect x="{left}" y="{y + step - 11}" width="{length:.1f}" height="14"'
+                f' class="{css}"/>',
+                text(left + length + 8, y + step, number_text(value)),
+            ]
+            y += step
+        y += 34
+    made = (
+        f"Medians, {result['machine']['processor']}, {result['machine']['cores']} cores"
+    )
+    made += f", PostgreSQL {result['machine']['settings']['server_version'].split()[0]}"
+    made += f", {result['made']}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}"'
+        f' viewBox="0 0 {WIDTH} {y}">\n<style>{OVERVIEW_STYLE}</style>\n'
+        f'<rect class="bg" width="{WIDTH}" height="{y}"/>\n'
+        + "\n".join([text(20, 22, made, "s"), *parts])
         + "\n</svg>\n"
     )

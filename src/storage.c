@@ -535,8 +535,8 @@ lock_new_entry(const StatementArgs *args)
  * Inserts an entry; false if there turns out to be one, whose state is then in
  * state.  The value is plain or sealed, as is_encrypted of args says.
  *
- * An update has found no row that is as expected.  Where any row would have
- * been, there is none.  Else it is looked for first: an insert that finds a row
+ * An update has found no row that is as expected.  Where any row was expected,
+ * there is none.  Otherwise it is looked for first: an insert that finds a row
  * draws an id all the same, and shows the value to triggers.
  */
 static bool

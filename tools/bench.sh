@@ -8,7 +8,7 @@ run_benchmark() {
 }
 
 ## bench [NAME...] compare with what one would use instead; without a name,
-##                 bench/results.json and the chart are made anew
+##                 bench/results.json and the charts are made anew
 cmd_bench() {
     need_bench
     build_library
@@ -16,10 +16,10 @@ cmd_bench() {
     as_user mkdir -p "$made"
     [[ $# -gt 0 ]] || set -- --output "$made"
     run_benchmark "$@"
-    [[ $1 != --output ]] || cp "$made"/results.{json,svg} bench
+    [[ $1 != --output ]] || cp "$made"/{results.json,results.svg,overview.svg} bench
 }
 
-# All measures run to their ends, on a small size, and make JSON and a chart.
+# All measures run to their ends, on a small size, and make JSON and charts.
 run_bench() {
     need_bench
     local made=$build/bench-results

@@ -31,6 +31,11 @@ $node->safe_psql('postgres', q{
 	CREATE TABLE ab_user (id integer PRIMARY KEY);
 	CREATE TABLE dashboards (id integer PRIMARY KEY, uuid uuid);
 	CREATE TABLE slices (id integer PRIMARY KEY, uuid uuid);
+	CREATE TABLE extension_storage (
+		id serial PRIMARY KEY, uuid uuid, extension_id varchar(255), user_fk integer,
+		resource_type varchar(64), resource_uuid varchar(36), key varchar(255), category varchar(64),
+		description text, value bytea, value_type varchar(255), is_encrypted boolean,
+		created_on timestamp, changed_on timestamp, created_by_fk integer, changed_by_fk integer);
 });
 
 # The lines of a text, sorted, each once.
@@ -110,6 +115,23 @@ for my $row (@rows)
 				WHERE proname = '$name'}) =~ s/, (?:scanned|rotated|moved)\b.*//r,
 			$arguments, "arguments of $name");
 	}
+}
+
+# What a level may call is its own row and those before it.
+my %level;
+for (section('Rights') =~ /^\| (`(?:read|write|admin)` \| .*) \|$/mg)
+{
+	my ($level, @names) = /`(\w+)`/g;
+
+	$level{$level} = lines(map { "ext_storage_$_" } @names);
+}
+for my $level (qw(read write admin))
+{
+	is( $level{$level},
+		$node->safe_psql('postgres', qq{
+			SELECT DISTINCT p.proname COLLATE "C" FROM ext_storage.ext_storage_functions() f
+			JOIN pg_proc p ON p.oid = f.function WHERE f.level = '$level' ORDER BY 1}),
+		"functions of level $level");
 }
 
 is( lines(section('Settings') =~ /^\| `(extension_storage\.\w+)` \|/mg),
