@@ -166,6 +166,20 @@ push @raised, map { $state_of_condition{$_} // die "no $_" } $scripts =~ /ERRCOD
 my @listed = map { /\b([0-9A-Z]{5})\b/g } section('Errors') =~ /^\| ([^|]*) \|/mg;
 is(lines(@listed), lines(@raised), 'all SQLSTATEs that are raised, and no other one');
 
+# -- messages by which an operator looks for a way out, except PostgreSQL's own --
+
+my $text = "$sources$scripts" =~ s/\\"/"/gr;
+for my $row (section('At 3 a.m.') =~ /^\| ([^|]*) \|/mg)
+{
+	for my $message (grep { !/^(?:nextval:|integer out of range|permission denied for function|removable$)/ }
+		$row =~ /`([^`]+)`/g)
+	{
+		my $pattern = join '[^\n]{0,60}', map { quotemeta s/^ +| +$//gr } split /…/, $message;
+
+		like($text, qr/$pattern/, "there is a message: $message");
+	}
+}
+
 # -- the folder --
 
 is( lines(section('The source') =~ /^(src\/\w+\.c) /mg),
