@@ -331,11 +331,14 @@ ALTER FUNCTION @extschema@.fernet_generate_key() COST 100;
 
 -- Lists with values, several keys at once, rename, moving in: section "batches".
 
--- For lists with the newest change first.  Without resource_type, like the
--- index by category; an entry without a time comes last.
+-- For lists with the newest change first.  Without resource_type, as the index
+-- by category; an entry without a time comes last.  The condition is true of
+-- every row, and only these lists ask for it: a statement that is planned while
+-- the table is empty would else take this index for a single key.
 CREATE INDEX ix_extension_storage_changed ON @extschema@.extension_storage
     (extension_id, user_fk, resource_uuid,
-     (COALESCE(changed_on, '-infinity'::pg_catalog.timestamp)), key);
+     (COALESCE(changed_on, '-infinity'::pg_catalog.timestamp)), key)
+    WHERE pg_catalog.octet_length(key) OPERATOR(pg_catalog.>=) 0;
 
 CREATE FUNCTION @extschema@.ext_storage_list_newest(extension_id text,
     user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,

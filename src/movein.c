@@ -30,7 +30,6 @@
 #include "statement.h"
 #include "tcop/pquery.h"
 #include "utils/acl.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -172,7 +171,7 @@ typedef struct MoveIn
 	int64		failed;
 	TimestampTz started;
 	MemoryContext row_context;	/* reset after each row */
-	SPIPlanPtr	read_plan;		/* rows by their ids */
+	SPIPlanPtr	read_plan;		/* the rows of a batch */
 } MoveIn;
 
 PG_FUNCTION_INFO_V1(ext_storage_move_in);
@@ -319,11 +318,11 @@ open_ids(MoveIn *move)
 	return portal;
 }
 
-/* Prepares the statement that reads rows by their ids. */
+/* Prepares the statement that reads the rows of a batch. */
 static void
 prepare_read(MoveIn *move)
 {
-	Oid			argtypes[] = {INT8ARRAYOID};
+	Oid			argtypes[] = {INT8OID, INT8OID};
 	StringInfoData sql;
 
 	initStringInfo(&sql);
@@ -334,7 +333,7 @@ prepare_read(MoveIn *move)
 						 format_type_extended(source_columns[i].type, -1,
 											  FORMAT_TYPE_FORCE_QUALIFY));
 	appendStringInfo(&sql, ", CAST(s.id AS pg_catalog.int8) FROM %s AS s"
-					 " WHERE s.id" SQL_EQ "ANY ($1)"
+					 " WHERE s.id" SQL_GE "$1 AND s.id" SQL_LE "$2"
 					 " ORDER BY s.extension_id, s.id", move->source);
 	move->read_plan = prepare(sql.data, lengthof(argtypes), argtypes);
 	if (SPI_keepplan(move->read_plan) != 0)
@@ -490,18 +489,18 @@ compare_ids(const void *a, const void *b)
 	return left < right ? -1 : left > right;
 }
 
-/* Reads the rows of a batch by their ids, which are sorted, and takes each. */
+/*
+ * Reads the rows of a batch, from the first of its ids to the last, and takes
+ * each.  The ids are sorted.
+ */
 static void
 move_batch(MoveIn *move, Datum *ids, const bool *is_newest, int nids)
 {
-	Datum		id_array = PointerGetDatum(construct_array(ids, nids, INT8OID,
-														   sizeof(int64),
-														   FLOAT8PASSBYVAL,
-														   TYPALIGN_DOUBLE));
+	Datum		first_and_last[] = {ids[0], ids[nids - 1]};
 	SPITupleTable *table;
 	uint64		nrows;
 
-	if (SPI_execute_plan(move->read_plan, &id_array, NULL, false, 0) < 0)
+	if (SPI_execute_plan(move->read_plan, first_and_last, NULL, false, 0) < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(SPI_result));
 	table = SPI_tuptable;

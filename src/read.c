@@ -229,6 +229,7 @@ StaticAssertDecl(2 * SHAPE_AFTER <= STATEMENT_MAX_SHAPES,
 	"COALESCE(e.changed_on, '-infinity'::pg_catalog.timestamp)"
 #define LIST_NEWEST \
 	"SELECT @columns@ FROM " SQL_TABLE " WHERE @scope@ AND @after@" \
+	" AND pg_catalog.octet_length(e.key)" SQL_GE "0" \
 	" ORDER BY e.extension_id DESC, e.user_fk DESC, e.resource_uuid DESC, " \
 	CHANGED_ON " DESC, e.key DESC LIMIT $limit OFFSET $offset"
 

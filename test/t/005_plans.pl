@@ -125,8 +125,32 @@ my ($result, $plan, $buffers, $toast_blocks) =
 is($result, 4096, 'a get returns a value');
 cmp_ok($toast_blocks, '>', 0, 'and is seen to read TOAST');
 
-# Whatever is in a batch, each row is found by itself.
+# Statements that were planned while the table was empty find a key by its own
+# index, too, when it is not.
+$node->safe_psql('postgres', 'CREATE DATABASE empty');
+$node->safe_psql('empty', 'CREATE EXTENSION extension_storage CASCADE');
 my $offset = -s $node->logfile;
+$node->safe_psql(
+	'empty', q{
+	SELECT ext_storage_get('acme.app', 'k1'), ext_storage_delete('acme.app', 'k1');
+	SELECT ext_storage_set('acme.app', 'k1', 'x'), ext_storage_rename('acme.app', 'k2', 'k3');
+	SELECT count(*) FROM ext_storage_get_many('acme.app', ARRAY['k1']);
+	INSERT INTO extension_storage (extension_id, key, value)
+	SELECT 'acme.app', 'k' || i, 'x' FROM generate_series(2, 1000) i;
+	LOAD 'auto_explain';
+	SET auto_explain.log_min_duration = 0;
+	SET auto_explain.log_nested_statements = on;
+	SELECT ext_storage_get('acme.app', 'k5');
+	SELECT ext_storage_set('acme.app', 'k5', 'y');
+	SELECT ext_storage_rename('acme.app', 'k6', 'six');
+	SELECT ext_storage_delete('acme.app', 'k7');
+	SELECT count(*) FROM ext_storage_get_many('acme.app', ARRAY['k8', 'k9'])});
+my @by = slurp_file($node->logfile, $offset) =~ /Index Scan(?: Backward)? using (\w+) on extension_storage e/g;
+cmp_ok(scalar(@by), '>=', 5, 'plans of an empty table are seen');
+is(join(' ', grep { $_ ne $by_key } @by), '', 'and all go by the key');
+
+# Whatever is in a batch, each row is found by itself.
+$offset = -s $node->logfile;
 $node->safe_psql(
 	'postgres', q{LOAD 'extension_storage';
 	SET extension_storage.encryption_keys = 'old';
