@@ -1011,10 +1011,11 @@ def test_openapi_document(admin: Client) -> None:
     paths = admin.get("/api/v1/_openapi").json()["paths"]
     root = "/api/v1/extensions/{publisher}/{name}/storage/persistent"
     for scope in ("global", "user", "resources/{resource_type}/{resource_uuid}"):
-        assert set(paths[f"{root}/{scope}/"]) == {"get"}
+        whole = paths[f"{root}/{scope}/"]
+        assert set(whole) == {"get", "post", "delete"}
         operations = paths[f"{root}/{scope}/{{key}}"]
         assert set(operations) == {"get", "put", "delete"}
-        for operation in operations.values():
+        for operation in (*whole.values(), *operations.values()):
             assert operation["tags"] == ["Extension storage"]
             assert operation["summary"] and operation["responses"]["200"]
 

@@ -51,6 +51,10 @@ class VersionMismatch(ExtensionStorageError):
     """The entry has another version than the one that was asked for."""
 
 
+class KeyTaken(ExtensionStorageError):
+    """The key that an entry would get has an entry."""
+
+
 class StorageUnavailable(ExtensionStorageError):
     """The store cannot be used until an operator has done something."""
 
@@ -103,6 +107,7 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "F0": (StorageUnavailable, _KEYS),
     "58P01": (StorageUnavailable, f"A file is missing: {_SERVER_LOG}"),
     "42": (StorageUnavailable, _SET_UP),
+    "42710": (KeyTaken, None),
     "42501": (StorageUnavailable, _RIGHTS),
     "3D": (StorageUnavailable, _SET_UP),
     "3F": (StorageUnavailable, _SET_UP),
