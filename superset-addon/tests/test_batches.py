@@ -103,7 +103,9 @@ def test_values(admin: Client, scope: str) -> None:
         }
         assert admin.put(f"{scope}/{key}", body).ok
     answer = admin.get(f"{scope}/?include=value")
-    assert answer.headers["Cache-Control"] == "no-store" and "ETag" not in answer.headers
+    assert (
+        answer.headers["Cache-Control"] == "no-store" and "ETag" not in answer.headers
+    )
     for entry in answer.json()["result"]:
         got = admin.get(f"{scope}/{entry['key']}")
         assert f'"{entry["version"]}"' == got.headers["Entry-Version"]
@@ -158,7 +160,10 @@ def test_values_are_bounded_by_bytes(admin: Client) -> None:
         ("after=%C3%A9", "after is not the next"),
         ("after=eA==", "after is not the next"),
         *(
-            ("after=" + base64.urlsafe_b64encode(text).decode(), "after is not the next")
+            (
+                "after=" + base64.urlsafe_b64encode(text).decode(),
+                "after is not the next",
+            )
             for text in (b"null", b"[]", b"[1]", b'["a", 1]', b"\xff", b"[" * 9999)
         ),
         *(
@@ -212,7 +217,11 @@ def test_several(admin: Client, scope: str) -> None:
         admin,
         ("set", "a", {"value": "1", "category": "c", "is_encrypted": True}),
         ("get", "none"),
-        ("set", "b", {"value": "/w==", "value_encoding": "base64", "value_type": "a/b"}),
+        (
+            "set",
+            "b",
+            {"value": "/w==", "value_encoding": "base64", "value_type": "a/b"},
+        ),
         ("delete", "gone"),
         scope=scope,
     )
@@ -237,7 +246,9 @@ def test_several(admin: Client, scope: str) -> None:
     assert b == {"status": 200, "key": "b", "message": "Deleted"}
     assert (a["value"], a["value_encoding"], a["problem"]) == ("1", None, None)
     assert keys(admin.get(f"{scope}/")) == "ac"
-    (a,) = do(admin, ("get", "a", {"if_none_match": a["version"]}), scope=scope).json()["result"]
+    (a,) = do(admin, ("get", "a", {"if_none_match": a["version"]}), scope=scope).json()[
+        "result"
+    ]
     assert (a["status"], "value" in a) == (304, False)
 
 
@@ -283,9 +294,7 @@ def test_conditions(admin: Client) -> None:
             "PUT" if kind == "set" else "DELETE",
             f"user/{key}",
             json={"value": "x"},
-            headers={
-                name.replace("_", "-"): text for name, text in condition.items()
-            },
+            headers={name.replace("_", "-"): text for name, text in condition.items()},
         )
         assert single.status_code == 412
         assert single.json()["message"] == answer.json()["message"]
@@ -467,7 +476,10 @@ def test_body_as_it_is_sent(gamma: Client) -> None:
     """A form, chunks, and compression are as for PUT."""
     body = json.dumps({"operations": [GOOD]}).encode()
     for options in (
-        {"data": body, "headers": {"Content-Type": "application/x-www-form-urlencoded"}},
+        {
+            "data": body,
+            "headers": {"Content-Type": "application/x-www-form-urlencoded"},
+        },
         {"data": iter([body[:9], body[9:]])},
     ):
         assert gamma.request("POST", "user/", **options).status_code == 200

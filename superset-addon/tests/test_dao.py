@@ -209,12 +209,18 @@ def test_list_values(dao: Any) -> None:
     def keys(**selection: Any) -> str:
         return "".join(e.key for e in dao.list_values(EXT, **selection))
 
-    assert [e.value for e in dao.list_values(EXT)] == [b"a" * 1000, b"b" * 1000, b"c" * 1000]
+    assert [e.value for e in dao.list_values(EXT)] == [
+        b"a" * 1000,
+        b"b" * 1000,
+        b"c" * 1000,
+    ]
     assert keys(max_bytes=0) == keys(max_bytes=1999) == "a"
     assert keys(max_bytes=2000) == "ab" and keys(max_bytes=1073741824) == "abc"
     assert keys(after_key="a", page_size=1) == "b" and keys(key_prefix="c") == "c"
     assert keys(user_fk=7) == "d" and keys(category="none") == ""
-    sql("UPDATE ext_storage.extension_storage SET value = 'gAAAAAbroken' WHERE key = 'b'")
+    sql(
+        "UPDATE ext_storage.extension_storage SET value = 'gAAAAAbroken' WHERE key = 'b'"
+    )
     for found in (dao.list_values(EXT), dao.get_many(EXT, ["a", "b", "c"])):
         assert [e.value and e.value[:1] for e in found] == [b"a", None, b"c"]
         assert found[1].problem and found[0].problem is found[2].problem is None
@@ -230,7 +236,12 @@ def test_many(dao: Any) -> None:
             [
                 {"key": "b", "value": b"\0\xff", "value_type": "image/png"},
                 {"key": "a", "value": bytearray(b"1"), "is_encrypted": True},
-                {"key": "c", "value": memoryview(b""), "category": "x", "description": "d"},
+                {
+                    "key": "c",
+                    "value": memoryview(b""),
+                    "category": "x",
+                    "description": "d",
+                },
             ],
             actor_fk=3,
             **scope,
@@ -242,7 +253,11 @@ def test_many(dao: Any) -> None:
         ]
         assert (made[2].category, made[2].description) == ("x", "d")
         found = dao.get_many(EXT, ["c", "none", "a", "b"], **scope)
-        assert [(e.key, e.value) for e in found] == [("c", b""), ("a", b"1"), ("b", b"\0\xff")]
+        assert [(e.key, e.value) for e in found] == [
+            ("c", b""),
+            ("a", b"1"),
+            ("b", b"\0\xff"),
+        ]
     assert dao.set_many(EXT, [{"key": "a", "value": b"2"}])[0].is_encrypted is True
     for bad in ({"if_versions": [None, 7]}, {"if_versions": [7, None]}):
         with pytest.raises(VersionMismatch):
@@ -337,7 +352,9 @@ def test_large_values_leave_no_temporary_file(dao: Any) -> None:
     ):
         assert value == bytes(8_000_000)
     assert temporary_files() == before
-    db.session.execute(text("SELECT * FROM ext_storage.ext_storage_get(:e, 'k')"), {"e": EXT})
+    db.session.execute(
+        text("SELECT * FROM ext_storage.ext_storage_get(:e, 'k')"), {"e": EXT}
+    )
     assert temporary_files() > before
 
 

@@ -91,9 +91,7 @@ Scope = dict[str, Any]
 class Refused(Exception):
     """A request that is answered with a status and a message."""
 
-    def __init__(
-        self, status: int, message: str, operation: int | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, operation: int | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
@@ -258,6 +256,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         self, publisher: str, name: str, resource_type: str, resource_uuid: str
     ) -> Response:
         """Read and write several shared entries of a resource, all or none"""
+
         def scope(write: bool) -> Scope:
             return (_editable if write else _readable)(resource_type, resource_uuid)
 
@@ -270,7 +269,9 @@ class ExtensionStorageRestApi(BaseSupersetApi):
     ) -> Response:
         """Delete the shared entries of a resource whose keys start with a prefix"""
         _current_user()
-        return self._delete_prefix(publisher, name, _editable(resource_type, resource_uuid))
+        return self._delete_prefix(
+            publisher, name, _editable(resource_type, resource_uuid)
+        )
 
     @expose(f"{RESOURCE}/<key>", methods=("GET",))
     @keep_policy
