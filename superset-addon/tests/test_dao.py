@@ -34,7 +34,7 @@ def test_readme_examples(dao: Any) -> None:
     """The Python blocks of the README, as written."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     examples = [block for block in blocks if "DAO" in block]
-    assert len(examples) == 2
+    assert len(examples) == 3
     names: dict[str, Any] = {
         "user_id": 1,
         "payload": b"state",
@@ -50,6 +50,9 @@ def test_readme_examples(dao: Any) -> None:
     )
     assert state.value == b"state"
     exec(examples[1], names)
+    assert [entry.key for entry in names["newest"]] == ["snippet:2", "snippet:1"]
+    assert (names["renamed"].key, names["renamed"].version) == ("snippet:3", 2)
+    exec(examples[2], names)
     assert names["entry"].value == b'{"theme":"dark"}'
 
 
@@ -215,7 +218,7 @@ def test_list_values(dao: Any) -> None:
         b"c" * 1000,
     ]
     assert keys(max_bytes=0) == keys(max_bytes=1999) == "a"
-    assert keys(max_bytes=2000) == "ab" and keys(max_bytes=1073741824) == "abc"
+    assert keys(max_bytes=2100) == "ab" and keys(max_bytes=1073741824) == "abc"
     assert keys(after_key="a", page_size=1) == "b" and keys(key_prefix="c") == "c"
     assert keys(user_fk=7) == "d" and keys(category="none") == ""
     sql(
