@@ -1035,6 +1035,11 @@ def test_latin1_database(
     )
     superset = Superset(tmp_path_factory.mktemp("latin1") / "superset", "latin1")
     superset.start()
+
+    def several(op: str, key: str, **fields: str) -> requests.Response:
+        parts = [{"op": op, "key": "good"}, {"op": op, "key": key, **fields}]
+        return admin.request("POST", "user/", json={"operations": parts})
+
     try:
         admin = superset.client("admin")
         assert admin.put("user/caf%C3%A9", {"value": "😀", "category": "é"}).ok
@@ -1048,10 +1053,17 @@ def test_latin1_database(
             (admin.get("user/?category=😀"), "category"),
             (admin.put("user/k", {"category": "😀"}), "category"),
             (admin.put("user/k", {"description": "😀"}), "description"),
+            *(
+                (several(op, key), "key")
+                for op in ("get", "set", "delete")
+                for key in ("😀", "é😀")
+            ),
+            (several("set", "k", category="😀"), "category"),
         ):
             assert answer.status_code == 400
             message = answer.json()["message"]
             assert message.startswith(f"{field} ") and "LATIN1" in message
+            assert answer.json().get("operation") in (None, 1)
     finally:
         superset.stop()
 

@@ -8,7 +8,8 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
@@ -96,10 +97,6 @@ class Refused(Exception):
         self.status = status
         self.message = message
         self.operation = operation  # of several, from 0
-
-    def of(self, one: Operation) -> Refused:
-        """Give the same, of one of several operations."""
-        return Refused(self.status, self.message, one.number)
 
 
 def operation(permission: str) -> Callable[..., Any]:
@@ -963,6 +960,19 @@ def _operation(number: int, part: msgspec.Raw) -> Operation:
     return Operation(number, text["op"], key, {}, conditions)
 
 
+@contextmanager
+def _told_of(one: Operation) -> Iterator[None]:
+    """Refuse what a single call would refuse, and say which operation it was."""
+    try:
+        yield
+    except Refused as refused:
+        raise Refused(refused.status, refused.message, one.number) from None
+    except errors.ExtensionStorageError as error:
+        if status := STATUS.get(type(error)):
+            raise Refused(status, _words(error), one.number) from None
+        raise
+
+
 def _one_by_one(
     together: Callable[[], list[Any]],
     alone: Callable[[Operation], Any],
@@ -977,12 +987,8 @@ def _one_by_one(
             raise
     done = []
     for one in operations:
-        try:
+        with _told_of(one):
             done.append(alone(one))
-        except errors.ExtensionStorageError as error:
-            if status := STATUS.get(type(error)):
-                raise Refused(status, _words(error)).of(one) from None
-            raise
     return done
 
 
@@ -994,12 +1000,16 @@ def _get_all(address: Scope, operations: list[Operation]) -> Answers:
     size = 0
     for first in range(0, len(operations), GET_STEP):
         asked = operations[first : first + GET_STEP]
-        found = {
-            entry.key: entry
-            for entry in ExtensionStorageDAO.get_many(
+        try:
+            entries = ExtensionStorageDAO.get_many(
                 **address, keys=[one.key for one in asked]
             )
-        }
+        except errors.InvalidArgument:
+            for one in asked:
+                with _told_of(one):
+                    ExtensionStorageDAO.get(**address, key=one.key)
+            raise
+        found = {entry.key: entry for entry in entries}
         for one in asked:
             answers[one.key] = _answer_get(one, found.get(one.key))
             size += len((one.key in found and found[one.key].value) or b"")
@@ -1025,11 +1035,10 @@ def _answer_get(one: Operation, entry: EntryWithValue | None) -> dict[str, Any]:
 def _delete_all(address: Scope, operations: list[Operation]) -> Answers:
     versions: list[int | None] = []
     for one in operations:
-        try:
-            version = _version_to_delete({**address, "key": one.key}, one.conditions)
-        except Refused as refused:
-            raise refused.of(one) from None
-        versions.append(version)
+        with _told_of(one):
+            versions.append(
+                _version_to_delete({**address, "key": one.key}, one.conditions)
+            )
 
     def together() -> list[bool]:
         deleted = ExtensionStorageDAO.delete_many(
@@ -1069,9 +1078,7 @@ def _set_all(address: Scope, operations: list[Operation]) -> Answers:
     entries = _one_by_one(together, alone, operations)
     answers: Answers = {}
     for one, entry in zip(operations, entries, strict=True):
-        try:
+        with _told_of(one):
             one.conditions.check(_replaced(entry))
-        except Refused as refused:
-            raise refused.of(one) from None
         answers[one.key] = {"status": 200, **_public(entry), "version": _etag(entry)}
     return answers
