@@ -18,7 +18,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from superset.extensions import db
 from superset.utils.core import get_user_id
 
-from .errors import InvalidArgument, StorageUnavailable, ValueTooLarge, from_database
+from .errors import (
+    InvalidArgument,
+    KeyTaken,
+    StorageUnavailable,
+    ValueTooLarge,
+    from_database,
+)
 from .keys import hand_over
 
 MAX_VALUE_SIZE = 16777215  # the maximum of extension_storage.max_value_size
@@ -468,18 +474,23 @@ class ExtensionStorageDAO:
 
         It keeps its uuid and value. A new key that has an entry is an error, KeyTaken.
         """
-        (row,) = call(
-            "ext_storage_rename",
-            _ENTRY,
-            extension_id=extension_id,
-            key=key,
-            new_key=new_key,
-            user_fk=user_fk,
-            resource_type=resource_type,
-            resource_uuid=resource_uuid,
-            if_version=if_version,
-            actor_fk=get_user_id() if actor_fk is None else actor_fk,
-        )
+        try:
+            (row,) = call(
+                "ext_storage_rename",
+                _ENTRY,
+                extension_id=extension_id,
+                key=key,
+                new_key=new_key,
+                user_fk=user_fk,
+                resource_type=resource_type,
+                resource_uuid=resource_uuid,
+                if_version=if_version,
+                actor_fk=get_user_id() if actor_fk is None else actor_fk,
+            )
+        except StorageUnavailable as error:
+            if error.sqlstate != "42710":  # what else has it, is a fault of the set-up
+                raise
+            raise KeyTaken(error.message, error.sqlstate) from None
         return None if row[0] is None else Entry(*row)
 
     @classmethod

@@ -107,7 +107,6 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "F0": (StorageUnavailable, _KEYS),
     "58P01": (StorageUnavailable, f"A file is missing: {_SERVER_LOG}"),
     "42": (StorageUnavailable, _SET_UP),
-    "42710": (KeyTaken, None),
     "42501": (StorageUnavailable, _RIGHTS),
     "3D": (StorageUnavailable, _SET_UP),
     "3F": (StorageUnavailable, _SET_UP),
