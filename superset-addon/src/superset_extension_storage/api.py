@@ -120,7 +120,7 @@ def several(permission: str) -> Callable[..., Any]:
 
         @wraps(reading)
         def checked(self: Any, *args: Any, **kwargs: Any) -> Response:
-            # one that is not read yet is of nobody who may write
+            # who has not signed in has no body read yet, and may not write
             asked = g.get("extension_storage_body")
             only_writes = asked and all(one.kind != "get" for one in asked)
             return (writing if only_writes else reading)(self, *args, **kwargs)

@@ -217,14 +217,7 @@ def _describe_list(described: dict[str, Any]) -> None:
 
 
 def _describe_several(described: dict[str, Any]) -> None:
-    described["requestBody"] = {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/ExtensionStorageOperations"}
-            }
-        },
-    }
+    described["requestBody"] = _body("ExtensionStorageOperations")
     described["responses"] |= {
         "200": _json("What each operation gives, in their order", ANSWERS),
         "400": _json("Bad body or operation", REFUSAL),
@@ -274,14 +267,7 @@ def _describe_write(described: dict[str, Any]) -> None:
 
 def _describe_put(described: dict[str, Any]) -> None:
     _describe_write(described)
-    described["requestBody"] = {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/ExtensionStorageBody"}
-            }
-        },
-    }
+    described["requestBody"] = _body("ExtensionStorageBody")
     described["responses"] |= {
         "200": {**_json("The entry", RESULT), "headers": VERSION},
         "411": _json("The length of the body is not known", MESSAGE),
@@ -320,6 +306,11 @@ def _parameter(
         "required": required,
         "schema": {"type": type},
     }
+
+
+def _body(schema: str) -> dict[str, Any]:
+    reference = {"$ref": f"#/components/schemas/{schema}"}
+    return {"required": True, "content": {"application/json": {"schema": reference}}}
 
 
 def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
