@@ -424,6 +424,33 @@ def test_rights(clients: dict[str | None, Client]) -> None:
     assert keys(clients["admin"].get("global/")) == "kw"
 
 
+def test_rights_of_who_may_write_alone(
+    app: Any, clients: dict[str | None, Client]
+) -> None:
+    def grant(name: str) -> None:
+        with app.app_context():
+            from superset.extensions import db, security_manager
+
+            find = security_manager.find_permission_view_menu
+            security_manager.find_role("Reader").permissions = [
+                find("can_read", "SecurityRestApi"),
+                find(name, "ExtensionStorage"),
+            ]
+            db.session.commit()
+
+    writer = clients["reader"]
+    write, other = ("set", "a", {"value": "x"}), ("delete", "b")
+    grant("can_write")
+    try:
+        assert do(writer, write, other).status_code == 200
+        assert do(writer, ("get", "a")).status_code == 403
+        assert do(writer, write, ("get", "b")).status_code == 403
+        assert do(writer, write, scope="global").status_code == 403
+        assert writer.delete("user/?key_prefix=a").json()["count"] == 1
+    finally:
+        grant("can_read")
+
+
 def test_csrf_token_missing(gamma: Client) -> None:
     gamma.put("user/k", "x")
     without = {"X-CSRFToken": None}
@@ -482,6 +509,57 @@ def test_writers_in_opposite_order(admin: Client) -> None:
         assert set(pool.map(write, range(16))) == {200}
     found = sql(f"SELECT DISTINCT version, convert_from(value, 'UTF8') FROM {TABLE}")
     assert len(found) == 1 and found[0][0] == 16
+
+
+def test_guest_reads_several(app: Any, clients: dict[str | None, Client]) -> None:
+    """Who has no session, and may read, does; and writes nothing."""
+
+    def grant(*names: str) -> None:
+        with app.app_context():
+            from superset.extensions import db, security_manager
+
+            security_manager.find_role("Public").permissions = [
+                security_manager.find_permission_view_menu(name, "ExtensionStorage")
+                for name in names
+            ]
+            db.session.commit()
+
+    assert clients["admin"].put("global/k", "x").ok
+    anonymous = clients[None]
+    grant("can_read", "can_write", "can_write_shared")
+    try:
+        page = anonymous.get("/login/").text.split('name="csrf_token"')[1]
+        token = {"X-CSRFToken": page.split('value="')[1].split('"')[0]}
+        answer = do(anonymous, ("get", "k"), scope="global", headers=token)
+        assert answer.json()["result"][0]["value"] == "x"
+        for operation, scope in (
+            (("set", "k", {"value": "y"}), "global"),
+            (("delete", "k"), "global"),
+            (("get", "k"), "user"),
+            (("set", "k", {"value": "y"}), "resources/thing/1"),
+        ):
+            answer = do(anonymous, operation, scope=scope, headers=token)
+            assert answer.status_code == 401
+        answer = anonymous.delete("global/?key_prefix=k", headers=token)
+        assert answer.status_code == 401
+    finally:
+        grant()
+    assert clients["admin"].get("global/k").text == "x"
+
+
+def test_dashboard_of_others(clients: dict[str | None, Client]) -> None:
+    """Superset decides on its resources, as for single calls."""
+    alpha, gamma = clients["alpha"], clients["gamma"]
+    made = alpha.request("POST", "/api/v1/dashboard/", json={"dashboard_title": "d"})
+    ((uuid,),) = sql("SELECT uuid FROM dashboards WHERE id = %s", made.json()["id"])
+    scope = f"resources/dashboard/{uuid}"
+    write = ("set", "a", {"value": "x"})
+    assert do(alpha, write, ("get", "b"), scope=scope).status_code == 200
+    for operations in ([("get", "a")], [write], [write, ("get", "b")]):
+        assert do(gamma, *operations, scope=scope).status_code == 403
+        assert do(alpha, *operations, scope=scope[:-1]).status_code == 404
+    assert gamma.delete(f"{scope}/?key_prefix=a").status_code == 403
+    assert alpha.delete(f"{scope}/?key_prefix=a").json()["count"] == 1
 
 
 def test_body_as_it_is_sent(gamma: Client) -> None:
