@@ -85,6 +85,6 @@ def test_swagger_page(browser: Chrome, running: Superset, results: Path) -> None
     )
     section = tag.find_element(By.XPATH, "./..")
     operations = section.find_elements(By.CSS_SELECTOR, ".opblock")
-    assert len(operations) == 12
+    assert len(operations) == 18
     browser.execute_script("arguments[0].scrollIntoView()", tag)
     assert browser.save_screenshot(str(results / "swagger.png"))

@@ -34,7 +34,7 @@ def test_readme_examples(dao: Any) -> None:
     """The Python blocks of the README, as written."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     examples = [block for block in blocks if "DAO" in block]
-    assert len(examples) == 2
+    assert len(examples) == 3
     names: dict[str, Any] = {
         "user_id": 1,
         "payload": b"state",
@@ -50,6 +50,9 @@ def test_readme_examples(dao: Any) -> None:
     )
     assert state.value == b"state"
     exec(examples[1], names)
+    assert [entry.key for entry in names["newest"]] == ["snippet:2", "snippet:1"]
+    assert (names["renamed"].key, names["renamed"].version) == ("snippet:3", 2)
+    exec(examples[2], names)
     assert names["entry"].value == b'{"theme":"dark"}'
 
 
@@ -163,6 +166,199 @@ def test_delete(dao: Any) -> None:
     dao.set(EXT, "k", b"")
     assert dao.delete(EXT, "k") is True
     assert dao.delete(EXT, "k") is False
+
+
+def test_newest_first(dao: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from superset.extensions import db
+
+    from superset_extension_storage import dao as module
+    from superset_extension_storage.errors import InvalidArgument
+
+    monkeypatch.setattr(module, "LIST_STEP", 2)
+    for key in "abcde":
+        dao.set(EXT, key, key.encode(), category="odd" if key in "ace" else None)
+    db.session.commit()
+    sql(
+        "UPDATE ext_storage.extension_storage SET changed_on = CASE key"
+        " WHEN 'a' THEN '2026-01-02'::timestamp WHEN 'e' THEN NULL"
+        " ELSE '2026-01-01' END"
+    )
+
+    def keys(**selection: Any) -> str:
+        entries = dao.list_global(EXT, newest_first=True, **selection)
+        return "".join(entry.key for entry in entries)
+
+    assert keys() == "adcbe"
+    assert keys(page_size=2, page=1) == "cb"
+    assert keys(category="odd") == "ace" and keys(key_prefix="c") == "c"
+    second = dao.list_global(EXT, newest_first=True)[1]
+    after = {"after_key": second.key, "after_changed_on": second.changed_on}
+    assert keys(**after) == "cbe"
+    assert [e.key for e in dao.list_global(EXT, after_key="c")] == ["d", "e"]
+    with pytest.raises(InvalidArgument, match="newest_first"):
+        dao.list_global(EXT, **after)
+    values = dao.list_values(EXT, newest_first=True, page_size=3, **after)
+    assert [e.value for e in values] == [b"c", b"b", b"e"]
+
+
+def test_list_values(dao: Any) -> None:
+    from superset.extensions import db
+
+    for key in "abc":
+        dao.set(EXT, key, key.encode() * 1000, is_encrypted=key == "b")
+    dao.set(EXT, "d", b"other", user_fk=7)
+    db.session.commit()
+
+    def keys(**selection: Any) -> str:
+        return "".join(e.key for e in dao.list_values(EXT, **selection))
+
+    assert [e.value for e in dao.list_values(EXT)] == [
+        b"a" * 1000,
+        b"b" * 1000,
+        b"c" * 1000,
+    ]
+    assert keys(max_bytes=0) == keys(max_bytes=1999) == "a"
+    assert keys(max_bytes=2100) == "ab" and keys(max_bytes=1073741824) == "abc"
+    assert keys(after_key="a", page_size=1) == "b" and keys(key_prefix="c") == "c"
+    assert keys(user_fk=7) == "d" and keys(category="none") == ""
+    sql(
+        "UPDATE ext_storage.extension_storage SET value = 'gAAAAAbroken' WHERE key = 'b'"
+    )
+    for found in (dao.list_values(EXT), dao.get_many(EXT, ["a", "b", "c"])):
+        assert [e.value and e.value[:1] for e in found] == [b"a", None, b"c"]
+        assert found[1].problem and found[0].problem is found[2].problem is None
+
+
+def test_many(dao: Any) -> None:
+    from superset_extension_storage.errors import VersionMismatch
+
+    resource = {"resource_type": "chart", "resource_uuid": str(uuid4())}
+    for scope in ({}, {"user_fk": 7}, resource):
+        made = dao.set_many(
+            EXT,
+            [
+                {"key": "b", "value": b"\0\xff", "value_type": "image/png"},
+                {"key": "a", "value": bytearray(b"1"), "is_encrypted": True},
+                {
+                    "key": "c",
+                    "value": memoryview(b""),
+                    "category": "x",
+                    "description": "d",
+                },
+            ],
+            actor_fk=3,
+            **scope,
+        )
+        assert [(e.key, e.value_type, e.is_encrypted, e.version) for e in made] == [
+            ("b", "image/png", False, 1),
+            ("a", "application/json", True, 1),
+            ("c", "application/json", False, 1),
+        ]
+        assert (made[2].category, made[2].description) == ("x", "d")
+        found = dao.get_many(EXT, ["c", "none", "a", "b"], **scope)
+        assert [(e.key, e.value) for e in found] == [
+            ("c", b""),
+            ("a", b"1"),
+            ("b", b"\0\xff"),
+        ]
+    assert dao.set_many(EXT, [{"key": "a", "value": b"2"}])[0].is_encrypted is True
+    for bad in ({"if_versions": [None, 7]}, {"if_versions": [7, None]}):
+        with pytest.raises(VersionMismatch):
+            from superset.extensions import db
+
+            with db.session.begin_nested():
+                dao.delete_many(EXT, ["a", "b"], **bad)
+    deleted = dao.delete_many(EXT, ["c", "none", "a"], if_versions=[1, None, 2])
+    assert deleted == {"c": True, "none": False, "a": True}
+    assert [e.key for e in dao.list_global(EXT)] == ["b"]
+    assert dao.delete_prefix(EXT, "a", user_fk=7) == 1
+    assert [e.key for e in dao.list_user(EXT, 7)] == ["b", "c"]
+    assert dao.count(EXT, user_fk=7, key_prefix="c") == 1
+
+
+def test_rename(dao: Any) -> None:
+    from superset.extensions import db
+
+    from superset_extension_storage.errors import KeyTaken, VersionMismatch
+
+    made = dao.set(EXT, "old", b"x", is_encrypted=True)
+    dao.set(EXT, "taken", b"y")
+    renamed = dao.rename(EXT, "old", "new", if_version=1, actor_fk=3)
+    assert (renamed.key, renamed.uuid, renamed.version) == ("new", made.uuid, 2)
+    assert dao.get_value(EXT, "new") == b"x" and dao.get_value(EXT, "old") is None
+    assert dao.rename(EXT, "old", "other") is None
+    for error, arguments in (
+        (KeyTaken, {"new_key": "taken"}),
+        (VersionMismatch, {"new_key": "other", "if_version": 1}),
+    ):
+        with pytest.raises(error), db.session.begin_nested():
+            dao.rename(EXT, "new", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "sqlstate", "method", "arguments"),
+    [
+        ("InvalidArgument", "22023", "get_many", {"keys": []}),
+        ("InvalidArgument", "22023", "get_many", {"keys": "abc"}),
+        ("InvalidArgument", "22023", "get_many", {"keys": None}),
+        ("InvalidArgument", "22023", "get_many", {"keys": ["a", "b\0"]}),
+        ("InvalidArgument", "22023", "get_many", {"keys": ["\ud800"]}),
+        ("InvalidArgument", "22004", "get_many", {"keys": ["a", None]}),
+        ("InvalidArgument", "22001", "get_many", {"keys": ["k" * 256]}),
+        ("InvalidArgument", "22023", "get_many", {"keys": ["k"] * 1001}),
+        ("InvalidArgument", "22023", "delete_many", {"keys": ["a", "a"]}),
+        ("InvalidArgument", "22023", "delete_many", {"keys": ["a"], "if_versions": []}),
+        ("InvalidArgument", "22023", "delete_prefix", {"key_prefix": ""}),
+        ("InvalidArgument", "22004", "delete_prefix", {"key_prefix": None}),
+        ("InvalidArgument", "22023", "rename", {"key": "a", "new_key": ""}),
+        ("InvalidArgument", "22023", "list_values", {"max_bytes": -1}),
+        ("InvalidArgument", "22023", "set_many", {"entries": []}),
+        ("InvalidArgument", "22023", "set_many", {"entries": {"key": "a"}}),
+        ("InvalidArgument", "22023", "set_many", {"entries": [{"key": "a"}]}),
+        ("InvalidArgument", "22023", "set_many", {"entries": [{"key": "a", "value": "x"}]}),
+        ("InvalidArgument", "22023", "set_many", {"entries": [{"key": "a", "value": b"", "ttl": 1}]}),
+        ("InvalidArgument", "22023", "set_many", {"entries": [{"key": "a", "value": b""}] * 2}),
+        ("InvalidArgument", "22001", "set_many", {"entries": [{"key": "a", "value": b"", "category": "c" * 65}]}),
+        ("ValueTooLarge", "54000", "set_many", {"entries": [{"key": "a", "value": bytes(16777216)}]}),
+        ("VersionMismatch", "ES004", "set_many", {"entries": [{"key": "a", "value": b"", "if_version": 2}]}),
+    ],
+)  # fmt: skip
+def test_typed_errors_of_many(
+    dao: Any, error: str, sqlstate: str, method: str, arguments: dict[str, Any]
+) -> None:
+    from superset_extension_storage import errors
+
+    with pytest.raises(getattr(errors, error)) as caught:
+        getattr(dao, method)(EXT, **arguments)
+    assert caught.value.sqlstate == sqlstate and caught.value.message
+
+
+def test_large_values_leave_no_temporary_file(dao: Any) -> None:
+    """Decrypted, a value would be on the disk of the server."""
+    from sqlalchemy import text
+    from superset.extensions import db
+
+    def temporary_files() -> int:
+        db.session.execute(text("SELECT pg_stat_force_next_flush()"))
+        db.session.commit()
+        return sql(
+            "SELECT temp_files FROM pg_stat_database WHERE datname = current_database()"
+        )[0][0]
+
+    dao.set(EXT, "k", bytes(8_000_000), is_encrypted=True)
+    before = temporary_files()
+    for value in (
+        dao.get_value(EXT, "k"),
+        dao.get(EXT, "k").value,
+        dao.get_many(EXT, ["k"])[0].value,
+        dao.list_values(EXT)[0].value,
+    ):
+        assert value == bytes(8_000_000)
+    assert temporary_files() == before
+    db.session.execute(
+        text("SELECT * FROM ext_storage.ext_storage_get(:e, 'k')"), {"e": EXT}
+    )
+    assert temporary_files() > before
 
 
 @pytest.mark.parametrize(

@@ -1011,10 +1011,11 @@ def test_openapi_document(admin: Client) -> None:
     paths = admin.get("/api/v1/_openapi").json()["paths"]
     root = "/api/v1/extensions/{publisher}/{name}/storage/persistent"
     for scope in ("global", "user", "resources/{resource_type}/{resource_uuid}"):
-        assert set(paths[f"{root}/{scope}/"]) == {"get"}
+        whole = paths[f"{root}/{scope}/"]
+        assert set(whole) == {"get", "post", "delete"}
         operations = paths[f"{root}/{scope}/{{key}}"]
         assert set(operations) == {"get", "put", "delete"}
-        for operation in operations.values():
+        for operation in (*whole.values(), *operations.values()):
             assert operation["tags"] == ["Extension storage"]
             assert operation["summary"] and operation["responses"]["200"]
 
@@ -1034,6 +1035,11 @@ def test_latin1_database(
     )
     superset = Superset(tmp_path_factory.mktemp("latin1") / "superset", "latin1")
     superset.start()
+
+    def several(op: str, key: str, **fields: str) -> requests.Response:
+        parts = [{"op": op, "key": "good"}, {"op": op, "key": key, **fields}]
+        return admin.request("POST", "user/", json={"operations": parts})
+
     try:
         admin = superset.client("admin")
         assert admin.put("user/caf%C3%A9", {"value": "😀", "category": "é"}).ok
@@ -1047,10 +1053,17 @@ def test_latin1_database(
             (admin.get("user/?category=😀"), "category"),
             (admin.put("user/k", {"category": "😀"}), "category"),
             (admin.put("user/k", {"description": "😀"}), "description"),
+            *(
+                (several(op, key), "key")
+                for op in ("get", "set", "delete")
+                for key in ("😀", "é😀")
+            ),
+            (several("set", "k", category="😀"), "category"),
         ):
             assert answer.status_code == 400
             message = answer.json()["message"]
             assert message.startswith(f"{field} ") and "LATIN1" in message
+            assert answer.json().get("operation") in (None, 1)
     finally:
         superset.stop()
 

@@ -284,6 +284,75 @@ def test_remove(drivers: dict[str, Chrome]) -> None:
     assert stored("key") == []
 
 
+def test_many(drivers: dict[str, Chrome]) -> None:
+    """Several entries in one request, all or none."""
+    found, none, etags, refused, after = run(
+        drivers["gamma"],
+        """
+        const etags = await persistent.setMany([
+          {key: 'a', value: {n: 1}, encrypt: true},
+          {key: 'b', value: new Uint8Array([255]), isBinary: true, category: 'c'},
+          {key: 't', value: new Uint8Array([65]), isBinary: true},
+        ]);
+        const found = await persistent.getMany(['t', 'missing', 'b', 'a']);
+        const same = [];
+        for (const key of ['a', 'b', 't']) {
+          same.push((await persistent.getEntry(key)).etag);
+        }
+        const index = await persistent.setMany([
+          {key: 'new', value: 1},
+          {key: 'b', value: 2, ifMatch: etags[0]},
+        ]).catch(error => [error.status, error.index]);
+        const absent = await persistent.setMany([{key: 'a', value: 1, ifAbsent: true}])
+          .catch(error => [error.status, error.index]);
+        const [etag] = await persistent.setMany([{key: 'a', value: 2, ifMatch: etags[0]}]);
+        await persistent.removeMany(['b', 'missing', 't']);
+        return [[...found.values()], (await persistent.getMany([])).size,
+          [etags, same, found.get('a').etag],
+          [index, absent, await failure(persistent.getMany(['']))],
+          [etag !== etags[0], (await persistent.list({page: 0, pageSize: 9})).entries]];
+        """,
+    )
+    assert [(e["key"], e["value"], e["codec"], e["isBinary"]) for e in found] == [
+        ("t", "QQ==", "binary", True),
+        ("b", "/w==", "binary", True),
+        ("a", {"n": 1}, "json", False),
+    ]
+    assert none == 0
+    assert etags[0] == etags[1] and etags[2] == etags[0][0]
+    assert refused[0] == [412, 1] and refused[1] == [412, 0] and refused[2][0] == 400
+    a = {"key": "a", "value": 2, "codec": "json", "isBinary": False}
+    assert after == [True, [a]]
+    assert stored("key, is_encrypted") == [("a", True)]
+
+
+def test_unreadable_entries_of_many(drivers: dict[str, Chrome]) -> None:
+    """They are told apart, and the others come."""
+    run(
+        drivers["gamma"],
+        "await persistent.setMany(['good', 'lost', 'text', 'bytes']"
+        ".map(key => ({key, value: key})));",
+    )
+    sql(
+        f"UPDATE {TABLE} SET value = 'no token', is_encrypted = true WHERE key = 'lost'"
+    )
+    sql(f"UPDATE {TABLE} SET value = 'x' WHERE key = 'text'")
+    sql(f"UPDATE {TABLE} SET value = '\\xff' WHERE key = 'bytes'")
+    found = run(
+        drivers["gamma"],
+        """
+        const found = await persistent.getMany(['good', 'lost', 'text', 'bytes']);
+        return [...found.values()].map(e => [e.key, e.value, e.error?.status]);
+        """,
+    )
+    assert found == [
+        ["good", "good", None],
+        ["lost", None, 500],
+        ["text", None, 200],
+        ["bytes", None, 200],
+    ]
+
+
 @pytest.mark.parametrize("encrypt", ["false", "true"])
 def test_conditions(encrypt: str, drivers: dict[str, Chrome]) -> None:
     first, second, absent, stale, unmade, value = run(

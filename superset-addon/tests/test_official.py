@@ -638,7 +638,7 @@ def test_list(official: Any) -> None:
         assert [e.key for e in list_(state.persistent.shared).entries] == ["s"]
         sql(f"UPDATE {TABLE} SET changed_on = '2026-01-01'")
         keys = [e.key for e in list_(state.persistent).entries]
-        assert keys == ["a", "b", "c"]
+        assert keys == ["c", "b", "a"]
         for page, page_size in ((None, 1), (0, "2"), (0.0, 1)):
             with pytest.raises(ValueError, match="must be integers"):
                 list_(state.persistent, page, page_size)

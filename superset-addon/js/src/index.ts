@@ -18,10 +18,14 @@ export class StorageError extends Error {
   /** HTTP status: 401 and 403 rights, 412 another version, 413 too large, 507 quota. */
   readonly status: number;
 
-  constructor(status: number, message: string) {
+  /** Of several entries, the one that it was, from 0. */
+  readonly index?: number;
+
+  constructor(status: number, message: string, index?: number) {
     super(message);
     this.name = 'StorageError';
     this.status = status;
+    if (index !== undefined) this.index = index;
   }
 }
 
@@ -42,6 +46,12 @@ export interface SetOptions extends Condition {
   category?: string;
   /** Not in Superset's own: text for lists. */
   description?: string;
+}
+
+/** Not in Superset's own: one of several entries that are set at once. */
+export interface NewEntry extends SetOptions {
+  key: string;
+  value: JsonValue | Uint8Array;
 }
 
 export interface ListOptions {
@@ -79,6 +89,12 @@ export interface Entry {
   etag: string;
 }
 
+/** Not in Superset's own: one of several entries that are read at once. */
+export interface FoundEntry extends ListEntry {
+  /** For `ifMatch`. */
+  etag: string;
+}
+
 export interface StorageAccessor {
   /** The value, or null where there is none; of bytes their base64. */
   get<T = JsonValue>(key: string): Promise<T | null>;
@@ -96,6 +112,12 @@ export interface StorageAccessor {
   getEntry(key: string): Promise<Entry | null>;
   /** Not in Superset's own: the value as bytes, whatever they are. */
   getBytes(key: string): Promise<Uint8Array | null>;
+  /** Not in Superset's own: those of up to 100 keys that there are, by key. */
+  getMany(keys: string[]): Promise<Map<string, FoundEntry>>;
+  /** Not in Superset's own: sets up to 100 entries, all or none; gives their ETags. */
+  setMany(entries: NewEntry[]): Promise<string[]>;
+  /** Not in Superset's own: removes up to 100 entries, all or none. */
+  removeMany(keys: string[]): Promise<void>;
 }
 
 export interface PersistentStorage extends StorageAccessor {
@@ -228,8 +250,10 @@ async function refusal(answer: Response): Promise<StorageError> {
     return new StorageError(401, 'Not logged in');
   }
   let message: unknown;
+  let index: number | undefined;
   try {
     const body = await answer.json();
+    index = body.operation;
     message = body.message ?? body.msg ?? body.errors?.[0]?.message;
   } catch {
     // no JSON: a proxy's own words
@@ -237,6 +261,7 @@ async function refusal(answer: Response): Promise<StorageError> {
   return new StorageError(
     answer.status,
     typeof message === 'string' ? message : `HTTP status ${answer.status}`,
+    index,
   );
 }
 
@@ -279,10 +304,7 @@ class ScopeAccessor implements StorageAccessor {
     value: JsonValue | Uint8Array,
     options: SetOptions = {},
   ): Promise<string> {
-    const body: Record<string, unknown> = encodeValue(value, options.isBinary);
-    if (options.encrypt) body.is_encrypted = true;
-    if (options.category !== undefined) body.category = options.category;
-    if (options.description !== undefined) body.description = options.description;
+    const body = encodeEntry(value, options);
     const answer = await this.server.request(this.pathOf(key), {
       method: 'PUT',
       headers: { 'Content-Type': JSON_TYPE, ...conditionHeaders(options) },
@@ -313,6 +335,46 @@ class ScopeAccessor implements StorageAccessor {
       headers: conditionHeaders(condition),
     });
     if (!answer.ok && answer.status !== 404) throw await refusal(answer);
+  }
+
+  async getMany(keys: string[]): Promise<Map<string, FoundEntry>> {
+    const results: Readout[] = await this.several(
+      keys.map(key => ({ op: 'get', key })),
+    );
+    return new Map(
+      results
+        .filter(({ status }) => status !== 404)
+        .map(found => [found.key, decodeReadout(found)]),
+    );
+  }
+
+  async setMany(entries: NewEntry[]): Promise<string[]> {
+    const results: Readout[] = await this.several(
+      entries.map(({ key, value, ...options }) => ({
+        op: 'set',
+        key,
+        ...encodeEntry(value, options),
+        ...(options.ifMatch !== undefined && { if_match: options.ifMatch }),
+        ...(options.ifAbsent && { if_none_match: '*' }),
+      })),
+    );
+    return results.map(({ version }) => `"${version}"`);
+  }
+
+  async removeMany(keys: string[]): Promise<void> {
+    await this.several(keys.map(key => ({ op: 'delete', key })));
+  }
+
+  /** Does operations in one request, all or none; gives their answers. */
+  private async several(operations: { op: string; key: string }[]): Promise<Readout[]> {
+    if (operations.length === 0) return [];
+    const answer = await this.server.request(this.path, {
+      method: 'POST',
+      headers: { 'Content-Type': JSON_TYPE },
+      body: JSON.stringify({ operations }),
+    });
+    if (!answer.ok) throw await refusal(answer);
+    return (await answer.json()).result;
   }
 
   /** Gives an entry of a list, or null where it has gone meanwhile. */
@@ -348,6 +410,54 @@ function conditionHeaders(condition: Condition): Record<string, string> {
   return headers;
 }
 
+/** Gives the fields of a request's body that make an entry. */
+function encodeEntry(
+  value: JsonValue | Uint8Array,
+  options: SetOptions,
+): Record<string, unknown> {
+  const body: Record<string, unknown> = encodeValue(value, options.isBinary);
+  if (options.encrypt) body.is_encrypted = true;
+  if (options.category !== undefined) body.category = options.category;
+  if (options.description !== undefined) body.description = options.description;
+  return body;
+}
+
+/** What the server says of an entry that it gives with its value. */
+interface Readout {
+  status: number;
+  key: string;
+  version: string;
+  value_type: string;
+  value: string | null;
+  value_encoding: string | null;
+}
+
+function decodeReadout({ key, ...found }: Readout): FoundEntry {
+  const isBinary = found.value_type.split(';')[0] !== JSON_TYPE;
+  const entry: FoundEntry = {
+    key,
+    value: null,
+    codec: isBinary ? 'binary' : 'json',
+    isBinary,
+    etag: `"${found.version}"`,
+  };
+  try {
+    if (found.value === null) throw new StorageError(500, 'Value cannot be decrypted');
+    if (found.value_encoding === null) {
+      entry.value = isBinary
+        ? encodeBase64(new TextEncoder().encode(found.value))
+        : parseJson(key, found.value);
+    } else {
+      if (!isBinary) throw notJson(key);
+      entry.value = found.value;
+    }
+  } catch (error) {
+    if (!(error instanceof StorageError)) throw error;
+    return { ...entry, codec: 'binary', isBinary: true, error };
+  }
+  return entry;
+}
+
 /** Gives the fields of a request's body that carry a value. */
 function encodeValue(
   value: JsonValue | Uint8Array,
@@ -372,8 +482,12 @@ function parseJson(key: string, text: string): JsonValue {
   try {
     return JSON.parse(text);
   } catch {
-    throw new StorageError(200, `the value of ${key} is not the JSON that it says it is`);
+    throw notJson(key);
   }
+}
+
+function notJson(key: string): StorageError {
+  return new StorageError(200, `the value of ${key} is not the JSON that it says it is`);
 }
 
 function encodeBase64(bytes: Uint8Array): string {

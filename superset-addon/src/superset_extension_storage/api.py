@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import logging
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from functools import wraps
 from types import SimpleNamespace
 from typing import Any
@@ -25,15 +29,23 @@ from superset import is_feature_enabled
 from superset.daos.chart import ChartDAO
 from superset.daos.dashboard import DashboardDAO, EmbeddedDashboardDAO
 from superset.exceptions import SupersetSecurityException
-from superset.extensions import security_manager, talisman
+from superset.extensions import db, security_manager, talisman
 from superset.utils.core import get_user_id
 from superset.utils.decorators import transaction
 from superset.views.base_api import BaseSupersetApi, statsd_metrics
-from werkzeug.datastructures import ImmutableMultiDict
+from werkzeug.datastructures import ETags, ImmutableMultiDict
+from werkzeug.http import parse_etags
 
 from . import errors, openapi
 from .bundles import is_known
-from .dao import MAX_VALUE_SIZE, Entry, ExtensionStorageDAO, is_reserved
+from .dao import (
+    LIST_BYTES,
+    MAX_VALUE_SIZE,
+    Entry,
+    EntryWithValue,
+    ExtensionStorageDAO,
+    is_reserved,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +54,10 @@ RESOURCE = f"{ROOT}/resources/<resource_type>/<resource_uuid>"
 
 MAX_PAGE = 2**31 - 1  # an SQL integer
 MAX_PAGE_SIZE = 100
+MAX_LIST_BYTES = 4 * 1024 * 1024  # of values in a list, but for the first
+MAX_OPERATIONS = 100
+MAX_KEY = 255
+GET_STEP = 8  # values of MAX_VALUE_SIZE that are in memory at once
 # JSON spells a byte of the largest value with up to six characters.
 MAX_BODY = 6 * MAX_VALUE_SIZE + 65536
 # What is no escape of JSON in a body: base64 of the largest value, and the rest.
@@ -76,10 +92,11 @@ Scope = dict[str, Any]
 class Refused(Exception):
     """A request that is answered with a status and a message."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, operation: int | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.operation = operation  # of several, from 0
 
 
 def operation(permission: str) -> Callable[..., Any]:
@@ -88,6 +105,27 @@ def operation(permission: str) -> Callable[..., Any]:
     def decorate(method: Callable[..., Response]) -> Callable[..., Response]:
         tried = _try_again(transaction(on_error=None)(method))
         return protect()(permission_name(permission)(statsd_metrics(tried)))
+
+    return decorate
+
+
+def several(permission: str) -> Callable[..., Any]:
+    """Make a method an operation of the API that does those of its body.
+
+    To read needs the permission to read, to write the one that is given.
+    """
+
+    def decorate(method: Callable[..., Response]) -> Callable[..., Response]:
+        reading, writing = operation("read")(method), operation(permission)(method)
+
+        @wraps(reading)
+        def checked(self: Any, *args: Any, **kwargs: Any) -> Response:
+            # who has not signed in has no body read yet, and may not write
+            asked = g.get("extension_storage_body")
+            only_writes = asked and all(one.kind != "get" for one in asked)
+            return (writing if only_writes else reading)(self, *args, **kwargs)
+
+        return checked
 
     return decorate
 
@@ -127,6 +165,19 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         """List global entries"""
         return self._list(publisher, name, {})
 
+    @expose(f"{ROOT}/global/", methods=("POST",))
+    @several("write_shared")
+    def do_global(self, publisher: str, name: str) -> Response:
+        """Read and write several global entries, all or none"""
+        return self._several(publisher, name, "write_shared", lambda write: {})
+
+    @expose(f"{ROOT}/global/", methods=("DELETE",))
+    @operation("write_shared")
+    def delete_global_prefix(self, publisher: str, name: str) -> Response:
+        """Delete the global entries whose keys start with a prefix"""
+        _current_user()
+        return self._delete_prefix(publisher, name, {})
+
     @expose(f"{ROOT}/global/<key>", methods=("GET",))
     @keep_policy
     @operation("read")
@@ -154,6 +205,21 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         """List the user's own entries"""
         return self._list(publisher, name, {"user_fk": _current_user()})
 
+    @expose(f"{ROOT}/user/", methods=("POST",))
+    @several("write")
+    def do_user(self, publisher: str, name: str) -> Response:
+        """Read and write several entries of the user's own, all or none"""
+        user_fk = _current_user()
+        return self._several(
+            publisher, name, "write", lambda write: {"user_fk": user_fk}
+        )
+
+    @expose(f"{ROOT}/user/", methods=("DELETE",))
+    @operation("write")
+    def delete_user_prefix(self, publisher: str, name: str) -> Response:
+        """Delete the entries of the user's own whose keys start with a prefix"""
+        return self._delete_prefix(publisher, name, {"user_fk": _current_user()})
+
     @expose(f"{ROOT}/user/<key>", methods=("GET",))
     @keep_policy
     @operation("read")
@@ -180,6 +246,29 @@ class ExtensionStorageRestApi(BaseSupersetApi):
     ) -> Response:
         """List the shared entries of a resource"""
         return self._list(publisher, name, _readable(resource_type, resource_uuid))
+
+    @expose(f"{RESOURCE}/", methods=("POST",))
+    @several("write_shared")
+    def do_resource(
+        self, publisher: str, name: str, resource_type: str, resource_uuid: str
+    ) -> Response:
+        """Read and write several shared entries of a resource, all or none"""
+
+        def scope(write: bool) -> Scope:
+            return (_editable if write else _readable)(resource_type, resource_uuid)
+
+        return self._several(publisher, name, "write_shared", scope)
+
+    @expose(f"{RESOURCE}/", methods=("DELETE",))
+    @operation("write_shared")
+    def delete_resource_prefix(
+        self, publisher: str, name: str, resource_type: str, resource_uuid: str
+    ) -> Response:
+        """Delete the shared entries of a resource whose keys start with a prefix"""
+        _current_user()
+        return self._delete_prefix(
+            publisher, name, _editable(resource_type, resource_uuid)
+        )
 
     @expose(f"{RESOURCE}/<key>", methods=("GET",))
     @keep_policy
@@ -228,18 +317,38 @@ class ExtensionStorageRestApi(BaseSupersetApi):
     def _list(self, publisher: str, name: str, scope: Scope) -> Response:
         address = {"extension_id": _extension_id(publisher, name), **scope}
         address["category"] = request.args.get("category")
-        page = request.args.get("page", 0, type=int)
+        address["key_prefix"] = request.args.get("key_prefix")
+        page = min(max(request.args.get("page", 0, type=int), 0), MAX_PAGE)
         page_size = request.args.get("page_size", 25, type=int)
-        entries = ExtensionStorageDAO.list_scope(
-            **address,
-            page=min(max(page, 0), MAX_PAGE),
-            page_size=min(max(page_size, 1), MAX_PAGE_SIZE),
-        )
-        return self.response(
-            200,
-            count=ExtensionStorageDAO.count(**address),
-            result=[_public(entry) for entry in entries],
-        )
+        page_size = min(max(page_size, 1), MAX_PAGE_SIZE)
+        newest_first = _choice("order", "key", "newest") == "newest"
+        paged = {**address, "newest_first": newest_first, **_cursor(newest_first)}
+        read = ExtensionStorageDAO.list_scope
+        if with_values := _choice("include", "", "value") == "value":
+            max_bytes = request.args.get("max_bytes", LIST_BYTES, type=int)
+            paged["max_bytes"] = min(max(max_bytes, 0), MAX_LIST_BYTES)
+            read = ExtensionStorageDAO.list_values
+        entries = read(**paged, page=page, page_size=page_size)
+        answer: dict[str, Any] = {"count": ExtensionStorageDAO.count(**address)}
+        answer["result"] = [
+            _readout(entry) if with_values else _public(entry) for entry in entries
+        ]
+        if entries:
+            last = {"after_key": entries[-1].key}
+            if newest_first:
+                last["after_changed_on"] = entries[-1].changed_on
+            if "after_key" in paged:
+                more = ExtensionStorageDAO.list_scope(
+                    **address, newest_first=newest_first, page_size=1, **last
+                )
+            else:
+                more = page * page_size + len(entries) < answer["count"]
+            if more:
+                answer["next"] = _cursor_text(**last)
+        response = self.response(200, **answer)
+        if with_values:
+            response.headers["Cache-Control"] = "no-store"
+        return response
 
     def _get(self, publisher: str, name: str, key: str, scope: Scope) -> Response:
         entry = ExtensionStorageDAO.get(**_address(publisher, name, key, scope))
@@ -260,33 +369,56 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         if "extension_storage_body" not in g:
             g.extension_storage_body = _entry_of_body()
         entry = ExtensionStorageDAO.set(
-            **address, **g.extension_storage_body, if_version=_expected_version()
+            **address,
+            **g.extension_storage_body,
+            if_version=Conditions.of_headers().version(),
         )
         # The version tells what was replaced; a refusal takes it back.
-        _check_preconditions(
-            _etag(entry, entry.version - 1) if entry.version > 1 else None
-        )
+        Conditions.of_headers().check(_replaced(entry))
         response = self.response(200, result=_public(entry))
         _set_version(response, entry)
         return response
 
     def _delete(self, publisher: str, name: str, key: str, scope: Scope) -> Response:
         address = _address(publisher, name, key, scope)
-        version = None
-        if "If-Match" in request.headers or "If-None-Match" in request.headers:
-            # An entry's own key is the first of those that begin with it.
-            found = ExtensionStorageDAO.list_scope(
-                extension_id=address["extension_id"],
-                key_prefix=key,
-                page_size=1,
-                **scope,
-            )
-            entry = found[0] if found and found[0].key == key else None
-            _check_preconditions(_etag(entry) if entry else None)
-            version = entry.version if entry else None
+        version = _version_to_delete(address, Conditions.of_headers())
         if not ExtensionStorageDAO.delete(**address, if_version=version):
             return self.response(404, message="Not found")
         return self.response(200, message="Deleted")
+
+    def _delete_prefix(self, publisher: str, name: str, scope: Scope) -> Response:
+        extension_id = _extension_id(publisher, name)
+        key_prefix = request.args.get("key_prefix")
+        if not key_prefix:
+            raise Refused(400, "key_prefix must be given, and not be empty")
+        deleted = ExtensionStorageDAO.delete_prefix(extension_id, key_prefix, **scope)
+        return self.response(200, message="Deleted", count=deleted)
+
+    def _several(
+        self,
+        publisher: str,
+        name: str,
+        permission: str,
+        scope: Callable[[bool], Scope],
+    ) -> Response:
+        if "extension_storage_body" not in g:
+            g.extension_storage_body = _operations_of_body()
+        operations: list[Operation] = g.extension_storage_body
+        write = any(one.kind != "get" for one in operations)
+        if write:
+            _current_user()
+            if not security_manager.can_access(
+                f"can_{permission}", self.class_permission_name
+            ):
+                raise Refused(403, "Forbidden")
+        address = {"extension_id": _extension_id(publisher, name)}
+        for needed in {one.kind != "get" for one in operations}:
+            address |= scope(needed)
+        answers: dict[str, dict[str, Any]] = {}
+        for kind, do in (("get", _get_all), ("delete", _delete_all), ("set", _set_all)):
+            if chosen := [one for one in operations if one.kind == kind]:
+                answers |= do(address, chosen)
+        return self.response(200, result=[answers[one.key] for one in operations])
 
     def create_blueprint(self, *args: Any, **kwargs: Any) -> Blueprint:
         blueprint = super().create_blueprint(*args, **kwargs)
@@ -299,7 +431,8 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         return blueprint
 
     def _answer_refused(self, refused: Refused) -> Response:
-        response = self.response(refused.status, message=refused.message)
+        which = {} if refused.operation is None else {"operation": refused.operation}
+        response = self.response(refused.status, message=refused.message, **which)
         if refused.status == 415:
             response.headers["Accept-Encoding"] = "identity"
         return response
@@ -307,8 +440,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
     def _answer(self, error: errors.ExtensionStorageError) -> Response:
         """Answer an error of the store; what an operator must know is logged."""
         if status := STATUS.get(type(error)):
-            detail = f": {error.detail}" if error.detail else ""
-            return self.response(status, message=error.message + detail)
+            return self.response(status, message=_words(error))
         logger.error(
             "Extension storage: %s (SQLSTATE %s). %s",
             error.message,
@@ -348,8 +480,10 @@ def _before_the_first_statement(
 ) -> None:
     """Look at what needs no database, so that no transaction waits for a client."""
     _check_utf8(values or {})
-    if request.method == "PUT" and _is_logged_in():
-        g.extension_storage_body = _entry_of_body()
+    if request.method in ("PUT", "POST") and _is_logged_in():
+        _check_reserved((values or {}).get("resource_type", ""))
+        read = _entry_of_body if request.method == "PUT" else _operations_of_body
+        g.extension_storage_body = read()
         # Whatever the body calls itself: the CSRF check would parse a form.
         request.form = request.files = ImmutableMultiDict()
 
@@ -400,9 +534,13 @@ def _extension_id(publisher: str, name: str) -> str:
 
 
 def _address(publisher: str, name: str, key: str, scope: Scope) -> dict[str, Any]:
+    _check_key(key)
+    return {"extension_id": _extension_id(publisher, name), "key": key, **scope}
+
+
+def _check_key(key: str) -> None:
     if key in (".", "..") or any(unicodedata.category(c) == "Cc" for c in key):
         raise Refused(400, "key must not be . or .. or contain control characters")
-    return {"extension_id": _extension_id(publisher, name), "key": key, **scope}
 
 
 def _readable(resource_type: str, resource_uuid: str) -> Scope:
@@ -417,12 +555,16 @@ def _editable(resource_type: str, resource_uuid: str) -> Scope:
     return _resource(resource_type, resource_uuid, "can_write", check)
 
 
+def _check_reserved(resource_type: str) -> None:
+    if is_reserved(resource_type):
+        raise Refused(400, "resource_type is reserved: no request reaches secrets")
+
+
 def _resource(
     resource_type: str, resource_uuid: str, permission: str, check: Callable[..., None]
 ) -> Scope:
     """Give the scope of a resource; Superset decides on its dashboards and charts."""
-    if is_reserved(resource_type):
-        raise Refused(400, "resource_type is reserved: no request reaches secrets")
+    _check_reserved(resource_type)
     if resource_type in RESOURCES:
         view, dao = RESOURCES[resource_type]
         try:
@@ -478,14 +620,22 @@ def _sees(chart: Any, dashboard: Any) -> bool:
 
 def _entry_of_body() -> dict[str, Any]:
     """Parse the body of a PUT into arguments of ExtensionStorageDAO.set."""
+    return _entry(_fields_of_body())
+
+
+def _fields_of_body() -> dict[str, msgspec.Raw]:
     body = _read_body()
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         raise Refused(400, "body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _check_surrogates(body)
         raise Refused(400, f"body is not JSON: {error}") from None
+
+
+def _entry(fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
+    """Take an entry's fields, which are all that there may be."""
     entry: dict[str, Any] = {}
     for field, kinds, expected in (
         ("value", (str,), "a string"),
@@ -529,7 +679,9 @@ def _read_body() -> bytearray:
         raise Refused(400, "body does not arrive whole") from None
     # Without its escapes, six characters of which may be one byte
     if len(body) - 5 * body.count(b"\\u") - body.count(b"\\") > MAX_PLAIN_BODY:
-        raise Refused(413, f"value must not be larger than {MAX_VALUE_SIZE} bytes")
+        raise Refused(
+            413, f"values must not be larger than {MAX_VALUE_SIZE} bytes in all"
+        )
     return body
 
 
@@ -612,20 +764,321 @@ def _matches(header: Any, etag: str) -> bool:
     return header.star_tag or etag in _named(header)
 
 
-def _expected_version() -> int | None:
-    """Give the version that the headers name, where they name just one."""
-    if request.if_none_match.star_tag:
-        return 0
-    tags = _named(request.if_match)
-    found = ETAG.fullmatch(tags.pop()) if len(tags) == 1 else None
-    return int(found[2]) if found else None
+@dataclass(frozen=True)
+class Conditions:
+    """Which states of an entry a request is meant for, as If-Match and so on say."""
+
+    match: ETags | None
+    none_match: ETags | None
+
+    @classmethod
+    def of_headers(cls) -> Conditions:
+        """Give those of the request's headers, None where there is none."""
+        return cls(
+            request.if_match if "If-Match" in request.headers else None,
+            request.if_none_match if "If-None-Match" in request.headers else None,
+        )
+
+    def version(self) -> int | None:
+        """Give the version that they name, where they name just one."""
+        if self.none_match is not None and self.none_match.star_tag:
+            return 0
+        tags = _named(self.match) if self.match is not None else set()
+        found = ETAG.fullmatch(tags.pop()) if len(tags) == 1 else None
+        return int(found[2]) if found else None
+
+    def check(self, etag: str | None) -> None:
+        """Refuse a write where the entry, None if there was none, is another one."""
+        if self.match is not None and (etag is None or not _matches(self.match, etag)):
+            raise Refused(412, "The entry is not the one named by If-Match")
+        if (
+            self.none_match is not None
+            and etag is not None
+            and _matches(self.none_match, etag)
+        ):
+            raise Refused(412, "The entry is one excluded by If-None-Match")
 
 
-def _check_preconditions(etag: str | None) -> None:
-    """Refuse a write where the entry, None if there was none, is another one."""
-    if "If-Match" in request.headers and (
-        etag is None or not _matches(request.if_match, etag)
+def _replaced(entry: Entry) -> str | None:
+    """Give the ETag of what a write has replaced, None if it was nothing."""
+    return _etag(entry, entry.version - 1) if entry.version > 1 else None
+
+
+def _version_to_delete(address: dict[str, Any], conditions: Conditions) -> int | None:
+    """Give the version that an entry may be deleted in; None is any."""
+    if conditions == Conditions(None, None):
+        return None
+    # An entry's own key is the first of those that begin with it.
+    scope = {name: value for name, value in address.items() if name != "key"}
+    found = ExtensionStorageDAO.list_scope(
+        **scope, key_prefix=address["key"], page_size=1
+    )
+    entry = found[0] if found and found[0].key == address["key"] else None
+    conditions.check(_etag(entry) if entry else None)
+    return entry.version if entry else None
+
+
+def _choice(name: str, default: str, other: str) -> str:
+    """Give an argument of the query that has two values."""
+    chosen = request.args.get(name, default)
+    if chosen not in (default, other):
+        allowed = " or ".join(filter(None, (default, other)))
+        raise Refused(400, f"{name} must be {allowed}")
+    return chosen
+
+
+def _cursor(newest_first: bool) -> dict[str, Any]:
+    """Give the arguments of a list that say where it goes on, as the query says it."""
+    after, after_key = request.args.get("after"), request.args.get("after_key")
+    if after is None:
+        if after_key is None:
+            return {}
+        if newest_first:
+            raise Refused(400, "after_key is for lists by key: pass next as after")
+        return {"after_key": after_key}
+    if after_key is not None:
+        raise Refused(400, "after and after_key exclude each other")
+    try:
+        parts = json.loads(base64.urlsafe_b64decode(after))
+        key, *rest = parts if isinstance(parts, list) else []
+        if not isinstance(key, str) or len(rest) != newest_first:
+            raise ValueError
+        cursor: dict[str, Any] = {"after_key": key}
+        if newest_first:
+            (time,) = rest
+            cursor["after_changed_on"] = (
+                None if time is None else datetime.fromisoformat(time)
+            )
+    except (ValueError, TypeError, RecursionError):
+        raise Refused(400, "after is not the next of a list in this order") from None
+    return cursor
+
+
+def _cursor_text(after_key: str, **after: datetime | None) -> str:
+    """Write what _cursor reads."""
+    parts = [after_key, *(time and time.isoformat() for time in after.values())]
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode()
+
+
+def _readout(entry: EntryWithValue) -> dict[str, Any]:
+    """Give an entry with version and value, as PUT takes the latter."""
+    value, encoding = entry.value, None
+    if value is not None:
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            value, encoding = base64.b64encode(value).decode(), "base64"
+    return {
+        **_public(entry),
+        "version": _etag(entry),
+        "value": value,
+        "value_encoding": encoding,
+        "problem": entry.problem,
+    }
+
+
+def _words(error: errors.ExtensionStorageError) -> str:
+    return f"{error.message}: {error.detail}" if error.detail else error.message
+
+
+# Several operations in one request
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One of the operations of a request; number says which, from 0."""
+
+    number: int
+    kind: str
+    key: str
+    entry: dict[str, Any]
+    conditions: Conditions
+
+
+def _operations_of_body() -> list[Operation]:
+    """Parse the body of a POST."""
+    fields = _fields_of_body()
+    raw = fields.pop("operations", msgspec.Raw(b"null"))
+    if fields:
+        raise Refused(400, f"unknown field {ascii(next(iter(fields)))}")
+    try:
+        parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Refused(400, "operations must be a list") from None
+    if not 1 <= len(parts) <= MAX_OPERATIONS:
+        raise Refused(
+            400,
+            f"operations must be 1 to {MAX_OPERATIONS}, there are {len(parts)}",
+        )
+    operations: list[Operation] = []
+    known: set[str] = set()
+    for number, part in enumerate(parts):
+        try:
+            one = _operation(number, part)
+            if one.key in known:
+                raise Refused(400, "key has an operation before this one")
+        except Refused as refused:
+            raise Refused(refused.status, refused.message, number) from None
+        known.add(one.key)
+        operations.append(one)
+    return operations
+
+
+def _operation(number: int, part: msgspec.Raw) -> Operation:
+    try:
+        fields = msgspec.json.decode(part, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Refused(400, "operation must be a JSON object") from None
+    text = {
+        name: _decode(name, fields.pop(name))
+        for name in ("op", "key", "if_match", "if_none_match")
+        if name in fields
+    }
+    if text.get("op") not in ("get", "set", "delete"):
+        raise Refused(400, 'op must be "get", "set" or "delete"')
+    for name in ("key", *text):
+        if not isinstance(text.get(name), str):
+            raise Refused(400, f"{name} must be a string")
+    key = text["key"]
+    _check_key(key)
+    if key == "" or "/" in key or len(key) > MAX_KEY:
+        raise Refused(
+            400, f"key must have 1 to {MAX_KEY} characters, and none of them be /"
+        )
+    conditions = Conditions(
+        *(
+            parse_etags(text[name]) if name in text else None
+            for name in ("if_match", "if_none_match")
+        )
+    )
+    if text["op"] == "set":
+        return Operation(number, "set", key, _entry(fields), conditions)
+    if text["op"] == "get" and conditions.match is not None:
+        raise Refused(400, "if_match is for set and delete")
+    if fields:
+        raise Refused(400, f"unknown field {ascii(next(iter(fields)))}")
+    return Operation(number, text["op"], key, {}, conditions)
+
+
+@contextmanager
+def _told_of(one: Operation) -> Iterator[None]:
+    """Refuse what a single call would refuse, and say which operation it was."""
+    try:
+        yield
+    except Refused as refused:
+        raise Refused(refused.status, refused.message, one.number) from None
+    except errors.ExtensionStorageError as error:
+        if status := STATUS.get(type(error)):
+            raise Refused(status, _words(error), one.number) from None
+        raise
+
+
+def _one_by_one(
+    together: Callable[[], list[Any]],
+    alone: Callable[[Operation], Any],
+    operations: list[Operation],
+) -> list[Any]:
+    """Do operations together; where that is refused, find out which one it is."""
+    try:
+        with db.session.connection().begin_nested():
+            return together()
+    except errors.ExtensionStorageError as error:
+        if type(error) not in STATUS:
+            raise
+    done = []
+    for one in operations:
+        with _told_of(one):
+            done.append(alone(one))
+    return done
+
+
+Answers = dict[str, dict[str, Any]]
+
+
+def _get_all(address: Scope, operations: list[Operation]) -> Answers:
+    answers: Answers = {}
+    size = 0
+    for first in range(0, len(operations), GET_STEP):
+        asked = operations[first : first + GET_STEP]
+        try:
+            entries = ExtensionStorageDAO.get_many(
+                **address, keys=[one.key for one in asked]
+            )
+        except errors.InvalidArgument:
+            for one in asked:
+                with _told_of(one):
+                    ExtensionStorageDAO.get(**address, key=one.key)
+            raise
+        found = {entry.key: entry for entry in entries}
+        for one in asked:
+            answers[one.key] = _answer_get(one, found.get(one.key))
+            size += len((one.key in found and found[one.key].value) or b"")
+            if size > MAX_VALUE_SIZE:
+                raise Refused(
+                    413,
+                    f"values must not be larger than {MAX_VALUE_SIZE} bytes in all",
+                    one.number,
+                )
+    return answers
+
+
+def _answer_get(one: Operation, entry: EntryWithValue | None) -> dict[str, Any]:
+    if entry is None:
+        return {"status": 404, "key": one.key, "message": "Not found"}
+    if one.conditions.none_match is not None and _matches(
+        one.conditions.none_match, _etag(entry)
     ):
-        raise Refused(412, "The entry is not the one named by If-Match")
-    if etag is not None and _matches(request.if_none_match, etag):
-        raise Refused(412, "The entry is one excluded by If-None-Match")
+        return {"status": 304, "key": one.key, "version": _etag(entry)}
+    return {"status": 200 if entry.problem is None else 500, **_readout(entry)}
+
+
+def _delete_all(address: Scope, operations: list[Operation]) -> Answers:
+    versions: list[int | None] = []
+    for one in operations:
+        with _told_of(one):
+            versions.append(
+                _version_to_delete({**address, "key": one.key}, one.conditions)
+            )
+
+    def together() -> list[bool]:
+        deleted = ExtensionStorageDAO.delete_many(
+            **address, keys=[one.key for one in operations], if_versions=versions
+        )
+        return [deleted[one.key] for one in operations]
+
+    def alone(one: Operation) -> bool:
+        return ExtensionStorageDAO.delete(
+            **address, key=one.key, if_version=versions[operations.index(one)]
+        )
+
+    return {
+        one.key: {
+            "status": 200 if deleted else 404,
+            "key": one.key,
+            "message": "Deleted" if deleted else "Not found",
+        }
+        for one, deleted in zip(
+            operations, _one_by_one(together, alone, operations), strict=True
+        )
+    }
+
+
+def _set_all(address: Scope, operations: list[Operation]) -> Answers:
+    def arguments(one: Operation) -> dict[str, Any]:
+        return {"key": one.key, **one.entry, "if_version": one.conditions.version()}
+
+    def together() -> list[Entry]:
+        return ExtensionStorageDAO.set_many(
+            **address, entries=[arguments(one) for one in operations]
+        )
+
+    def alone(one: Operation) -> Entry:
+        return ExtensionStorageDAO.set(**address, **arguments(one))
+
+    entries = _one_by_one(together, alone, operations)
+    answers: Answers = {}
+    for one, entry in zip(operations, entries, strict=True):
+        with _told_of(one):
+            one.conditions.check(_replaced(entry))
+        answers[one.key] = {"status": 200, **_public(entry), "version": _etag(entry)}
+    return answers

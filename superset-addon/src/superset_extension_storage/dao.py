@@ -6,6 +6,7 @@ Nothing here flushes or commits: the caller owns the transaction.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -17,7 +18,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from superset.extensions import db
 from superset.utils.core import get_user_id
 
-from .errors import InvalidArgument, StorageUnavailable, ValueTooLarge, from_database
+from .errors import (
+    InvalidArgument,
+    KeyTaken,
+    StorageUnavailable,
+    ValueTooLarge,
+    from_database,
+)
 from .keys import hand_over
 
 MAX_VALUE_SIZE = 16777215  # the maximum of extension_storage.max_value_size
@@ -25,8 +32,20 @@ MAX_VALUE_SIZE = 16777215  # the maximum of extension_storage.max_value_size
 # Entries that a list without a page reads at once.
 LIST_STEP = 1000
 
+# Bytes of values that list_values gives at once, unless it is told another number.
+LIST_BYTES = 1048576
+
 _TYPES = {
     "value": "bytea",
+    "keys": "text[]",
+    "new_values": "bytea[]",
+    "value_types": "text[]",
+    "categories": "text[]",
+    "descriptions": "text[]",
+    "if_versions": "bigint[]",
+    "after_changed_on": "timestamp",
+    "max_bytes": "integer",
+    "newest_first": "boolean",
     "user_fk": "integer",
     "actor_fk": "integer",
     "page": "integer",
@@ -75,27 +94,52 @@ class Entry:
 
 @dataclass(frozen=True)
 class EntryWithValue(Entry):
-    """An entry and its value, decrypted."""
+    """An entry and its value, decrypted, or what the problem is with it."""
 
-    value: bytes
+    value: bytes | None
+    problem: str | None = None
 
 
 # The columns of an entry, in the order of its fields.
 _ENTRY = ", ".join(field.name for field in fields(Entry))
+_ENTRY_WITH_VALUE = ", ".join(field.name for field in fields(EntryWithValue))
+
+# The fields of an entry for set_many: as set has them, and its arrays of them.
+_NEW_ENTRY = {
+    "key": "keys",
+    "value": "new_values",
+    "value_type": "value_types",
+    "category": "categories",
+    "description": "descriptions",
+    "is_encrypted": "is_encrypted",
+    "if_version": "if_versions",
+}
 
 
 def call(function: str, columns: str = "*", **arguments: Any) -> list[Any]:
-    """Call a set-returning or scalar function of the extension; give its rows."""
+    """Call a function of the extension that gives rows; give them."""
+    return _select(function, f"{columns} FROM", arguments)
+
+
+def call_scalar(function: str, **arguments: Any) -> Any:
+    """Call a function of the extension that gives a value; give it.
+
+    In FROM the executor would keep it, and write a large one to a temporary file.
+    """
+    return _select(function, "", arguments)[0][0]
+
+
+def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
     if db.session.get_bind().dialect.name != "postgresql":
         raise StorageUnavailable("the metadata database is not PostgreSQL")
     for name, argument in arguments.items():
         _check_text(name, argument)
     passed = ", ".join(
-        f"{name} => CAST(%({name})s AS {_TYPES.get(name, 'text')})"
-        for name in arguments
+        f"{name} => CAST(%({name})s AS {_type(name, argument)})"
+        for name, argument in arguments.items()
     )
     # For psycopg2 itself: text() would be parsed and compiled at each call.
-    statement = f"SELECT {columns} FROM {qualified(function)}({passed})"
+    statement = f"SELECT {what} {qualified(function)}({passed})"
     try:
         connection = db.session.connection()
         _check_encoding(connection, arguments)
@@ -111,16 +155,33 @@ def qualified(function: str) -> str:
     return f"{quote(current_app.config['EXTENSION_STORAGE_SCHEMA'])}.{function}"
 
 
+def _type(name: str, argument: Any) -> str:
+    """Give the SQL type of an argument."""
+    kind = _TYPES.get(name, "text")
+    # set_many has several of what set has one of
+    return f"{kind}[]" if isinstance(argument, list) and kind[-2:] != "[]" else kind
+
+
+def _texts(name: str, argument: Any) -> Iterator[tuple[str, str]]:
+    """Give the texts in an argument, with the names of where they are."""
+    if isinstance(argument, str):
+        yield name, argument
+    elif isinstance(argument, list):
+        for number, element in enumerate(argument, 1):
+            if isinstance(element, str):
+                yield f"{name}[{number}]", element
+
+
 def _check_text(name: str, argument: Any) -> None:
     """Refuse text that no PostgreSQL text can hold."""
-    if isinstance(argument, str):
-        if "\0" in argument:
-            raise InvalidArgument(f"{name} contains a NUL character", "22023")
+    for where, text in _texts(name, argument):
+        if "\0" in text:
+            raise InvalidArgument(f"{where} contains a NUL character", "22023")
         try:
-            argument.encode()
+            text.encode()
         except UnicodeEncodeError:
             raise InvalidArgument(
-                f"{name} contains half a surrogate pair", "22023"
+                f"{where} contains half a surrogate pair", "22023"
             ) from None
 
 
@@ -131,15 +192,40 @@ def _check_encoding(connection: Any, arguments: dict[str, Any]) -> None:
     server = psycopg.get_parameter_status("server_encoding").replace("SQL_ASCII", "")
     for encoding in {server, psycopg.encoding} - {"", "UTF8"}:
         for name, argument in arguments.items():
-            if isinstance(argument, str):
+            for where, text in _texts(name, argument):
                 try:
-                    argument.encode(encodings.get(encoding, "utf_8"))
+                    text.encode(encodings.get(encoding, "utf_8"))
                 except UnicodeEncodeError:
                     raise InvalidArgument(
-                        f"{name} has a character that the metadata database cannot"
+                        f"{where} has a character that the metadata database cannot"
                         f" hold: its encoding is {encoding}",
                         "22P05",
                     ) from None
+
+
+def _check_value(name: str, value: Any) -> None:
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise InvalidArgument(f"{name} must be bytes", "22023")
+    if memoryview(value).nbytes > MAX_VALUE_SIZE:
+        raise ValueTooLarge(
+            f"{name} has {memoryview(value).nbytes} bytes, more than the"
+            f" {MAX_VALUE_SIZE} that a value may have",
+            "54000",
+        )
+
+
+def _list_of(name: str, argument: Any) -> list[Any]:
+    """Give an argument as a list; a text would be one of its characters."""
+    if isinstance(argument, (str, bytes)) or not isinstance(argument, Sequence):
+        raise InvalidArgument(f"{name} must be a list", "22023")
+    return list(argument)
+
+
+def _with_values(rows: list[Any]) -> list[EntryWithValue]:
+    return [
+        EntryWithValue(*row[:-2], None if row[-2] is None else bytes(row[-2]), row[-1])
+        for row in rows
+    ]
 
 
 class ExtensionStorageDAO:
@@ -183,7 +269,7 @@ class ExtensionStorageDAO:
         resource_uuid: str | None = None,
     ) -> bytes | None:
         """Give the value of an entry, decrypted, or None where there is none."""
-        ((value,),) = call(
+        value = call_scalar(
             "ext_storage_get",
             extension_id=extension_id,
             key=key,
@@ -215,14 +301,7 @@ class ExtensionStorageDAO:
         one. `if_version` writes only over that version, 0 only a new entry.
         `actor_fk` is noted as who did it, else the current user.
         """
-        if not isinstance(value, (bytes, bytearray, memoryview)):
-            raise InvalidArgument("value must be bytes", "22023")
-        if memoryview(value).nbytes > MAX_VALUE_SIZE:
-            raise ValueTooLarge(
-                f"value has {memoryview(value).nbytes} bytes, more than the"
-                f" {MAX_VALUE_SIZE} that a value may have",
-                "54000",
-            )
+        _check_value("value", value)
         (row,) = call(
             "ext_storage_set",
             _ENTRY,
@@ -252,7 +331,7 @@ class ExtensionStorageDAO:
         if_version: int | None = None,
     ) -> bool:
         """Delete an entry; True if there was one."""
-        ((deleted,),) = call(
+        return call_scalar(
             "ext_storage_delete",
             extension_id=extension_id,
             key=key,
@@ -261,7 +340,158 @@ class ExtensionStorageDAO:
             resource_uuid=resource_uuid,
             if_version=if_version,
         )
-        return deleted
+
+    @staticmethod
+    def get_many(
+        extension_id: str,
+        keys: Sequence[str],
+        *,
+        user_fk: int | None = None,
+        resource_type: str | None = None,
+        resource_uuid: str | None = None,
+    ) -> list[EntryWithValue]:
+        """Give the entries of up to 1,000 keys that there are, in their order.
+
+        One that cannot be decrypted has `value` None, and `problem` says why.
+        """
+        return _with_values(
+            call(
+                "ext_storage_get_many",
+                _ENTRY_WITH_VALUE,
+                extension_id=extension_id,
+                keys=_list_of("keys", keys),
+                user_fk=user_fk,
+                resource_type=resource_type,
+                resource_uuid=resource_uuid,
+            )
+        )
+
+    @staticmethod
+    def set_many(
+        extension_id: str,
+        entries: Sequence[Mapping[str, Any]],
+        *,
+        user_fk: int | None = None,
+        resource_type: str | None = None,
+        resource_uuid: str | None = None,
+        actor_fk: int | None = None,
+    ) -> list[Entry]:
+        """Make or replace up to 1,000 entries, all or none; no key twice.
+
+        Each has `key`, `value` and what else `set` takes: `value_type`, `category`,
+        `description`, `is_encrypted`, `if_version`.
+        """
+        entries = _list_of("entries", entries)
+        for number, entry in enumerate(entries, 1):
+            if not isinstance(entry, Mapping) or not {"key", "value"} <= set(entry):
+                raise InvalidArgument(
+                    f"entries[{number}] must have a key and a value", "22023"
+                )
+            if surplus := set(entry) - set(_NEW_ENTRY):
+                raise InvalidArgument(
+                    f"entries[{number}] has an unknown field {min(map(ascii, surplus))}",
+                    "22023",
+                )
+            _check_value(f"value of entries[{number}]", entry["value"])
+        rows = call(
+            "ext_storage_set_many",
+            _ENTRY,
+            extension_id=extension_id,
+            user_fk=user_fk,
+            resource_type=resource_type,
+            resource_uuid=resource_uuid,
+            actor_fk=get_user_id() if actor_fk is None else actor_fk,
+            **{
+                argument: [entry.get(field) for entry in entries]
+                for field, argument in _NEW_ENTRY.items()
+            },
+        )
+        return [Entry(*row) for row in rows]
+
+    @staticmethod
+    def delete_many(
+        extension_id: str,
+        keys: Sequence[str],
+        *,
+        user_fk: int | None = None,
+        resource_type: str | None = None,
+        resource_uuid: str | None = None,
+        if_versions: Sequence[int | None] | None = None,
+    ) -> dict[str, bool]:
+        """Delete up to 1,000 entries, all or none; say of each key if it had one.
+
+        `if_versions` has the version of each, None where it may have any.
+        """
+        versions = None if if_versions is None else _list_of("if_versions", if_versions)
+        return dict(
+            map(
+                tuple,
+                call(
+                    "ext_storage_delete_many",
+                    "key, deleted",
+                    extension_id=extension_id,
+                    keys=_list_of("keys", keys),
+                    user_fk=user_fk,
+                    resource_type=resource_type,
+                    resource_uuid=resource_uuid,
+                    if_versions=versions,
+                ),
+            )
+        )
+
+    @staticmethod
+    def delete_prefix(
+        extension_id: str,
+        key_prefix: str,
+        *,
+        user_fk: int | None = None,
+        resource_type: str | None = None,
+        resource_uuid: str | None = None,
+    ) -> int:
+        """Delete the entries whose keys start with a prefix; give their number."""
+        return call_scalar(
+            "ext_storage_delete_prefix",
+            extension_id=extension_id,
+            key_prefix=key_prefix,
+            user_fk=user_fk,
+            resource_type=resource_type,
+            resource_uuid=resource_uuid,
+        )
+
+    @staticmethod
+    def rename(
+        extension_id: str,
+        key: str,
+        new_key: str,
+        *,
+        user_fk: int | None = None,
+        resource_type: str | None = None,
+        resource_uuid: str | None = None,
+        if_version: int | None = None,
+        actor_fk: int | None = None,
+    ) -> Entry | None:
+        """Give an entry another key; None where there is no entry.
+
+        It keeps its uuid and value. A new key that has an entry is an error, KeyTaken.
+        """
+        try:
+            (row,) = call(
+                "ext_storage_rename",
+                _ENTRY,
+                extension_id=extension_id,
+                key=key,
+                new_key=new_key,
+                user_fk=user_fk,
+                resource_type=resource_type,
+                resource_uuid=resource_uuid,
+                if_version=if_version,
+                actor_fk=get_user_id() if actor_fk is None else actor_fk,
+            )
+        except StorageUnavailable as error:
+            if error.sqlstate != "42710":  # what else has it, is a fault of the set-up
+                raise
+            raise KeyTaken(error.message, error.sqlstate) from None
+        return None if row[0] is None else Entry(*row)
 
     @classmethod
     def list_global(cls, extension_id: str, **selection: Any) -> list[Entry]:
@@ -308,18 +538,28 @@ class ExtensionStorageDAO:
         key_prefix: str | None = None,
         page: int | None = None,
         page_size: int | None = None,
+        newest_first: bool = False,
+        after_key: str | None = None,
+        after_changed_on: datetime | None = None,
     ) -> list[Entry]:
         """List the entries of the scope that the arguments name, by key.
 
         All of them, or a page, which counts from 0 and has 25 entries unless
-        `page_size` says otherwise.
+        `page_size` says otherwise. With `newest_first` by time of change. Only
+        those after an entry that had `after_key` and, with `newest_first`,
+        `after_changed_on`.
         """
         paged = page is not None or page_size is not None
         size = 25 if page_size is None else page_size
+        if after_changed_on is not None and not newest_first:
+            raise InvalidArgument("after_changed_on needs newest_first", "22023")
         entries: list[Entry] = []
         while True:
+            after: dict[str, Any] = {"after_key": after_key}
+            if newest_first:
+                after["after_changed_on"] = after_changed_on
             rows = call(
-                "ext_storage_list",
+                "ext_storage_list_newest" if newest_first else "ext_storage_list",
                 _ENTRY,
                 extension_id=extension_id,
                 user_fk=user_fk,
@@ -329,11 +569,52 @@ class ExtensionStorageDAO:
                 key_prefix=key_prefix,
                 page=page or 0,
                 page_size=size if paged else LIST_STEP,
-                after_key=entries[-1].key if entries else None,
+                **after,
             )
             entries += (Entry(*row) for row in rows)
             if paged or len(rows) < LIST_STEP:
                 return entries
+            after_key, after_changed_on = entries[-1].key, entries[-1].changed_on
+
+    @staticmethod
+    def list_values(
+        extension_id: str,
+        *,
+        user_fk: int | None = None,
+        resource_type: str | None = None,
+        resource_uuid: str | None = None,
+        category: str | None = None,
+        key_prefix: str | None = None,
+        page: int = 0,
+        page_size: int = 25,
+        newest_first: bool = False,
+        after_key: str | None = None,
+        after_changed_on: datetime | None = None,
+        max_bytes: int = LIST_BYTES,
+    ) -> list[EntryWithValue]:
+        """List a page of entries with their values, in the order of list_scope.
+
+        It ends before the values have more than `max_bytes`, but not before the
+        first. One that cannot be decrypted has `value` None, and `problem` says why.
+        """
+        return _with_values(
+            call(
+                "ext_storage_list_values",
+                _ENTRY_WITH_VALUE,
+                extension_id=extension_id,
+                user_fk=user_fk,
+                resource_type=resource_type,
+                resource_uuid=resource_uuid,
+                category=category,
+                key_prefix=key_prefix,
+                page=page,
+                page_size=page_size,
+                newest_first=newest_first,
+                after_key=after_key,
+                after_changed_on=after_changed_on,
+                max_bytes=max_bytes,
+            )
+        )
 
     @staticmethod
     def count(
@@ -343,14 +624,15 @@ class ExtensionStorageDAO:
         resource_type: str | None = None,
         resource_uuid: str | None = None,
         category: str | None = None,
+        key_prefix: str | None = None,
     ) -> int:
         """Count the entries of a scope."""
-        ((entries,),) = call(
+        return call_scalar(
             "ext_storage_count",
             extension_id=extension_id,
             user_fk=user_fk,
             resource_type=resource_type,
             resource_uuid=resource_uuid,
             category=category,
+            key_prefix=key_prefix,
         )
-        return entries

@@ -51,6 +51,10 @@ class VersionMismatch(ExtensionStorageError):
     """The entry has another version than the one that was asked for."""
 
 
+class KeyTaken(ExtensionStorageError):
+    """The key that an entry would get has an entry."""
+
+
 class StorageUnavailable(ExtensionStorageError):
     """The store cannot be used until an operator has done something."""
 

@@ -45,13 +45,87 @@ BODY = {
     },
 }
 
+READOUT = {
+    "type": "object",
+    "properties": {
+        **ENTRY["properties"],
+        "version": {"type": "string", "description": "As in Entry-Version"},
+        "value": {"type": "string", "nullable": True},
+        "value_encoding": {
+            "type": "string",
+            "nullable": True,
+            "enum": ["base64", None],
+            "description": "Null: the value is UTF-8 text",
+        },
+        "problem": {
+            "type": "string",
+            "nullable": True,
+            "description": "Why the value cannot be decrypted",
+        },
+    },
+}
+
+_CONDITION = {"type": "string", "description": "As the header of the same name"}
+
+OPERATION = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["op", "key"],
+    "properties": {
+        "op": {"type": "string", "enum": ["get", "set", "delete"]},
+        "key": {"type": "string", "minLength": 1, "maxLength": 255},
+        "if_match": _CONDITION,
+        "if_none_match": _CONDITION,
+        **BODY["properties"],
+    },
+}
+
+OPERATIONS = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["operations"],
+    "properties": {
+        "operations": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 100,
+            "description": "No key twice; the fields of PUT are for set",
+            "items": OPERATION,
+        },
+    },
+}
+
+ANSWERS = {
+    "type": "object",
+    "properties": {
+        "result": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "status": {
+                        "type": "integer",
+                        "description": "200; 304 or 404, of get and delete; 500 for a"
+                        " value that cannot be decrypted",
+                    },
+                    **READOUT["properties"],
+                },
+            },
+        },
+    },
+}
+
 LIST = {
     "type": "object",
     "properties": {
         "count": {"type": "integer"},
         "result": {
             "type": "array",
-            "items": {"$ref": "#/components/schemas/ExtensionStorageEntry"},
+            "items": {"$ref": "#/components/schemas/ExtensionStorageReadout"},
+        },
+        "next": {
+            "type": "string",
+            "description": "Where the list goes on: for `after`",
         },
     },
 }
@@ -73,11 +147,26 @@ VERSION = {
 
 MESSAGE = {"type": "object", "properties": {"message": {"type": "string"}}}
 
+REFUSAL = {
+    "type": "object",
+    "properties": {
+        "message": {"type": "string"},
+        "operation": {"type": "integer", "description": "Which one, from 0"},
+    },
+}
+
+COUNT = {
+    "type": "object",
+    "properties": {"message": {"type": "string"}, "count": {"type": "integer"}},
+}
+
 
 def add_components(api_spec: Any) -> None:
     """Add the schemas that the operations refer to."""
     api_spec.components.schema("ExtensionStorageEntry", ENTRY)
+    api_spec.components.schema("ExtensionStorageReadout", READOUT)
     api_spec.components.schema("ExtensionStorageBody", BODY)
+    api_spec.components.schema("ExtensionStorageOperations", OPERATIONS)
 
 
 def operation(method: str, path: str, name: str, summary: str) -> dict[str, Any]:
@@ -100,7 +189,7 @@ def operation(method: str, path: str, name: str, summary: str) -> dict[str, Any]
             },
         },
     }
-    (_describe_list if path.endswith("/") else _DESCRIBE[method])(described)
+    (_DESCRIBE_ALL if path.endswith("/") else _DESCRIBE)[method](described)
     return described
 
 
@@ -109,8 +198,45 @@ def _describe_list(described: dict[str, Any]) -> None:
         _parameter("query", "page", "From 0", type="integer"),
         _parameter("query", "page_size", "1 to 100, default 25", type="integer"),
         _parameter("query", "category", "Only entries of this category"),
+        _parameter("query", "key_prefix", "Only keys that start with this"),
+        _parameter("query", "after_key", "Only keys after this one, by key"),
+        _parameter("query", "after", "`next` of the page before"),
+        _parameter("query", "order", "`key`, the default, or `newest` change first"),
+        _parameter("query", "include", "`value`: with version and value"),
+        _parameter(
+            "query",
+            "max_bytes",
+            "Values of a page, but for the first, in all: 1 MB, at most 4 MB",
+            type="integer",
+        ),
     ]
-    described["responses"]["200"] = _json("A page of entries, by key", LIST)
+    described["responses"] |= {
+        "200": _json("A page of entries", LIST),
+        "400": _json("Bad argument", MESSAGE),
+    }
+
+
+def _describe_several(described: dict[str, Any]) -> None:
+    described["requestBody"] = _body("ExtensionStorageOperations")
+    described["responses"] |= {
+        "200": _json("What each operation gives, in their order", ANSWERS),
+        "400": _json("Bad body or operation", REFUSAL),
+        "411": _json("The length of the body is not known", MESSAGE),
+        "412": _json("An entry is another one: nothing was done", REFUSAL),
+        "413": _json("A value, or all together, are too large", REFUSAL),
+        "415": _json("The body is compressed", MESSAGE),
+        "507": _json("The extension's quota is used up", REFUSAL),
+    }
+
+
+def _describe_delete_prefix(described: dict[str, Any]) -> None:
+    described["parameters"].append(
+        _parameter("query", "key_prefix", "What the keys start with", required=True)
+    )
+    described["responses"] |= {
+        "200": _json("How many there were", COUNT),
+        "400": _json("Without key_prefix, or with one that is empty", MESSAGE),
+    }
 
 
 def _describe_get(described: dict[str, Any]) -> None:
@@ -141,14 +267,7 @@ def _describe_write(described: dict[str, Any]) -> None:
 
 def _describe_put(described: dict[str, Any]) -> None:
     _describe_write(described)
-    described["requestBody"] = {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/ExtensionStorageBody"}
-            }
-        },
-    }
+    described["requestBody"] = _body("ExtensionStorageBody")
     described["responses"] |= {
         "200": {**_json("The entry", RESULT), "headers": VERSION},
         "411": _json("The length of the body is not known", MESSAGE),
@@ -165,6 +284,11 @@ def _describe_delete(described: dict[str, Any]) -> None:
     }
 
 
+_DESCRIBE_ALL = {
+    "GET": _describe_list,
+    "POST": _describe_several,
+    "DELETE": _describe_delete_prefix,
+}
 _DESCRIBE = {"GET": _describe_get, "PUT": _describe_put, "DELETE": _describe_delete}
 
 
@@ -182,6 +306,11 @@ def _parameter(
         "required": required,
         "schema": {"type": type},
     }
+
+
+def _body(schema: str) -> dict[str, Any]:
+    reference = {"$ref": f"#/components/schemas/{schema}"}
+    return {"required": True, "content": {"application/json": {"schema": reference}}}
 
 
 def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..dao import Entry, is_reserved
+from ..dao import EntryWithValue, is_reserved
 from ..errors import (
     ExtensionStorageError,
     InvalidArgument,
@@ -13,7 +13,7 @@ from ..errors import (
     ValueUndecryptable,
 )
 from .codecs import JSON, ValueUndecodable, codec_of
-from .state import State, UserState, newest_first, read
+from .state import State, UserState, newest_first, with_values
 
 # A page of more than one entry has no more bytes of values.
 MAX_LIST_BYTES = 10 * 1024 * 1024
@@ -113,27 +113,29 @@ class SharedPersistentState(State):
                 f"the values of this page have {size} bytes, more than"
                 f" {MAX_LIST_BYTES}: ask for a smaller page_size"
             )
-        listed = (self._listed(entry, scope, pickle) for entry in page)
-        return PersistentListResult(
-            [entry for entry in listed if entry is not None], count
-        )
+        listed = [
+            self._listed(entry, scope, pickle) for entry in with_values(scope, page)
+        ]
+        return PersistentListResult(listed, count)
 
     def remove(self, key: str) -> None:
         """Remove an entry if there is one, and commit as `set` does."""
         self._remove(key)
 
     def _listed(
-        self, entry: Entry, scope: dict[str, Any], unpickle: bool
-    ) -> PersistentListEntry | None:
-        address = {**scope, "key": entry.key}
+        self, entry: EntryWithValue, scope: dict[str, Any], unpickle: bool
+    ) -> PersistentListEntry:
+        codec = codec_of(entry)
         try:
-            found = read(address)
-            if found is None:
-                return None  # removed since the page was listed
-            value = self._decode(found, address, unpickle)
+            if entry.problem is not None:
+                raise ValueUndecryptable(
+                    f"the value of {entry.key!r} cannot be decrypted: {entry.problem}",
+                    "ES001",
+                )
+            value = self._decode(entry, {**scope, "key": entry.key}, unpickle)
         except (ValueUndecryptable, ValueUndecodable) as error:
-            return UnreadableListEntry(entry.key, codec_of(entry), error)
-        return PersistentListEntry(entry.key, value, codec_of(found))
+            return UnreadableListEntry(entry.key, codec, error)
+        return PersistentListEntry(entry.key, value, codec)
 
 
 class UserPersistentState(UserState, SharedPersistentState):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flask import current_app
@@ -12,12 +11,15 @@ from superset.extensions import db
 from superset.utils.core import get_user_id
 from superset.utils.decorators import transaction
 
-from ..dao import Entry, ExtensionStorageDAO
+from ..dao import LIST_STEP, Entry, EntryWithValue, ExtensionStorageDAO
 from ..errors import InvalidArgument
 from . import codecs
 
 if TYPE_CHECKING:
     from .context import ExtensionContext
+
+
+MAX_INTEGER = 2**31 - 1  # of SQL
 
 
 class State:
@@ -123,10 +125,26 @@ def newest_first(
     """Give a page of a scope's entries, without values, and the number of all."""
     if not isinstance(page, int) or not isinstance(page_size, int):
         raise InvalidArgument("page and page_size must be integers", "22023")
-    entries = entries_by_key(scope)
-    entries.sort(key=lambda entry: entry.changed_on or datetime.min, reverse=True)
-    first, size = max(page, 0) * max(page_size, 1), max(page_size, 1)
-    return entries[first : first + size], len(entries)
+    with _savepoint():
+        entries = ExtensionStorageDAO.list_scope(
+            **scope,
+            page=min(max(page, 0), MAX_INTEGER),
+            page_size=min(max(page_size, 1), MAX_INTEGER),
+            newest_first=True,
+        )
+        return entries, ExtensionStorageDAO.count(**scope)
+
+
+def with_values(scope: dict[str, Any], entries: list[Entry]) -> list[EntryWithValue]:
+    """Read the values of entries, of those that are still there."""
+    keys = [entry.key for entry in entries]
+    found: list[EntryWithValue] = []
+    with _savepoint():
+        for first in range(0, len(keys), LIST_STEP):
+            found += ExtensionStorageDAO.get_many(
+                **scope, keys=keys[first : first + LIST_STEP]
+            )
+    return found
 
 
 def entries_by_key(scope: dict[str, Any]) -> list[Entry]:
