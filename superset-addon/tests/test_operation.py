@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from cryptography.fernet import Fernet, InvalidToken
 
@@ -44,6 +45,19 @@ def plant(secret: str, count: int, extension: str = "acme.my-ext") -> None:
             f"{secret[:3]}{number}",
             fernet(secret).encrypt(b"value"),
         )
+
+
+@contextmanager
+def uncommitted_entry() -> Iterator[None]:
+    """Run while another transaction has written an entry."""
+    connection = psycopg2.connect(dbname="superset")
+    try:
+        connection.cursor().execute(
+            f"INSERT INTO {TABLE} (extension_id, key, value) VALUES ('acme.b', 'k', '')"
+        )
+        yield
+    finally:
+        connection.close()
 
 
 def tokens() -> list[bytes]:
@@ -75,6 +89,18 @@ def test_init_again(app: Any) -> None:
         " decrypts, 0 entries; it may be removed",
         "Key 3, fingerprint F, SECRET_KEY: decrypts, 0 entries; no entry needs it",
     ]
+
+
+def test_init_while_a_transaction_writes(app: Any) -> None:
+    """The key that it uses, if any, cannot be told."""
+    from superset_extension_storage.cli import init
+
+    with uncommitted_entry():
+        done = app.test_cli_runner().invoke(init)
+    assert done.exit_code == 0
+    verdicts = re.findall(r"^Key (\d).*; (.*)$", done.stdout, re.MULTILINE)
+    unknown = "it is not known whether it is needed: other transactions may use it"
+    assert verdicts == [("1", "it is needed"), ("2", unknown), ("3", unknown)]
 
 
 def test_init_with_entries_that_no_key_reads(app: Any) -> None:
@@ -231,6 +257,20 @@ def test_init_without_rights(tmp_path: Path) -> None:
         output = superset.run("init-extension-storage").stdout
         assert "already installed\nRights: role superset may use the store\n" in output
         assert output.count("their entries are already purged with them\n") == 3
+        grant = next(line for line in statements if "ext_storage_grant" in line)
+        for right in (
+            "USAGE ON SCHEMA ext_storage",
+            "UPDATE ON ext_storage.extension_storage",
+            "INSERT ON ext_storage.ext_storage_secrets",
+            "EXECUTE ON FUNCTION ext_storage.ext_storage_functions",
+            "EXECUTE ON FUNCTION ext_storage.ext_storage_rename",
+        ):
+            sql(f"REVOKE {right} FROM superset", database="other")
+            done = superset.run("init-extension-storage", check=False)
+            assert done.returncode == 1, right
+            assert f"must run\n    {grant}\n" in done.stderr
+            sql(grant, database="other")
+        superset.run("init-extension-storage")
 
 
 def test_init_in_another_schema(tmp_path: Path) -> None:

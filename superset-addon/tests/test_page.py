@@ -15,6 +15,7 @@ from selenium.webdriver.common.by import By
 
 from browser import log_in, start_browser, wait
 from conftest import SECRET_KEY, Client, Superset, sql
+from test_operation import uncommitted_entry
 
 PAGE = "/extension-storage/"
 TABLE = "ext_storage.extension_storage"
@@ -203,6 +204,14 @@ def test_keys(second: Superset) -> None:
     assert [row[2] for row in keys] == [
         *(f"item {number} of {listed}" for number in (1, 2, 3)),
         "SECRET_KEY",
+    ]
+    with uncommitted_entry():
+        keys = tables_of(page(admin))["es-keys"]
+    assert [row[6] for row in keys] == [
+        "No: it encrypts new values",
+        "No: superset rotate-extension-storage-keys frees it",
+        "Not known: other transactions may use it",
+        "Not known: other transactions may use it",
     ]
 
 

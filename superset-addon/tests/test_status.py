@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import README, SECRET_KEY, Superset, sql
-from test_operation import TABLE, other_database, plant
+from test_operation import TABLE, other_database, plant, uncommitted_entry
 
 
 def status(app: Any, *arguments: str) -> tuple[int, Any]:
@@ -71,6 +71,17 @@ def test_extensions_and_keys(app: Any) -> None:
     assert (first["entries"], first["removable"]) == (2, False)
     assert first["oldest"] <= first["newest"] and "T" in first["oldest"]
     assert [key["removable"] for key in others] == [True, True]
+
+
+def test_removable_is_not_known(app: Any) -> None:
+    """What another transaction writes now is no reason to wake an operator."""
+    with uncommitted_entry():
+        code, output = status(app)
+        assert (code, status(app, "--json")[0]) == (0, 0)
+        _, report = status(app, "--json")
+    assert [key["removable"] for key in report["keys"]] == [False, None, None]
+    shown = [line[-1] for line in lines(output) if "crypts" in " ".join(line)]
+    assert shown == ["no", "unknown", "unknown"]
 
 
 def test_no_secret_is_shown(app: Any) -> None:

@@ -136,7 +136,7 @@ def _set_up() -> list[str]:
             for statement in install:
                 _execute(statement)
         report.append(_update(installed))
-        if not _may_use():
+        if not _may_use(schema):
             raise refusal
         report.append(f"Rights: role {role} may use the store")
         for statement in attach.values():
@@ -213,24 +213,22 @@ def _check_version(version: str) -> None:
         )
 
 
-def _may_use() -> bool:
-    """May the role execute what the add-on calls?"""
+def _may_use(schema: str) -> bool:
+    """May the role do what `ext_storage_grant` gives with level admin?
+
+    Raises 42501 where it may not even ask.
+    """
+    home = quoted(schema)
+    table = _literal(f"{home}.extension_storage")
     return _query(
-        "SELECT has_schema_privilege(extnamespace, 'USAGE') AND EXISTS ("
-        " SELECT FROM pg_class WHERE relnamespace = extnamespace"
-        "  AND relname = 'ext_storage_secrets'"
-        "  AND has_table_privilege(oid, 'INSERT')"
-        ") AND NOT EXISTS ("
-        " SELECT FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid"
-        " WHERE d.refobjid = e.oid AND d.deptype = 'e'"
-        "  AND d.refclassid = 'pg_extension'::regclass"
-        "  AND d.classid = 'pg_proc'::regclass"
-        "  AND proname IN ('ext_storage_get', 'ext_storage_get_entry',"
-        "   'ext_storage_set', 'ext_storage_delete', 'ext_storage_list',"
-        "   'ext_storage_count', 'ext_storage_usage', 'ext_storage_configured_keys',"
-        "   'ext_storage_rotate_keys', 'ext_storage_key_status')"
-        "  AND NOT has_function_privilege(p.oid, 'EXECUTE'))"
-        " FROM pg_extension e WHERE extname = 'extension_storage'"
+        f"SELECT has_table_privilege({table}, 'SELECT')"
+        f" AND has_table_privilege({table}, 'INSERT')"
+        f" AND has_table_privilege({table}, 'UPDATE')"
+        f" AND has_table_privilege({table}, 'DELETE')"
+        f" AND has_table_privilege({_literal(f'{home}.ext_storage_secrets')}, 'INSERT')"
+        " AND bool_and(has_function_privilege(function, 'EXECUTE'))"
+        f" FROM {home}.ext_storage_functions()"
+        " WHERE level IN ('read', 'write', 'admin')"
     )
 
 
@@ -287,7 +285,11 @@ def _report_keys() -> None:
             continue
         encrypts = encrypts or key.role == "encrypts"
         source = key_source(key.source)
-        if not key.removable:
+        if key.removable is None:
+            verdict = (
+                "it is not known whether it is needed: other transactions may use it"
+            )
+        elif not key.removable:
             verdict = "it is needed"
         elif source == "SECRET_KEY":
             verdict = "no entry needs it"

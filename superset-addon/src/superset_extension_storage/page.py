@@ -163,8 +163,8 @@ def _removable(key: Any) -> str:
         return "No: it encrypts new values"
     if key.entries:
         return "No: superset rotate-extension-storage-keys frees it"
-    if not key.removable:
-        return "No: there may be entries that this role cannot see"
+    if key.removable is None:
+        return "Not known: other transactions may use it"
     if key_source(key.source) == "SECRET_KEY":
         return "No entry needs it, but Superset does"
     return "Yes"

@@ -92,7 +92,7 @@ def _report() -> dict[str, Any]:
         | (QUOTA if any((e["share"] or 0) > ALMOST_FULL for e in extensions) else 0)
         | (
             OLD_KEY
-            if any(k["role"] == "decrypts" and not k["removable"] for k in keys)
+            if any(k["role"] == "decrypts" and k["entries"] for k in keys)
             else 0
         )
     )
@@ -127,7 +127,13 @@ def _print(report: dict[str, Any]) -> None:
     )
     _print_table(
         (*KEY_COLUMNS, "removable"),
-        [tuple(_short(value) for value in key.values()) for key in report["keys"]],
+        [
+            (
+                *(_short(key[column]) for column in KEY_COLUMNS),
+                "unknown" if key["removable"] is None else _short(key["removable"]),
+            )
+            for key in report["keys"]
+        ],
         "No encryption key is configured.",
     )
     if report["unreadable"]:
