@@ -126,6 +126,7 @@ my @functions;
 sub call
 {
 	my $function = one_of(@functions);
+	$function = one_of(@functions) if $function->{result} eq 'trigger';
 	my $call = "$function->{name}(" . arguments($function) . ')';
 
 	return "CALL $call" if $function->{kind} eq 'p';
@@ -152,11 +153,10 @@ sub deed
 		sub { "RAISE EXCEPTION 'no' USING ERRCODE = " . one_of("'ES001'", "'23505'", "'40001'", "'XX001'", "'P0001'", "'57014'") },
 		sub { "RAISE WARNING 'words'" },
 		sub { 'PERFORM 1 / 0' },
-		sub { "DELETE FROM extension_storage WHERE key = $good{key}->()" . '' },
+		sub { "DELETE FROM extension_storage WHERE key = " . $good{key}->() },
 		sub { 'DISCARD PLANS' })->();
 	my ($begin, $end) = percent(50) ? ('BEGIN ', '; EXCEPTION WHEN OTHERS THEN NULL; END') : ('', '');
 
-	$action =~ s/\$good\{key\}->\(\)/'k1'/g;
 	return q(IF coalesce(nullif(current_setting('hostile.depth', true), ''), '0')::integer < 2 THEN)
 	  . q( PERFORM set_config('hostile.depth', (coalesce(nullif(current_setting('hostile.depth', true), ''), '0')::integer + 1)::text, true);)
 	  . " $begin$action$end;"
@@ -302,6 +302,13 @@ sub session_work
 		sub { "COPY extension_storage TO STDOUT" })->();
 }
 
+# Whether there is nothing left to call.
+my $look = <<'END';
+\set gone true
+SELECT NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'extension_storage')
+	OR to_regclass('store.extension_storage') IS NULL AS gone \gset
+END
+
 # Puts all back as it was when the extension was new.
 my $restore = <<'END';
 ROLLBACK;
@@ -340,13 +347,19 @@ sub script
 	my ($session_seed, $steps) = @_;
 	my $script = "\\set VERBOSITY verbose\n\\pset pager off\nSET search_path = store, public;\n";
 	my $left = 0;    # statements to the end of the transaction
+	my $restore_at = 1;
 
 	srand $session_seed;
 	for my $step (1 .. $steps)
 	{
-		if ($left == 0 && $step % $steps_restored == 1)
+		if ($left == 0 && $step >= $restore_at)
 		{
 			$script .= $restore . '\set ON_ERROR_ROLLBACK ' . one_of('on', 'off') . "\n";
+			$restore_at = $step + $steps_restored;
+		}
+		elsif ($left == 0 && $step % 5 == 0)
+		{
+			$script .= "$look\\if :gone\n$restore\\endif\n";
 		}
 		if ($left > 0)
 		{
@@ -390,16 +403,17 @@ $node->safe_psql('postgres', 'CREATE DATABASE hostile OWNER hostile_holder');
 # What there is to call.
 $node->safe_psql('postgres', 'CREATE EXTENSION extension_storage CASCADE');
 foreach (split /\n/, $node->safe_psql('postgres', q{
-	SELECT p.proname, p.prokind, p.pronargdefaults,
+	SELECT p.proname, p.prokind, p.prorettype::regtype, p.pronargdefaults,
 		array_to_string(p.proargnames[:p.pronargs], ','),
 		(SELECT string_agg(format_type(t, NULL), ',' ORDER BY n) FROM unnest(p.proargtypes) WITH ORDINALITY a (t, n))
 	FROM ext_storage_functions() f JOIN pg_proc p ON p.oid = f.function}))
 {
-	my ($name, $kind, $defaults, $names, $argument_types) = split /\|/, $_, -1;
+	my ($name, $kind, $result, $defaults, $names, $argument_types) = split /\|/, $_, -1;
 	push @functions,
 	  {
 		name => $name,
 		kind => $kind,
+		result => $result,
 		defaults => $defaults,
 		names => [ split /,/, $names ],
 		types => [ split /,/, $argument_types ]
@@ -458,8 +472,8 @@ while ($alive && ($round < $rounds || time < $end))
 }
 unlike(slurp_file($node->logfile), qr/terminated by signal|exited with exit code [2-9]|TRAP:|PANIC:/,
 	'no process has crashed');
-note("$round rounds, $statements statements in $sessions sessions, from seed $seed; errors by SQLSTATE:");
-note(join ', ', map { "$_ $count{$_}" } sort { $count{$b} <=> $count{$a} } keys %count);
+note("$round rounds, $statements statements in $sessions sessions, from seed $seed; errors by SQLSTATE: ",
+	join ', ', map { "$_ $count{$_}" } sort { $count{$b} <=> $count{$a} } keys %count);
 $node->stop('immediate') if !$alive;
 
 done_testing();
