@@ -315,6 +315,7 @@ ROLLBACK;
 RESET SESSION AUTHORIZATION;
 DISCARD ALL;
 \set VERBOSITY terse
+SELECT pg_advisory_lock(1);
 DROP SCHEMA IF EXISTS store, moved_store CASCADE;
 DROP EXTENSION IF EXISTS extension_storage, pgcrypto CASCADE;
 CREATE SCHEMA store;
@@ -338,6 +339,7 @@ SET extension_storage.encryption_keys = 'old';
 SELECT FROM generate_series(0, 7) i, ext_storage_set('acme.a', 'k' || i, 'words', is_encrypted => i % 2 = 0);
 SELECT ext_storage_set('acme.a', 'k1', 'words', user_fk => 1, resource_type => 'chart', resource_uuid => 'x');
 SET extension_storage.encryption_keys = 'new,old';
+SELECT pg_advisory_unlock(1);
 \set VERBOSITY verbose
 END
 
