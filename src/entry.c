@@ -33,6 +33,16 @@ const AddressArguments entry_address = {
 	}
 };
 
+const AddressArguments keys_address = {
+	{
+		[PARAM_EXTENSION_ID] = ADDRESS_ARG_EXTENSION_ID,
+		[PARAM_KEY] = -1,
+		[PARAM_USER_FK] = ADDRESS_ARG_USER_FK,
+		[PARAM_RESOURCE_TYPE] = ADDRESS_ARG_RESOURCE_TYPE,
+		[PARAM_RESOURCE_UUID] = ADDRESS_ARG_RESOURCE_UUID
+	}
+};
+
 const AddressArguments scope_address = {
 	{
 		[PARAM_EXTENSION_ID] = SCOPE_ARG_EXTENSION_ID,

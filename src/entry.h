@@ -89,6 +89,14 @@ enum
 	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true}, \
 	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
 
+/* With an array of keys in the place of the key. */
+#define KEYS_ARGUMENTS \
+	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true}, \
+	[ADDRESS_ARG_KEY] = {"keys", 0, true}, \
+	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false}, \
+	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true}, \
+	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
+
 #define SCOPE_ARGUMENTS \
 	[SCOPE_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true}, \
 	[SCOPE_ARG_USER_FK] = {"user_fk", 0, false}, \
@@ -132,6 +140,7 @@ typedef enum EntryColumn
 	[ENTRY_CHANGED_ON] = {"changed_on", TIMESTAMPOID, NULLABLE}
 
 extern const AddressArguments entry_address;
+extern const AddressArguments keys_address;
 extern const AddressArguments scope_address;
 
 /*

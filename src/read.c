@@ -110,23 +110,7 @@ static const ArgumentInfo count_arguments[] = {
 	[COUNT_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false}
 };
 
-/* The arguments of get_many: those of get, with keys in the place of key. */
-static const ArgumentInfo many_arguments[] = {
-	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
-	[ADDRESS_ARG_KEY] = {"keys", 0, true},
-	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false},
-	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
-	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
-};
-static const AddressArguments many_address = {
-	{
-		[PARAM_EXTENSION_ID] = ADDRESS_ARG_EXTENSION_ID,
-		[PARAM_KEY] = -1,
-		[PARAM_USER_FK] = ADDRESS_ARG_USER_FK,
-		[PARAM_RESOURCE_TYPE] = ADDRESS_ARG_RESOURCE_TYPE,
-		[PARAM_RESOURCE_UUID] = ADDRESS_ARG_RESOURCE_UUID
-	}
-};
+static const ArgumentInfo get_many_arguments[] = {KEYS_ARGUMENTS};
 
 static const StatementParam get_params[] = {ADDRESS_PARAMS};
 
@@ -752,10 +736,11 @@ ext_storage_get_many(PG_FUNCTION_ARGS)
 	Datum	   *keys;
 	int			nkeys;
 
-	CheckArguments(fcinfo, many_arguments, lengthof(many_arguments));
+	CheckArguments(fcinfo, get_many_arguments,
+				   lengthof(get_many_arguments));
 	StatementArgsInit(&args);
-	AddressParams(&args, fcinfo, many_arguments, &many_address);
-	nkeys = KeysArgument(fcinfo, many_arguments, ADDRESS_ARG_KEY, &keys);
+	AddressParams(&args, fcinfo, get_many_arguments, &keys_address);
+	nkeys = KeysArgument(fcinfo, get_many_arguments, ADDRESS_ARG_KEY, &keys);
 	StatementSet(&args, MANY_PARAM_KEYS,
 				 PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1,
 												 false, TYPALIGN_INT)));

@@ -223,11 +223,7 @@ static const ArgumentInfo delete_arguments[] = {
 
 /* The arguments of delete_many: those of delete, with arrays. */
 static const ArgumentInfo delete_many_arguments[] = {
-	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
-	[ADDRESS_ARG_KEY] = {"keys", 0, true},
-	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false},
-	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
-	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
+	KEYS_ARGUMENTS,
 	[DELETE_ARG_IF_VERSION] = {"if_versions", 0, false}
 };
 
@@ -238,17 +234,6 @@ static const ArgumentInfo delete_prefix_arguments[] = {
 	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false},
 	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
 	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
-};
-
-/* Where these have the scope. */
-static const AddressArguments many_address = {
-	{
-		[PARAM_EXTENSION_ID] = ADDRESS_ARG_EXTENSION_ID,
-		[PARAM_KEY] = -1,
-		[PARAM_USER_FK] = ADDRESS_ARG_USER_FK,
-		[PARAM_RESOURCE_TYPE] = ADDRESS_ARG_RESOURCE_TYPE,
-		[PARAM_RESOURCE_UUID] = ADDRESS_ARG_RESOURCE_UUID
-	}
 };
 
 enum
@@ -1114,7 +1099,7 @@ ext_storage_delete_many(PG_FUNCTION_ARGS)
 	CheckArguments(fcinfo, delete_many_arguments,
 				   lengthof(delete_many_arguments));
 	StatementArgsInit(&args);
-	AddressParams(&args, fcinfo, delete_many_arguments, &many_address);
+	AddressParams(&args, fcinfo, delete_many_arguments, &keys_address);
 	nkeys = KeysArgument(fcinfo, delete_many_arguments, ADDRESS_ARG_KEY, &keys);
 	versions = many_array(fcinfo, delete_many_arguments, DELETE_ARG_IF_VERSION,
 						  INT8OID, nkeys);
@@ -1165,7 +1150,7 @@ ext_storage_delete_prefix(PG_FUNCTION_ARGS)
 	CheckArguments(fcinfo, delete_prefix_arguments,
 				   lengthof(delete_prefix_arguments));
 	StatementArgsInit(&args);
-	AddressParams(&args, fcinfo, delete_prefix_arguments, &many_address);
+	AddressParams(&args, fcinfo, delete_prefix_arguments, &keys_address);
 	prefix = TextArgument(fcinfo, delete_prefix_arguments, ADDRESS_ARG_KEY);
 	StatementSet(&args, PREFIX_PARAM_FIRST, PointerGetDatum(prefix));
 	StatementSet(&args, PREFIX_PARAM_LAST, PrefixLast(prefix));
