@@ -727,7 +727,13 @@ def test_access_to_dashboards_and_charts(
         assert clients[user].get(f"{path}/k").text == "x"
         assert clients[user].get(f"{path}/").json()["count"] == 1
     for user in ("gamma", "reader"):
-        for answer in (clients[user].get(f"{path}/k"), clients[user].get(f"{path}/")):
+        several = {"operations": [{"op": "get", "key": "k"}]}
+        for answer in (
+            clients[user].get(f"{path}/k"),
+            clients[user].get(f"{path}/"),
+            clients[user].get(f"{path}/?include=value"),
+            clients[user].request("POST", f"{path}/", json=several),
+        ):
             assert answer.status_code == 403
             assert answer.json() == {"message": "Forbidden"}
     for answer in (
