@@ -18,6 +18,9 @@
 #include "utils/guc.h"
 #include "utils/guc_tables.h"
 
+/* An int64 in a Datum is taken for a value that nobody has to keep. */
+StaticAssertDecl(sizeof(Datum) >= sizeof(int64), "Datum must have 64 bits");
+
 #ifdef PG_MODULE_MAGIC_EXT
 PG_MODULE_MAGIC_EXT(
 					.name = "extension_storage",
