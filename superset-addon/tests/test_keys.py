@@ -508,8 +508,11 @@ def test_secrets_are_nowhere(second: Superset, tmp_path: Path) -> None:
     finally:
         bouncer.stop()
     second.run("rotate-extension-storage-keys", check=False)
-    dump = os.popen("pg_dumpall -U postgres").read()
-    assert "acme.my-ext" in dump and not found_in(dump.encode(), markers)
+    # bytes: each database is in its own encoding
+    dump = subprocess.run(
+        ["pg_dumpall", "-U", "postgres"], check=True, stdout=subprocess.PIPE
+    ).stdout
+    assert b"acme.my-ext" in dump and not found_in(dump, markers)
     sql("CHECKPOINT")
 
     configured = second.folder / "superset_config.py"

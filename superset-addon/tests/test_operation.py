@@ -674,7 +674,8 @@ def test_readme_settings() -> None:
     """The settings are Python, and those of the tests above."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
-    exec("\n".join(block for block in blocks if "DAO" not in block), names)
+    code = re.compile("DAO|get_context")  # of extensions, which other tests run
+    exec("\n".join(block for block in blocks if not code.search(block)), names)
     from superset_extension_storage import install
 
     assert names["FLASK_APP_MUTATOR"] is install

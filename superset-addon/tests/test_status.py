@@ -140,18 +140,18 @@ def test_unreadable_entries_are_named(app: Any) -> None:
     assert code == 4 and "\x1b" not in output
     table = lines(output)
     at = table.index(["unreadable entry of", "scope", "key", "problem"])
-    assert table[at + 1][:3] == ["acme.my-ext", "global", "los0"]
-    assert table[at + 2][:3] == [
+    assert table[at + 1][:3] == [
         "acme.b",
         "user 7 dashboard d",
         r"'evil\x1b[2J\nline'",
     ]
+    assert table[at + 2][:3] == ["acme.my-ext", "global", "los0"]
     report = status(app, "--json")[1]
     assert [entry["key"] for entry in report["unreadable"]] == [
-        "los0",
         "evil\x1b[2J\nline",
+        "los0",
     ]
-    assert report["unreadable"][1]["user_fk"] == 7
+    assert report["unreadable"][0]["user_fk"] == 7
 
 
 def test_store_that_cannot_be_asked(tmp_path: Path) -> None:
