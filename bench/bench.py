@@ -998,7 +998,7 @@ def measure_batches(bench):
 
     def get_many(extension):
         cursor.execute(
-            "SELECT * FROM ext_storage_get_many(%s, %s)", (extension, keys())
+            "SELECT key, value FROM ext_storage_get_many(%s, %s)", (extension, keys())
         )
         assert len(cursor.fetchall()) == size
 
@@ -1009,7 +1009,7 @@ def measure_batches(bench):
 
     def raw_many(extension):
         cursor.execute(
-            f"SELECT {columns} FROM extension_storage WHERE extension_id = %s"
+            "SELECT key, value FROM extension_storage WHERE extension_id = %s"
             " AND user_fk IS NULL AND resource_type IS NULL"
             " AND resource_uuid IS NULL AND key = ANY (%s)",
             (extension, keys()),
