@@ -371,7 +371,7 @@ plan_by_index(SPIPlanPtr plan)
 {
 	static const char *const unwanted[] = {
 		"enable_seqscan", "enable_bitmapscan", "enable_sort",
-		"enable_hashjoin", "enable_mergejoin"
+		"enable_incremental_sort", "enable_hashjoin", "enable_mergejoin"
 	};
 	int			nestlevel = NewGUCNestLevel();
 	CachedPlan *cached;
