@@ -284,6 +284,21 @@ PrefixLast(text *prefix)
 }
 
 /*
+ * CompareTexts
+ *		Compares two texts by their bytes, as strcmp does.
+ */
+int
+CompareTexts(const text *a, const text *b)
+{
+	int			a_len = VARSIZE_ANY_EXHDR(a);
+	int			b_len = VARSIZE_ANY_EXHDR(b);
+	int			result = memcmp(VARDATA_ANY(a), VARDATA_ANY(b),
+								Min(a_len, b_len));
+
+	return result != 0 ? result : a_len - b_len;
+}
+
+/*
  * ArrayArgument
  *		Takes an array argument of the call apart; returns how many elements it
  *		has, or -1 if it is null.

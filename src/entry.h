@@ -175,6 +175,7 @@ extern void AddressParams(StatementArgs *args, FunctionCallInfo fcinfo,
 						  const AddressArguments *address);
 extern bool ExpandScope(StringInfo sql, const char *placeholder, int shape);
 extern Datum PrefixLast(text *prefix);
+extern int	CompareTexts(const text *a, const text *b);
 extern int	ArrayArgument(FunctionCallInfo fcinfo,
 						  const ArgumentInfo *arguments, int argno, Oid type,
 						  Datum **elements, bool **nulls);

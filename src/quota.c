@@ -31,6 +31,7 @@
 #include "commands/trigger.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
+#include "entry.h"
 #include "errors.h"
 #include "funcapi.h"
 #include "quota.h"
@@ -431,21 +432,10 @@ hash_extension(const void *key, Size size pg_attribute_unused())
 								   VARSIZE_ANY_EXHDR(extension_id)));
 }
 
-/* Compares two extensions by the bytes of their names. */
-static int
-compare_extensions(const text *a, const text *b)
-{
-	int			a_len = VARSIZE_ANY_EXHDR(a);
-	int			b_len = VARSIZE_ANY_EXHDR(b);
-	int			result = memcmp(VARDATA_ANY(a), VARDATA_ANY(b), Min(a_len, b_len));
-
-	return result != 0 ? result : a_len - b_len;
-}
-
 static int
 match_extensions(const void *a, const void *b, Size size pg_attribute_unused())
 {
-	return compare_extensions(*(text *const *) a, *(text *const *) b);
+	return CompareTexts(*(text *const *) a, *(text *const *) b);
 }
 
 /* Finds what is known of an extension, or starts it. */
@@ -660,8 +650,8 @@ count_row(const CountedTable *counted, HeapTuple tuple, TupleDesc tupdesc,
 static int
 compare_changes(const ListCell *a, const ListCell *b)
 {
-	return compare_extensions(((Change *) lfirst(a))->usage->extension_id,
-							  ((Change *) lfirst(b))->usage->extension_id);
+	return CompareTexts(((Change *) lfirst(a))->usage->extension_id,
+						((Change *) lfirst(b))->usage->extension_id);
 }
 
 /*

@@ -790,14 +790,8 @@ typedef struct ManyItem
 static int
 compare_items(const void *a, const void *b)
 {
-	const text *left = ((const ManyItem *) a)->key;
-	const text *right = ((const ManyItem *) b)->key;
-	int			left_len = VARSIZE_ANY_EXHDR(left);
-	int			right_len = VARSIZE_ANY_EXHDR(right);
-	int			result = memcmp(VARDATA_ANY(left), VARDATA_ANY(right),
-								Min(left_len, right_len));
-
-	return result != 0 ? result : left_len - right_len;
+	return CompareTexts(((const ManyItem *) a)->key,
+						((const ManyItem *) b)->key);
 }
 
 /*
