@@ -116,7 +116,7 @@ FROM ext_storage_key_status();
 \echo '-- 3. Re-encrypt, in batches that are committed one by one.'
 CALL ext_storage_rotate_keys();
 
-\echo '-- 4. No entry needs the old key: removable says that it may go.'
+\echo '-- 4. No entry needs the old key: removable is true.'
 SELECT ordinal, fingerprint, role, entries, removable
 FROM ext_storage_key_status();
 
