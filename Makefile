@@ -17,6 +17,7 @@ DATA = $(notdir $(wildcard $(srcdir)/$(EXTENSION)--*.sql))
 MODULE_big = extension_storage
 OBJS = \
 	src/cipher.o \
+	src/encoding.o \
 	src/entry.o \
 	src/extension_storage.o \
 	src/fernet.o \

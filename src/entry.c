@@ -401,37 +401,6 @@ ExpandScope(StringInfo sql, const char *placeholder, int shape)
 }
 
 /*
- * ConvertJson
- *		Converts a value from the database encoding to UTF-8 or back, with an
- *		error that does not quote bytes of it.
- */
-char *
-ConvertJson(char *text, size_t len, bool to_server)
-{
-	MemoryContext context = CurrentMemoryContext;
-	char	   *volatile converted = NULL;
-
-	PG_TRY();
-	{
-		converted = to_server ?
-			pg_any_to_server(text, (int) len, PG_UTF8) :
-			pg_server_to_any(text, (int) len, PG_UTF8);
-	}
-	PG_CATCH();
-	{
-		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
-			PG_RE_THROW();
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
-		ereport(ERROR,
-				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
-				 errmsg("value cannot be converted between UTF-8 and the database encoding")));
-	}
-	PG_END_TRY();
-	return converted;
-}
-
-/*
  * DescribeEntry
  *		Returns, in palloc'd memory, the words that name an entry in a message.
  *

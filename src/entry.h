@@ -182,7 +182,6 @@ extern int	ArrayArgument(FunctionCallInfo fcinfo,
 extern int	KeysArgument(FunctionCallInfo fcinfo,
 						 const ArgumentInfo *arguments, int argno,
 						 Datum **keys);
-extern char *ConvertJson(char *text, size_t len, bool to_server);
 extern bool CanonicalUuid(const char *text, int len, char *canonical);
 extern char *DescribeEntry(const Datum *address, const char *nulls);
 extern void RequireKey(const StatementArgs *args, bool there_is,

@@ -13,8 +13,8 @@
 
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "encoding.h"
 #include "executor/spi.h"
-#include "mb/pg_wchar.h"
 #include "tcop/cmdtag.h"
 #include "tcop/pquery.h"
 #include "utils/builtins.h"
@@ -62,18 +62,10 @@ secret_to_server(Datum value, const char *column)
 	bytea	   *bytes = DatumGetByteaPP(value);
 	int			len = VARSIZE_ANY_EXHDR(bytes);
 	char	   *utf8 = pnstrdup(VARDATA_ANY(bytes), len);
-	char	   *volatile text = NULL;
+	char	   *text = NULL;
 
-	PG_TRY();
-	{
-		if (strlen(utf8) == (size_t) len)
-			text = pg_any_to_server(utf8, len, PG_UTF8);
-	}
-	PG_CATCH();
-	{
-		FlushErrorState();
-	}
-	PG_END_TRY();
+	if (strlen(utf8) == (size_t) len)
+		text = ConvertUtf8(utf8, len, true);
 	if (text != utf8)
 		explicit_bzero(utf8, len);
 	if (text == NULL)

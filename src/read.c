@@ -11,6 +11,7 @@
 
 #include "access/detoast.h"
 #include "catalog/pg_type.h"
+#include "encoding.h"
 #include "entry.h"
 #include "errors.h"
 #include "fernet.h"
@@ -341,7 +342,10 @@ ext_storage_get_json(PG_FUNCTION_ARGS)
 	MemoryContext context = CurrentMemoryContext;
 	StatementArgs args;
 	struct varlena *value;
+	size_t		len;
+	char	   *utf8;
 	char	   *json;
+	volatile bool is_json;
 	volatile Datum result = (Datum) 0;
 
 	get_params_of(&args, fcinfo);
@@ -349,30 +353,39 @@ ext_storage_get_json(PG_FUNCTION_ARGS)
 	if (value == NULL)
 		PG_RETURN_NULL();
 	value = PG_DETOAST_DATUM_PACKED(PointerGetDatum(value));
-	json = pnstrdup(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
-
-	/* the parser's own messages would quote the value */
-	PG_TRY();
+	len = VARSIZE_ANY_EXHDR(value);
+	utf8 = pnstrdup(VARDATA_ANY(value), len);
+	is_json = strlen(utf8) == len &&
+		pg_encoding_verifymbstr(PG_UTF8, utf8, (int) len) == (int) len;
+	json = is_json ? ConvertUtf8(utf8, len, true) : NULL;
+	if (json != NULL)
 	{
-		if (strlen(json) != VARSIZE_ANY_EXHDR(value))
-			ereport(ERROR, (errcode(ERRCODE_INVALID_JSON_TEXT),
-							errmsg("NUL byte")));
-		json = ConvertJson(json, VARSIZE_ANY_EXHDR(value), true);
-		result = DirectFunctionCall1(jsonb_in, CStringGetDatum(json));
+		/* the parser's own messages would quote the value */
+		PG_TRY();
+		{
+			result = DirectFunctionCall1(jsonb_in, CStringGetDatum(json));
+		}
+		PG_CATCH();
+		{
+			if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+				PG_RE_THROW();
+			is_json = geterrcode() != ERRCODE_INVALID_TEXT_REPRESENTATION;
+			MemoryContextSwitchTo(context);
+			FlushErrorState();
+		}
+		PG_END_TRY();
 	}
-	PG_CATCH();
-	{
-		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
-			PG_RE_THROW();
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
+	if (result == (Datum) 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_JSON_TEXT),
+				 is_json ?
+				 errmsg("value of %s is JSON that cannot be converted to jsonb",
+						DescribeEntry(args.values, args.nulls)) :
 				 errmsg("value of %s is not JSON",
 						DescribeEntry(args.values, args.nulls)),
+				 is_json ?
+				 errdetail("It has a number or a character that jsonb, or the encoding of the database, cannot represent.") : 0,
 				 errhint("ext_storage_get() returns its bytes.")));
-	}
-	PG_END_TRY();
 	PG_RETURN_DATUM(result);
 }
 

@@ -24,8 +24,8 @@
 #include <unistd.h>
 
 #include "access/parallel.h"
+#include "encoding.h"
 #include "keylist.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "secrets.h"
 #include "storage/fd.h"
@@ -142,42 +142,23 @@ static uint8 mask[MASK_LEN];
 static void (*secrets_changed) (void) = NULL;
 
 /*
- * Converts a secret, with an error that does not quote bytes of it, and that
- * keeps the statement out of the log.
- */
-static char *
-convert_secret(const char *secret, int len)
-{
-	char	   *volatile utf8 = NULL;
-
-	PG_TRY();
-	{
-		utf8 = pg_server_to_any(secret, len, PG_UTF8);
-	}
-	PG_CATCH();
-	{
-		FlushErrorState();
-		ereport(ERROR,
-				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
-				 errmsg("secret cannot be converted to UTF-8"),
-				 errhidestmt(true),
-				 errhidecontext(true)));
-	}
-	PG_END_TRY();
-	return utf8;
-}
-
-/*
  * SecretToUtf8
- *		Converts a secret from the database encoding to UTF-8.
+ *		Converts a secret from the database encoding to UTF-8, with an error
+ *		that keeps the statement out of the log.
  *
  * The result is the argument itself where there is nothing to convert.
  */
 char *
 SecretToUtf8(const char *secret, size_t len, size_t *utf8_len)
 {
-	char	   *utf8 = convert_secret(secret, (int) len);
+	char	   *utf8 = ConvertUtf8(secret, len, false);
 
+	if (utf8 == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+				 errmsg("secret cannot be converted to UTF-8"),
+				 errhidestmt(true),
+				 errhidecontext(true)));
 	*utf8_len = utf8 == secret ? len : strlen(utf8);
 	return utf8;
 }

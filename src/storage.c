@@ -15,6 +15,7 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "common/hashfn.h"
+#include "encoding.h"
 #include "entry.h"
 #include "errors.h"
 #include "funcapi.h"
@@ -744,7 +745,12 @@ ext_storage_set_json(PG_FUNCTION_ARGS)
 	set_params_of(&args, fcinfo);
 	json = PG_GETARG_JSONB_P(SET_ARG_VALUE);
 	text = JsonbToCString(NULL, &json->root, VARSIZE(json));
-	text = ConvertJson(text, strlen(text), false);
+	text = ConvertUtf8(text, strlen(text), false);
+	if (text == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
+				 errmsg("value of %s cannot be converted to UTF-8",
+						DescribeEntry(args.values, args.nulls))));
 	len = strlen(text);
 	result = store_one(fcinfo, &args,
 					   PointerGetDatum(cstring_to_text_with_len(text, len)),

@@ -117,6 +117,22 @@ for my $write (
 	unlike($said . $log, qr/0xc8|\xc8/, 'are not quoted');
 }
 
+# What a database cannot represent is no fault of the value.
+$node->safe_psql('postgres',
+	q{CREATE DATABASE latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0});
+$node->safe_psql('latin1', 'CREATE EXTENSION extension_storage CASCADE');
+for my $value (
+	[ '\x22e282ac22', 'is JSON that cannot be converted to jsonb', 'a character that LATIN1 lacks' ],
+	[ '\x225c753230616322', 'is JSON that cannot be converted to jsonb', 'an escape for one' ],
+	[ '\x22c82822', 'is not JSON', 'bytes that are not UTF-8' ])
+{
+	my ($bytes, $message, $name) = @$value;
+	($said) = run("SELECT FROM ext_storage_set('acme.v', 'k', '$bytes'); SELECT ext_storage_get_json('acme.v', 'k')", 'latin1');
+	like($said, qr/ERROR:  value of .* $message/, $name);
+}
+($said) = run(q{SELECT FROM ext_storage_set('acme.v', 'k', '\x22c3a422'); SELECT ascii(ext_storage_get_json('acme.v', 'k') #>> '{}')}, 'latin1');
+like($said, qr/^228$/m, 'a character that LATIN1 has is converted');
+
 # An overwrite takes no id, and works when there is none left.
 sub last_id
 {
