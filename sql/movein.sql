@@ -97,6 +97,18 @@ RESET client_min_messages;
 RESET extension_storage.quota_per_extension;
 ALTER TABLE extension_storage DISABLE TRIGGER extension_storage_count_rows, DISABLE TRIGGER extension_storage_count;
 DELETE FROM extension_storage;
+-- A call that takes longer than statement_timeout, which counts anew with each batch.
+TRUNCATE first.extension_storage;
+INSERT INTO first.extension_storage (uuid, extension_id, key, value)
+    SELECT gen_random_uuid(), 'acme.slow', 'k' || i, 'x' FROM generate_series(1, 8) i;
+CREATE FUNCTION first.slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END';
+CREATE TRIGGER slow BEFORE INSERT ON extension_storage FOR EACH ROW EXECUTE FUNCTION first.slow();
+SET client_min_messages = error;
+SET statement_timeout = '3s';
+CALL ext_storage_move_in('first.extension_storage', batch_size => 1);
+RESET statement_timeout;
+DROP TRIGGER slow ON extension_storage;
+DELETE FROM extension_storage;
 DROP TABLE before;
 SET client_min_messages = warning;
 DROP SCHEMA first CASCADE;

@@ -15,7 +15,6 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "entry.h"
@@ -549,14 +548,13 @@ move_batch(MoveIn *move, Datum *ids, const bool *is_newest, int nids)
 	SPI_freetuptable(table);
 }
 
-/* Commits, where that is possible, and goes on as READ COMMITTED. */
+/* Commits, where that is possible. */
 static void
 commit_batch(const MoveIn *move)
 {
 	if (!move->commits)
 		return;
-	SPI_commit();
-	XactIsoLevel = XACT_READ_COMMITTED;
+	StatementCommit();
 	if (!ActiveSnapshotSet())
 		EnsurePortalSnapshotExists();
 }

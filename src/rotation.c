@@ -17,7 +17,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "entry.h"
@@ -38,7 +37,6 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
-#include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 #include "utils/wait_event.h"
@@ -780,25 +778,14 @@ begin_batch(Rotation *rotation)
 	rotation->batch_bytes = 0;
 }
 
-/*
- * Commits, where that is possible, and starts another transaction.
- *
- * That one is READ COMMITTED whatever the session's default is: under a
- * stricter level a concurrent write would abort the rotation.
- *
- * statement_timeout counts anew.  It is meant to end a statement that is stuck
- * or holds others up, and what has been done so far is committed.
- */
+/* Commits, where that is possible. */
 static void
 next_transaction(Rotation *rotation)
 {
 	if (!rotation->commits)
 		return;
-	SPI_commit();
-	XactIsoLevel = XACT_READ_COMMITTED;
+	StatementCommit();
 	CHECK_FOR_INTERRUPTS();
-	if (StatementTimeout > 0 && get_timeout_active(STATEMENT_TIMEOUT))
-		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
 }
 
 /* Must a batch end before it has all the rows that it may have? */

@@ -19,6 +19,7 @@
 
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
@@ -26,6 +27,7 @@
 #include "miscadmin.h"
 #include "nodes/params.h"
 #include "statement.h"
+#include "storage/proc.h"
 #include "tcop/dest.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -38,6 +40,7 @@
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/timeout.h"
 #include "utils/tuplestore.h"
 
 /*
@@ -715,6 +718,25 @@ StatementRequireAllRows(const Connection *connection)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("query would be affected by row-level security policy for table \"extension_storage\""),
 				 errhint("Let a role do it that row-level security does not apply to: one with BYPASSRLS, or the table's owner without FORCE ROW LEVEL SECURITY.")));
+}
+
+/*
+ * StatementCommit
+ *		Commits a batch of a procedure, and starts the transaction of the next.
+ *
+ * That one is READ COMMITTED whatever the session's default is: under a
+ * stricter level a concurrent write would abort the procedure.
+ *
+ * statement_timeout counts anew.  It is meant to end a statement that is stuck
+ * or holds others up, and what has been done so far is committed.
+ */
+void
+StatementCommit(void)
+{
+	SPI_commit();
+	XactIsoLevel = XACT_READ_COMMITTED;
+	if (StatementTimeout > 0 && get_timeout_active(STATEMENT_TIMEOUT))
+		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
 }
 
 /* Raises an error if the table's owner may not look anything up in the schema. */
