@@ -233,10 +233,15 @@ static Statement list_values_statement = {
 	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(value_entry_columns),
 	.expand = ExpandScope, .by_index = true
 };
+
+/*
+ * With a LIMIT each key is searched for by itself.  Of a join, the planner might
+ * go through the whole scope, which it takes for small if it planned early.
+ */
 static Statement get_many_statement = {
 	.sql = "SELECT @columns@ FROM pg_catalog.unnest($keys) WITH ORDINALITY"
-	" AS k (key, place) JOIN " SQL_TABLE " ON @scope@ AND e.key" SQL_EQ "k.key"
-	" ORDER BY k.place",
+	" AS k (key, place), LATERAL (SELECT e.* FROM " SQL_TABLE
+	" WHERE @scope@ AND e.key" SQL_EQ "k.key LIMIT 1) AS e ORDER BY k.place",
 	STATEMENT_PARAMS(many_params), STATEMENT_COLUMNS(value_entry_columns),
 	.expand = ExpandScope, .by_index = true
 };

@@ -148,6 +148,9 @@ $node->safe_psql(
 my @by = slurp_file($node->logfile, $offset) =~ /Index Scan(?: Backward)? using (\w+) on extension_storage e/g;
 cmp_ok(scalar(@by), '>=', 5, 'plans of an empty table are seen');
 is(join(' ', grep { $_ ne $by_key } @by), '', 'and all go by the key');
+my ($many_of_empty) = slurp_file($node->logfile, $offset) =~ /.*(Function Scan on unnest k .*)/s;
+like($many_of_empty, qr/Index Cond: .*\bkey\)?(?:::text)? = \(?k\.key\b/,
+	'of several keys, each is searched for');
 
 # Whatever is in a batch, each row is found by itself.
 $offset = -s $node->logfile;
