@@ -31,13 +31,17 @@ def summary(answer: requests.Response) -> tuple[int, Any, bool]:
 
 
 @contextmanager
-def logged(superset: Superset, *words: str) -> Iterator[None]:
-    """Check that Superset logs one line, with these words, meanwhile."""
+def logged(superset: Superset, *words: str) -> Iterator[list[str]]:
+    """Check that Superset logs one line, with these words, meanwhile.
+
+    Gives a list that has the line at the end.
+    """
     start = superset.log.stat().st_size
-    yield
+    lines: list[str] = []
+    yield lines
     with superset.log.open() as log:
         log.seek(start)
-        lines = [line for line in log if "Extension storage: " in line]
+        lines += [line for line in log if "Extension storage: " in line]
     assert len(lines) == 1, lines
     for word in words:
         assert word in lines[0]
@@ -156,6 +160,32 @@ def test_role_lacks_a_right(running: Superset, admin: Client) -> None:
             assert summary(admin.put("user/k", "y")) == UNAVAILABLE
     finally:
         sql("GRANT UPDATE ON ext_storage.extension_storage TO superset")
+
+
+def test_trigger_keeps_a_row(running: Superset, admin: Client) -> None:
+    """The log names what the server names, and no command that would not help."""
+    admin.put("user/k", "x")
+    sql(
+        "CREATE FUNCTION public.keep() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN RETURN NULL; END'"
+    )
+    sql(
+        "CREATE TRIGGER keep BEFORE UPDATE OR DELETE ON ext_storage.extension_storage"
+        " FOR EACH ROW EXECUTE FUNCTION public.keep()"
+    )
+    try:
+        for write in (
+            lambda: admin.put("user/k", "y"),
+            lambda: admin.delete("user/k"),
+        ):
+            with logged(
+                running, "55000", "A trigger or a row-level security policy"
+            ) as lines:
+                assert summary(write()) == UNAVAILABLE
+            assert "init-extension-storage" not in lines[0]
+    finally:
+        sql("DROP FUNCTION public.keep CASCADE")
+    assert admin.get("user/k").text == "x"
 
 
 # Of two transactions one must begin again, which the API does itself.

@@ -110,15 +110,15 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "42501": (StorageUnavailable, _RIGHTS),
     "3D": (StorageUnavailable, _SET_UP),
     "3F": (StorageUnavailable, _SET_UP),
-    "0A": (StorageUnavailable, _SET_UP),
+    "0A": (StorageUnavailable, _SERVER_LOG),
     "28": (StorageUnavailable, "The database server lets Superset's role not in."),
-    "55": (StorageUnavailable, _SET_UP),
+    "55": (StorageUnavailable, _SERVER_LOG),
     "23": (StorageUnavailable, _TABLE),
     "27": (StorageUnavailable, _TABLE),
     "39": (StorageUnavailable, _TABLE),
     "44": (StorageUnavailable, _TABLE),
     "P0": (StorageUnavailable, _TABLE),
-    "25000": (StorageUnavailable, _SET_UP),
+    "25000": (StorageUnavailable, _SERVER_LOG),
     "25006": (
         StorageUnavailable,
         "The database takes no writes: connect Superset to the primary server, or see"

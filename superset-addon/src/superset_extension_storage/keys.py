@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
 COPY, STARTUP, SERVER = WAYS = ("copy", "startup", "server")
 
+READ_ONLY = "25006"  # the SQLSTATE of a write in a read-only transaction
+
 EXTENSION = "extension_storage"  # the name in app.extensions
 
 # What the server takes: is_blank() of keylist.c, KEYLIST_MAX_* of keylist.h,
@@ -331,6 +333,10 @@ class Keys:
         self._check(connection)
 
     def _copy(self, connection: Connection, for_session: bool) -> None:
+        from sqlalchemy.exc import DBAPIError
+
+        from .errors import StorageUnavailable
+
         settings = self.secrets.settings()
         columns = ", ".join([*settings, "for_session"])
         statement = (
@@ -338,7 +344,17 @@ class Keys:
             " FROM STDIN (FORMAT binary)"
         )
         row = [value and value.encode() for value in settings.values()]
-        copy(connection, statement, _binary_copy([*row, bytes([for_session])]))
+        try:
+            copy(connection, statement, _binary_copy([*row, bytes([for_session])]))
+        except DBAPIError as error:
+            sqlstate = error.orig.pgcode
+            if sqlstate != READ_ONLY:
+                raise
+            raise StorageUnavailable(
+                "the keys cannot be handed over in a read-only transaction",
+                sqlstate,
+                hint=_READ_ONLY_HINT,
+            ) from None
 
     def _check(self, connection: Connection) -> None:
         from .errors import StorageUnavailable
@@ -389,6 +405,12 @@ _HINTS = {
         " EXTENSION_STORAGE_ENCRYPTION_KEYS."
     ),
 }
+
+_READ_ONLY_HINT = (
+    "The server is a standby, or default_transaction_read_only is set. Writes need the"
+    " primary server; encrypted values can be read here with"
+    f" EXTENSION_STORAGE_KEYS_BY = {STARTUP!r} or {SERVER!r}."
+)
 
 
 def _is_the_servers_own(connection: Connection) -> bool:
