@@ -248,11 +248,21 @@ DECLARE
         '^(.{8})(.{4})(.{4})(.{4})(.{12})$', '\1-\2-\3-\4-\5');
     home regnamespace;
     kind record;
-    n bigint;
+    n bigint := 0;
     purged bigint := 0;
 BEGIN
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
+    IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
+        EXECUTE 'SELECT count(*) FROM pg_catalog.pg_dist_partition WHERE logicalrelid = $1'
+            INTO n USING format('%s.extension_storage', home)::regclass;
+    END IF;
+    IF n > 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = 'ext_storage_purge_orphans is not supported where table "extension_storage" is distributed',
+            DETAIL = 'It compares the table with others, which are not spread as it is.',
+            HINT = 'Call ext_storage_purge_user or ext_storage_purge_resource for each that is gone.';
+    END IF;
     FOR kind IN
         SELECT a.resource_type, string_agg(a.ids, ' UNION ALL ') AS present
         FROM (
@@ -304,6 +314,85 @@ $$;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_purge_orphans() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_purge_orphans() IS
     'Deletes the entries of users and resources that are in none of the attached tables; returns how many';
+
+-- Citus wants extension_id in every unique constraint, and ids that are bigint.
+-- It takes a table with triggers if it is told that they are harmless: these are
+-- disabled, and the library does not enable them where the table is distributed.
+-- Who is not the owner is refused, a superuser too: ALTER TABLE runs what the
+-- owner has put there.
+CREATE FUNCTION @extschema@.ext_storage_distribute()
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE COST 1000000
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    home regnamespace;
+    entries regclass;
+    counts regclass;
+    holder regrole;
+    distributed regclass[];
+    unsafe_triggers text;
+BEGIN
+    SELECT extnamespace INTO STRICT home FROM pg_extension
+    WHERE extname = 'extension_storage';
+    entries := format('%s.extension_storage', home)::regclass;
+    counts := format('%s.extension_storage_usage', home)::regclass;
+    SELECT relowner INTO STRICT holder FROM pg_class WHERE oid = entries;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = holder AND rolname = current_user) THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('must be owner of table %s', entries),
+            HINT = format('Connect as role %s.', holder);
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = 'extension "citus" is not installed in this database',
+            DETAIL = 'It is what distributes tables over several servers.',
+            HINT = 'Install Citus, and then let a superuser run CREATE EXTENSION citus.';
+    END IF;
+    IF pg_size_bytes(coalesce(nullif(
+            current_setting('extension_storage.quota_per_extension', true), ''), '0')) > 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = 'quotas are not supported where table "extension_storage" is distributed',
+            HINT = 'Set extension_storage.quota_per_extension to 0.';
+    END IF;
+
+    EXECUTE 'SELECT coalesce(array_agg(logicalrelid::regclass), ''{}'')'
+        ' FROM pg_catalog.pg_dist_partition WHERE logicalrelid IN ($1, $2)'
+        INTO STRICT distributed USING entries, counts;
+    IF distributed @> ARRAY[entries, counts] THEN
+        RAISE NOTICE USING
+            MESSAGE = format('tables %s and %s are distributed already', entries, counts);
+        RETURN;
+    END IF;
+    unsafe_triggers := current_setting('citus.enable_unsafe_triggers', true);
+    PERFORM set_config('citus.enable_unsafe_triggers', 'on', true);
+    IF entries <> ALL (distributed) THEN
+        EXECUTE format('ALTER TABLE %s'
+            ' DISABLE TRIGGER extension_storage_count_rows,'
+            ' DISABLE TRIGGER extension_storage_count,'
+            ' ALTER COLUMN id TYPE bigint,'
+            ' DROP CONSTRAINT IF EXISTS extension_storage_pkey,'
+            ' ADD CONSTRAINT extension_storage_pkey PRIMARY KEY (extension_id, id),'
+            ' DROP CONSTRAINT IF EXISTS uq_extension_storage_uuid,'
+            ' ADD CONSTRAINT uq_extension_storage_uuid UNIQUE (extension_id, uuid)', entries);
+        EXECUTE 'SELECT pg_catalog.create_distributed_table($1, ''extension_id'', colocate_with => ''none'')'
+            USING entries;
+    END IF;
+    IF counts <> ALL (distributed) THEN
+        EXECUTE format('TRUNCATE %s', counts);
+        EXECUTE 'SELECT pg_catalog.create_distributed_table($1, ''extension_id'', colocate_with => $2)'
+            USING counts, entries::text;
+    END IF;
+    PERFORM set_config('citus.enable_unsafe_triggers', coalesce(unsafe_triggers, 'off'), true);
+    RAISE NOTICE USING
+        MESSAGE = format('tables %s and %s are distributed by extension_id', entries, counts),
+        DETAIL = 'A uuid is unique within its extension only. Quotas and ext_storage_purge_orphans are refused, and ext_storage_key_status does not know whether a key is removable.',
+        HINT = 'A dump does not contain this: see "Beyond one machine" in the README before you restore one.';
+END
+$$;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_distribute() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_distribute() IS
+    'Distributes the tables over the servers of a Citus cluster, by extension_id';
 
 -- What a query costs that calls them, in the planner's units: each runs at
 -- least a statement, and some read the whole table.
@@ -493,6 +582,7 @@ AS $$
         ('ext_storage_attach_users', 'holder'),
         ('ext_storage_attach_resource', 'holder'),
         ('ext_storage_detach', 'holder'),
+        ('ext_storage_distribute', 'holder'),
         ('ext_storage_users_deleted', 'holder'),
         ('ext_storage_resources_deleted', 'holder'),
         ('ext_storage_grant', 'holder'),

@@ -80,8 +80,10 @@ static Purge purge_all_resources =
 PURGE("e.resource_type" SQL_EQ "$resource_type", false,
 	  STATEMENT_PARAMS(resource_params));
 
-/* A subquery is hashed, an array would be searched for each entry. */
-#define IS_GONE SQL_EQ "ANY (SELECT pg_catalog.unnest($users))"
+static bool expand_gone(StringInfo sql, const char *placeholder, int shape);
+
+#define SHAPE_DISTRIBUTED 1
+#define IS_GONE SQL_EQ "ANY (@gone@)"
 
 static Statement clear_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk ="
@@ -89,7 +91,8 @@ static Statement clear_users_statement = {
 	" changed_by_fk ="
 	" CASE WHEN e.changed_by_fk" IS_GONE " THEN NULL ELSE e.changed_by_fk END"
 	" WHERE e.created_by_fk" IS_GONE " OR e.changed_by_fk" IS_GONE,
-	STATEMENT_PARAMS(user_params)
+	STATEMENT_PARAMS(user_params),
+	.expand = expand_gone
 };
 static Statement clear_all_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk = NULL, changed_by_fk = NULL"
@@ -118,6 +121,21 @@ PG_FUNCTION_INFO_V1(ext_storage_purge_user);
 PG_FUNCTION_INFO_V1(ext_storage_purge_resource);
 PG_FUNCTION_INFO_V1(ext_storage_users_deleted);
 PG_FUNCTION_INFO_V1(ext_storage_resources_deleted);
+
+/*
+ * Appends the users that are gone.  A subquery is hashed, while an array is
+ * searched for each entry; but over all the shards of a distributed table an
+ * update must not have a subquery.
+ */
+static bool
+expand_gone(StringInfo sql, const char *placeholder, int shape)
+{
+	if (strcmp(placeholder, "gone") != 0)
+		return false;
+	appendStringInfoString(sql, (shape & SHAPE_DISTRIBUTED) ? "$users" :
+						   "SELECT pg_catalog.unnest($users)");
+	return true;
+}
 
 /*
  * Deletes entries, with the rights of the caller or of the table's owner.
@@ -341,6 +359,8 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 		}
 		StatementSet(&args, 0, user_array(users, nusers));
 		run_purge(&connection, &purge_users, &args, true);
+		if (StatementIsDistributed(&connection))
+			args.shape = SHAPE_DISTRIBUTED;
 		StatementRunAsOwner(&connection, &clear_users_statement, &args);
 	}
 	SPI_finish();

@@ -47,6 +47,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/tuplestore.h"
 
 #define SQL_USAGE "@schema@.extension_storage_usage AS u"
 #define ROWS_TRIGGER "extension_storage_count_rows"
@@ -141,21 +142,34 @@ static Statement add_placed_statement = {
 	.by_index = true
 };
 
-/* What each extension stores. */
-static const StatementParam usage_of_all_params[] = {{"quota", INT8OID}};
-static const StatementColumn usage_of_all_columns[] = {
-	{"extension_id", TEXTOID, NOT_NULL},
-	{"entries", INT8OID, NOT_NULL},
-	{"encrypted_entries", INT8OID, NOT_NULL},
-	{"value_bytes", INT8OID, NOT_NULL},
-	{"quota_bytes", INT8OID, NOT_NULL}
+/* What each extension stores: the columns of ext_storage_usage(). */
+enum
+{
+	OF_ALL_EXTENSION_ID,
+	OF_ALL_ENTRIES,
+	OF_ALL_ENCRYPTED_ENTRIES,
+	OF_ALL_VALUE_BYTES,
+	NUM_OF_ALL_COLUMNS,
+	OF_ALL_QUOTA_BYTES = NUM_OF_ALL_COLUMNS,
+	NUM_OF_ALL_RESULTS
 };
+
+static const StatementColumn usage_of_all_columns[] = {
+	[OF_ALL_EXTENSION_ID] = {"extension_id", TEXTOID, NOT_NULL},
+	[OF_ALL_ENTRIES] = {"entries", INT8OID, NOT_NULL},
+	[OF_ALL_ENCRYPTED_ENTRIES] = {"encrypted_entries", INT8OID, NOT_NULL},
+	[OF_ALL_VALUE_BYTES] = {"value_bytes", INT8OID, NOT_NULL}
+};
+
+/*
+ * Without the quota, which would be a parameter: a distributed table has no
+ * generic plan with one over all shards.
+ */
 static Statement usage_of_all_statement = {
 	.sql = "SELECT e.extension_id, pg_catalog.count(*),"
 	" pg_catalog.count(*) FILTER (WHERE e.is_encrypted),"
-	" CAST(pg_catalog.sum(" SQL_BYTES ") AS pg_catalog.int8), $quota"
+	" CAST(pg_catalog.sum(" SQL_BYTES ") AS pg_catalog.int8)"
 	" FROM " SQL_TABLE " GROUP BY e.extension_id ORDER BY e.extension_id",
-	STATEMENT_PARAMS(usage_of_all_params),
 	STATEMENT_COLUMNS(usage_of_all_columns)
 };
 
@@ -401,6 +415,11 @@ start_counting(Connection *connection)
 				 errmsg("installed version of extension \"extension_storage\" does not support quotas"),
 				 errdetail("extension_storage.quota_per_extension is set, and table \"extension_storage_usage\" does not exist."),
 				 errhint("Run ALTER EXTENSION extension_storage UPDATE.")));
+	if (StatementIsDistributed(connection))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("quotas are not supported where table \"extension_storage\" is distributed"),
+				 errhint("Set extension_storage.quota_per_extension to 0.")));
 	table = table_open(StatementTable(connection), ShareRowExclusiveLock);
 	if (QuotaIsCounting(connection))
 		release = ShareRowExclusiveLock;	/* somebody else was first */
@@ -789,16 +808,25 @@ ext_storage_count_statement(PG_FUNCTION_ARGS)
 Datum
 ext_storage_usage(PG_FUNCTION_ARGS)
 {
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Connection	connection;
 	StatementArgs args;
+	uint64		n;
 
 	StatementArgsInit(&args);
-	StatementSet(&args, 0, Int64GetDatum((int64) quota_per_extension));
 	InitMaterializedSRF(fcinfo, 0);
 	StatementConnect(&connection, fcinfo, false);
 	StatementRequireAllRows(&connection);
-	StatementReturn(&connection, &usage_of_all_statement, &args,
-					(ReturnSetInfo *) fcinfo->resultinfo);
+	n = StatementRun(&connection, &usage_of_all_statement, &args, true);
+	for (uint64 i = 0; i < n; i++)
+	{
+		Datum		row[NUM_OF_ALL_RESULTS];
+		bool		nulls[NUM_OF_ALL_RESULTS] = {false};
+
+		StatementRow(&usage_of_all_statement, i, row, nulls);
+		row[OF_ALL_QUOTA_BYTES] = Int64GetDatum((int64) quota_per_extension);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
+	}
 	SPI_finish();
 	return (Datum) 0;
 }

@@ -765,7 +765,16 @@ ext_storage_get_many(PG_FUNCTION_ARGS)
 
 	StatementStartDecrypted(fcinfo);
 	StatementConnect(&connection, fcinfo, false);
-	return_values(&connection, &get_many_statement, &args, fcinfo, -1);
+
+	/* a distributed table has no generic plan with a subquery or a join */
+	if (StatementIsDistributed(&connection))
+		for (int i = 0; i < nkeys; i++)
+		{
+			StatementSet(&args, PARAM_KEY, keys[i]);
+			return_values(&connection, &get_entry_statement, &args, fcinfo, -1);
+		}
+	else
+		return_values(&connection, &get_many_statement, &args, fcinfo, -1);
 	SPI_finish();
 	return (Datum) 0;
 }

@@ -1405,6 +1405,7 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	KeyUse		unused = {0, DT_NOEND, DT_NOBEGIN};
 	Connection	connection;
 	bool		is_standby = RecoveryInProgress();
+	bool		is_distributed;
 	char	   *writers = NULL;
 	bool		unknown = false;
 
@@ -1415,6 +1416,7 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 		uses->uses[i] = unused;
 
 	PushActiveSnapshot(GetLatestSnapshot());
+	is_distributed = StatementIsDistributed(&connection);
 	if (!is_standby)
 		writers = name_writers(&connection);
 	visit_rows(&connection, NULL, count_use, uses);
@@ -1449,7 +1451,7 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 		nulls[STATUS_OLDEST] = nulls[STATUS_NEWEST] = use->oldest > use->newest;
 		values[STATUS_REMOVABLE] = BoolGetDatum(removable);
 		nulls[STATUS_REMOVABLE] = !known ||
-			(removable && (is_standby || writers != NULL));
+			(removable && (is_standby || is_distributed || writers != NULL));
 		unknown = unknown || (known && nulls[STATUS_REMOVABLE]);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
@@ -1459,9 +1461,13 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 				 errmsg("it is not known whether a key is removable"),
 				 is_standby ?
 				 errdetail("A standby does not know what is being written on the primary.") :
+				 is_distributed ?
+				 errdetail("The table is distributed, and this server does not know what is being written on others.") :
 				 errdetail("There may be entries of transactions in progress: %s.",
 						   writers),
 				 is_standby ? errhint("Ask the primary.") :
+				 is_distributed ?
+				 errhint("Ask again while nothing writes. A key that has no entries then is not needed.") :
 				 errhint("Ask again when they have ended.")));
 	SPI_finish();
 	return (Datum) 0;

@@ -720,6 +720,32 @@ StatementRequireAllRows(const Connection *connection)
 				 errhint("Let a role do it that row-level security does not apply to: one with BYPASSRLS, or the table's owner without FORCE ROW LEVEL SECURITY.")));
 }
 
+/* Citus has a row here for each table that it has spread over servers. */
+#define CITUS_CATALOG "pg_dist_partition"
+
+static const StatementParam distributed_params[] = {{"table", OIDOID}};
+static Statement distributed_statement = {
+	.sql = "SELECT FROM pg_catalog." CITUS_CATALOG " AS p"
+	" WHERE p.logicalrelid" SQL_EQ "$table",
+	STATEMENT_PARAMS(distributed_params)
+};
+
+/*
+ * StatementIsDistributed
+ *		Is the table distributed over several servers?
+ */
+bool
+StatementIsDistributed(Connection *connection)
+{
+	StatementArgs args;
+
+	if (!OidIsValid(get_relname_relid(CITUS_CATALOG, PG_CATALOG_NAMESPACE)))
+		return false;
+	StatementArgsInit(&args);
+	StatementSet(&args, 0, ObjectIdGetDatum(StatementTable(connection)));
+	return StatementRun(connection, &distributed_statement, &args, true) > 0;
+}
+
 /*
  * StatementCommit
  *		Commits a batch of a procedure, and starts the transaction of the next.

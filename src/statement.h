@@ -119,6 +119,7 @@ extern uint64 StatementNext(const Statement *statement, Portal portal,
 							long count);
 extern Oid	StatementTable(const Connection *connection);
 extern Oid	StatementTableOwner(const Connection *connection);
+extern bool StatementIsDistributed(Connection *connection);
 extern void StatementCommit(void);
 extern void StatementRequireAllRows(const Connection *connection);
 extern void StatementCheckTable(Relation table);
