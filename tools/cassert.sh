@@ -30,7 +30,10 @@ build_postgres() {
             "$1/configure" --prefix="$0/install" --enable-cassert --enable-debug \
                 --enable-tap-tests --with-openssl --with-lz4 --without-icu \
                 --without-readline &&
-            make -j 2 && make install && make -C contrib/pgcrypto install && make -C contrib/auto_explain install' \
+            make -j 2 && make install &&
+            for module in pgcrypto auto_explain pageinspect pg_stat_statements; do
+                make -C "contrib/$module" install || exit
+            done' \
             "$folder" "$source" || die "see $folder/build.log"
         as_user rm -rf "$source" "$folder/build"
         as_user touch "$folder/ready"
