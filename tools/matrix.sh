@@ -23,6 +23,13 @@ matrix_row() {
     table+=$(printf '%-32s %-7s %s' "$name" "$result" "$(tail -n 1 "$log")")$'\n'
 }
 
+# Adds to the table which server and compiler a row was of.
+matrix_programs() {
+    table+=$(in_debian "$1" sh -c '
+        "/usr/lib/postgresql/$0/bin/postgres" --version
+        "$1" --version | head -n 1' "$2" "$3" | sed 's/^/    /')$'\n' || true
+}
+
 # Upgrades a cluster in the folder that has the new version, to which the old one
 # comes from another release.
 upgrade_in_debian() {
@@ -63,8 +70,10 @@ cmd_matrix() {
         export PG_MAJOR=$major
         matrix_row "PostgreSQL $major, $release, gcc" "$log-gcc.log" \
             ./dev debian "$release" test unit regress isolation tap
+        matrix_programs "$release" "$major" gcc
         matrix_row "PostgreSQL $major, $release, clang" "$log-clang.log" \
             ./dev debian "$release" build clang
+        matrix_programs "$release" "$major" clang
     done
     unset PG_MAJOR
     for row in "${upgrades[@]}"; do
