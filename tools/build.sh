@@ -90,6 +90,7 @@ cmd_build() {
         variant_cflags=$clang_cflags
     fi
     build_library
+    echo "built without a warning: $build"
 }
 
 # Builds the library, and settings with which a server finds it.
