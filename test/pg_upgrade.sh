@@ -69,7 +69,7 @@ SQL
 # the column that an older pg_dump takes for one of the user's, and an older
 # server refuses.  To such a release goes a cluster without them, as older ones are.
 without=
-if ! grep -q pg_attver "$new/pg_dump"; then
+if grep -q pg_attver "$old/pg_dump" && ! grep -q pg_attver "$new/pg_dump"; then
     without=pg_attver
     for database in postgres template1; do
         "$old/psql" -Xq -v ON_ERROR_STOP=1 -d "$database" <<'SQL'
