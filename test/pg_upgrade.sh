@@ -65,6 +65,21 @@ SELECT ext_storage_set('acme.app', 'k' || i, decode(repeat(md5(i::text), i * i),
     is_encrypted => i % 2 = 0) FROM generate_series(1, 100) i;
 SELECT ext_storage_set('acme.app', 'own', 'x', user_fk => i) FROM generate_series(1, 2) i;
 SQL
+# The minor releases of November 2026 number each column's changes in an option of
+# the column that an older pg_dump takes for one of the user's, and an older
+# server refuses.  To such a release goes a cluster without them, as older ones are.
+without=
+if grep -q pg_attver "$old/pg_dump" && ! grep -q pg_attver "$new/pg_dump"; then
+    without=pg_attver
+    for database in postgres template1; do
+        "$old/psql" -Xq -v ON_ERROR_STOP=1 -d "$database" <<'SQL'
+SET allow_system_table_mods = on;
+UPDATE pg_attribute SET attoptions = (SELECT array_agg(o) FROM unnest(attoptions) o
+    WHERE o NOT LIKE 'pg\_attver=%')
+WHERE EXISTS (SELECT FROM unnest(attoptions) o WHERE o LIKE 'pg\_attver=%');
+SQL
+    done
+fi
 rows_before=$("$old/psql" -XAtc "$rows")
 usage_before=$("$old/psql" -XAtc "$usage")
 counted_before=$("$old/psql" -XAtc "$counted")
@@ -94,4 +109,4 @@ expect purge '1|1' "$(query 'DELETE FROM ab_user WHERE id = 1;
 expect 'usage after all' "$(query "SELECT count(*), sum(octet_length(coalesce(ext_storage_get(extension_id, key, user_fk), '')))
     FROM extension_storage")" "$(query 'SELECT entries, value_bytes FROM ext_storage_usage()')"
 "$new/pg_ctl" -D new -w -s stop
-echo "1 passed, 0 failed"
+echo "1 passed, 0 failed${without:+, without $without}"

@@ -81,7 +81,9 @@ run_make() {
 # What clang says of options of gcc, with which the server was built
 clang_cflags="-Wno-unknown-warning-option -Wno-ignored-optimization-argument"
 
-## build [clang]   build with warnings as errors, into .dev
+## build [COMPILER]
+##                 build with warnings as errors, into .dev; by gcc, or by clang
+##                 or whichever is named, which is a package of that name
 cmd_build() {
     if [[ $# -gt 0 ]]; then
         compiler=$1
@@ -90,6 +92,7 @@ cmd_build() {
         variant_cflags=$clang_cflags
     fi
     build_library
+    echo "built without a warning: $build"
 }
 
 # Builds the library, and settings with which a server finds it.

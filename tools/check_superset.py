@@ -17,7 +17,9 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-DEV, STATE = sys.argv[1:]
+# The command, the folder of its servers, the Debian in which it runs, if that is
+# another one, and what removes the servers of those that were killed
+DEV, STATE, ROOT, *PSQL = sys.argv[1:]
 SECONDS = 600
 
 
@@ -78,12 +80,13 @@ def runs() -> set[str]:
 
 def processes(folder: str) -> str:
     """List the processes that work in a folder or name it."""
+    name = folder.removeprefix(ROOT)
     found = ""
     for process in glob.glob("/proc/[0-9]*"):
         try:
             with open(f"{process}/cmdline") as file:
                 command = file.read().replace("\0", " ")
-            if folder in command or os.readlink(f"{process}/cwd").startswith(folder):
+            if name in command or os.readlink(f"{process}/cwd").startswith(folder):
                 found += f"{process} {command}\n"
         except OSError:
             continue  # it has ended, or is not ours
@@ -94,7 +97,7 @@ def test_ctrl_c() -> None:
     before = runs()
     show = Show()
     (run,) = runs() - before
-    place = os.readlink(f"{run}/socket")
+    place = ROOT + os.readlink(f"{run}/socket")
 
     admin, gamma = show.log_in("admin"), show.log_in("gamma")
     page = admin.open(f"{show.url}/extension-storage/").read().decode()
@@ -119,9 +122,7 @@ def test_killed() -> None:
     os.kill(show.pid, signal.SIGKILL)
     os.waitpid(show.pid, 0)
     wait_for("the web server's end", lambda: not show.is_up())
-    subprocess.run(
-        [DEV, "psql", "-Xqtc", "SELECT 1"], check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run([*PSQL, "-Xqtc", "SELECT 1"], check=True, stdout=subprocess.DEVNULL)
     assert runs() == before
     assert not processes(run), processes(run)
 

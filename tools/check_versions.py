@@ -18,14 +18,15 @@ meta = json.loads(Path("META.json").read_text())
 found = {
     "META.json": meta["version"],
     "META.json, provides": meta["provides"]["extension_storage"]["version"],
+    "README.md": first(r"^Version (\S+)", "README.md"),
+    "README.md, image": first(r"reference: .*:\d+-([\d.]+)-", "README.md"),
     "CHANGELOG.md": first(r"^## (\S+)", "CHANGELOG.md"),
     "debian/changelog": first(r"\((.*)-\d+\)", "debian/changelog"),
     "superset-addon/pyproject.toml": tomllib.loads(
         Path("superset-addon/pyproject.toml").read_text()
     )["project"]["version"],
 }
-package = Path("superset-addon/js/package.json")
-if package.exists():
+for package in Path("superset-addon/js").glob("package*.json"):
     found[str(package)] = json.loads(package.read_text())["version"]
 
 wrong = {

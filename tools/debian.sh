@@ -3,14 +3,17 @@
 
 debians=$root/.dev/debian
 
-# Runs a command in such a folder; its mounts end with it.  The folder is mounted
-# on itself, as in a folder that is no mount there can be no other of its kind.
+# Runs a command in such a folder; its mounts and processes end with it, and it
+# with us, however that is.  The folder is mounted on itself, as in a folder that
+# is no mount there can be no other of its kind.
 in_debian() {
-    unshare --mount --propagation private sh -c '
+    setpriv --pdeathsig KILL unshare --mount --propagation private \
+        --pid --fork --kill-child sh -ec '
+        trap : INT
         mount --bind "$0" "$0"
         mount -t proc proc "$0/proc"
         mount --rbind /dev "$0/dev"
-        exec chroot "$0" env PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+        chroot "$0" env PATH=/usr/sbin:/usr/bin:/sbin:/bin \
             LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
         ' "$debians/$1" "${@:2}" </dev/null
 }
@@ -81,5 +84,5 @@ cmd_debian() {
     flock 7
     make_debian "$1" >"$debians/$1.log" 2>&1 || die "see $debians/$1.log"
     copy_checkout "$1"
-    in_debian "$1" env PG_MAJOR="${PG_MAJOR:-}" /srv/extension_storage/dev "${@:2}"
+    in_debian "$1" env PG_MAJOR="${PG_MAJOR:-}" /srv/extension_storage/dev "${@:2}" 7<&-
 }

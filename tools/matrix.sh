@@ -1,6 +1,8 @@
-# Other versions of PostgreSQL, each with the Debian or Ubuntu that has it.
+# Other versions of PostgreSQL, each with the Debian or Ubuntu that has it and the
+# compilers that build it beside that release's own gcc.
 
-versions=(15:bookworm 16:noble 17:trixie 18:sid 19:sid)
+versions=(15:bookworm:clang 16:noble:clang 17:trixie:clang '18:sid:clang,gcc-15'
+    '19:sid:clang,gcc-15')
 upgrades=(15:17:trixie:bookworm 17:18:sid:trixie 18:19:sid:sid)
 
 # Writes a line of the table; the log says more.
@@ -21,6 +23,13 @@ matrix_row() {
         failed=$((failed + 1))
     fi
     table+=$(printf '%-32s %-7s %s' "$name" "$result" "$(tail -n 1 "$log")")$'\n'
+}
+
+# Adds to the table which server and compiler a row was of.
+matrix_programs() {
+    table+=$(in_debian "$1" sh -c '
+        "/usr/lib/postgresql/$0/bin/postgres" --version
+        "$1" --version | head -n 1' "$2" "$3" | sed 's/^/    /')$'\n' || true
 }
 
 # Upgrades a cluster in the folder that has the new version, to which the old one
@@ -48,23 +57,27 @@ upgrade_in_debian() {
 
 ## matrix [MAJOR...]
 ##                 on PostgreSQL 15 to 19, or those named, each in a folder with
-##                 the Debian or Ubuntu that has it: a build by gcc and by clang
+##                 the Debian or Ubuntu that has it: builds by gcc and clang
 ##                 without a warning, the tests, and pg_upgrade
 cmd_matrix() {
-    local row major old new from release log
+    local row major old new from release compilers compiler log
     [[ $EUID == 0 ]] || die "needs root, for chroot"
     mkdir -p "$debians"
     table=
     failed=0
     for row in "${versions[@]}"; do
-        IFS=: read -r major release <<<"$row"
+        IFS=: read -r major release compilers <<<"$row"
         [[ $# == 0 || " $* " == *" $major "* ]] || continue
         log=$debians/$major
         export PG_MAJOR=$major
         matrix_row "PostgreSQL $major, $release, gcc" "$log-gcc.log" \
             ./dev debian "$release" test unit regress isolation tap
-        matrix_row "PostgreSQL $major, $release, clang" "$log-clang.log" \
-            ./dev debian "$release" build clang
+        matrix_programs "$release" "$major" gcc
+        for compiler in ${compilers//,/ }; do
+            matrix_row "PostgreSQL $major, $release, $compiler" \
+                "$log-$compiler.log" ./dev debian "$release" build "$compiler"
+            matrix_programs "$release" "$major" "$compiler"
+        done
     done
     unset PG_MAJOR
     for row in "${upgrades[@]}"; do

@@ -57,7 +57,8 @@ try_packages() {
     local release folder=$debians/packages-tried script
     release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
     make_debian "$release.fresh"
-    for script in debian pgxn python; do
+    for script in debian pgxn python javascript; do
+        [[ $script != javascript || -d superset-addon/js ]] || continue
         rm -rf "$folder"
         cp -a "$debians/$release.fresh" "$folder"
         cp -r "$1" "$folder/packages"

@@ -113,6 +113,7 @@ need_superset() {
 # Whether Debian's Python is one for Superset 6.1.
 has_python() {
     local minor
+    need python3
     minor=$(/usr/bin/python3 --version | sed 's/^Python 3\.\([0-9]*\)\..*/\1/')
     [[ $minor -ge 10 && $minor -le 12 ]]
 }

@@ -11,7 +11,7 @@ make_superset_venv() {
     as_user /usr/bin/python3 -m venv "$venv"
     as_user "$venv/bin/pip" install -q "$(as_user grep ^uv== "$pins")"
     as_user "$venv/bin/uv" pip install -q -p "$venv/bin/python" --no-deps \
-        --compile-bytecode -r "$pins"
+        --system-certs --compile-bytecode -r "$pins"
     as_user touch "$venv/complete"
 }
 
@@ -50,6 +50,9 @@ test_superset() {
 
 ## superset        a Superset to look at, with the add-on, two users and entries
 cmd_superset() {
+    if ! has_python; then
+        PG_MAJOR='' exec "$root/dev" debian bookworm superset
+    fi
     build_library
     start_superset_server
     trap : INT
@@ -60,5 +63,12 @@ cmd_superset() {
 
 # `./dev superset` itself, in a terminal.
 run_show() {
-    /usr/bin/python3 tools/check_superset.py "$root/dev" "$state"
+    local folder='' inside=$state psql=("$root/dev" psql)
+    if ! has_python; then
+        folder=$debians/bookworm
+        inside=$folder/srv/extension_storage/.dev/postgres
+        psql=(env PG_MAJOR= "$root/dev" debian bookworm psql)
+    fi
+    /usr/bin/python3 tools/check_superset.py "$root/dev" "$inside" "$folder" \
+        "${psql[@]}"
 }

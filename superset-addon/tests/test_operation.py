@@ -465,6 +465,24 @@ def test_server_stops_in_mid_rotation(app: Any, request: pytest.FixtureRequest) 
     assert "3 scanned, 3 re-encrypted, 0 already current, 0 failed" in done.stdout
 
 
+def test_rotate_can_be_stopped_during_a_notice(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from superset_extension_storage import cli
+
+    plant("other", 1000)
+    append = cli.Progress.append
+
+    def stop(self: Any, notice: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        append(self, notice)
+
+    monkeypatch.setattr(cli.Progress, "append", stop)
+    done = rotate(app, "--batch-size=1")
+    assert done.exit_code == cli.INTERRUPTED, done.output
+    assert "What was done stays; run the command again to go on." in done.output
+
+
 def test_rotate_shows_a_bar_and_can_be_stopped(
     second: Superset, app: Any, request: pytest.FixtureRequest
 ) -> None:

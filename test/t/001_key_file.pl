@@ -4,6 +4,7 @@
 use strict;
 use warnings FATAL => 'all';
 
+use File::Path qw(rmtree);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -104,8 +105,8 @@ is(answer(q{SELECT count(*) FROM extension_storage WHERE key = 'k9'}),
 
 # ---------------------------------------------------------------------------
 # A volume of Kubernetes: the folder that a link leads to is replaced while
-# sessions read.  Each state of the file has the key.  A folder stays for one
-# turn, for a session that is on its way into it.
+# sessions read.  Each state of the file has the key.  The folders before stay
+# until no session can be on its way into one.
 
 my $volume = $node->basedir . '/volume';
 my $states = 0;
@@ -114,7 +115,6 @@ sub swap_volume
 {
 	my @keys = @_;
 	my $folder = '..state_' . ++$states;
-	my $last = '..state_' . ($states - 2);
 
 	mkdir $volume;
 	mkdir "$volume/$folder" or die "mkdir: $!";
@@ -122,9 +122,6 @@ sub swap_volume
 	chmod 0440, "$volume/$folder/keys" or die "chmod: $!";
 	symlink $folder, "$volume/..tmp" or die "symlink: $!";
 	rename "$volume/..tmp", "$volume/..data" or die "rename: $!";
-	return if $states <= 2;
-	unlink "$volume/$last/keys" or die "unlink: $!";
-	rmdir "$volume/$last" or die "rmdir: $!";
 }
 
 swap_volume('new-secret');
@@ -156,6 +153,7 @@ ok($readers->finish, "no read fails while the file is replaced $swaps times")
   or diag($read_errors);
 like($reads, qr{actually processed: 6000/6000$}m, 'and all are made');
 swap_volume('newest-secret', 'other', 'new-secret');
+rmtree(map { "$volume/..state_$_" } 1 .. $states - 1);
 $node->reload;
 is(answer($sources), 'encrypts line 1; decrypts line 2; decrypts line 3',
 	'a new session has the last state');

@@ -165,7 +165,12 @@ $node->safe_psql(
 	SET extension_storage.encryption_keys = 'new,old';
 	CALL ext_storage_rotate_keys()}, 'UPDATE');
 is($result, '100|100|0|0', 'a rotation among entries that are not encrypted');
-like($plan, qr/Index Scan using extension_storage_pkey/, 'writes by primary key');
+# The index on encrypted entries has the id too, and may be cheaper while it is small.
+like(
+	$plan,
+	qr/Index\ Scan\ using\ (?:extension_storage_pkey|ix_extension_storage_encrypted)\ on\ .*\n
+		\s*Index\ Cond:\ .*\bid\ =\ ANY\ \(\$2\)/x,
+	'writes by id');
 my ($rows) = $plan =~ /actual rows=(\d+)/;
 cmp_ok($buffers / $rows, '<=', 20, 'and reads no other row');
 note($plan);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -412,10 +413,24 @@ def _call_rotation(
         " batch_size => CAST(%(batch_size)s AS integer),"
         " dry_run => CAST(%(dry_run)s AS boolean))"
     )
-    # psycopg2 gives notices as they come only where it waits in Python.
     driver = connection.connection.dbapi_connection
+    is_sent = False
+
+    def wait(sent: Any) -> None:
+        nonlocal is_sent
+        is_sent = True
+        wait_select(sent)
+
+    # psycopg2 drops an exception that comes while it hands over a notice.
+    def stop(*_: Any) -> None:
+        if not is_sent:
+            raise KeyboardInterrupt
+        driver.cancel()
+
+    # psycopg2 gives notices as they come only where it waits in Python.
     driver.notices = progress
-    set_wait_callback(wait_select)
+    set_wait_callback(wait)
+    handler = signal.signal(signal.SIGINT, stop)
     try:
         return connection.exec_driver_sql(
             statement,
@@ -433,6 +448,7 @@ def _call_rotation(
             _interrupted(in_a_line(error))
         raise
     finally:
+        signal.signal(signal.SIGINT, handler)
         set_wait_callback(None)
         driver.notices = []
 
