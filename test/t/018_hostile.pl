@@ -27,6 +27,7 @@ my $internal_of_postgres = qr/
 	^tuple\ concurrently\ (updated|deleted)
 	| ^could\ not\ open\ relation\ with\ OID
 	| ^cache\ lookup\ failed\ for
+	| ^could\ not\ find\ tuple\ for\ constraint
 	| ^relation\ \d+\ deleted\ while\ still\ in\ use
 /x;
 
