@@ -494,12 +494,12 @@ def test_rotate_shows_a_bar_and_can_be_stopped(
         " CROSS JOIN generate_series(1, 1999) n"
     )
     sql(
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql"
-        " AS 'BEGIN PERFORM pg_sleep(0.01); RETURN NEW; END';"
-        f" CREATE TRIGGER slow BEFORE UPDATE ON {TABLE}"
-        " FOR EACH ROW EXECUTE FUNCTION slow()"
+        "CREATE FUNCTION stick() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN PERFORM pg_sleep(3600); RETURN NEW; END';"
+        f" CREATE TRIGGER stick BEFORE UPDATE ON {TABLE}"
+        " FOR EACH ROW WHEN (NEW.key = 'oth01000') EXECUTE FUNCTION stick()"
     )
-    request.addfinalizer(lambda: sql("DROP FUNCTION IF EXISTS slow CASCADE"))
+    request.addfinalizer(lambda: sql("DROP FUNCTION IF EXISTS stick CASCADE"))
     second.config["EXTENSION_STORAGE_ENCRYPTION_KEYS"] = ["first", "other"]
     master, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
@@ -536,7 +536,7 @@ def test_rotate_shows_a_bar_and_can_be_stopped(
     assert max(map(len, drawn)) <= COLUMNS
     assert "100%" not in shown and "rows done" not in shown
 
-    sql("DROP FUNCTION slow CASCADE")
+    sql("DROP FUNCTION stick CASCADE")
     done = rotate(app)
     scanned, rotated, current, failed = map(
         int, re.findall(r"\d+", SUMMARY.search(done.stdout)[0])
