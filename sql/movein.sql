@@ -62,6 +62,16 @@ UPDATE first.extension_storage SET value = 'three', changed_on = '2099-01-01' WH
 CALL ext_storage_move_in('first.extension_storage');
 SELECT convert_from(value, 'UTF8') AS value, version FROM ext_storage_get_entry('acme.m', 'plain');
 UPDATE first.extension_storage SET value = 'one', changed_on = '2026-01-02' WHERE key = 'plain';
+-- What is encrypted here is not replaced by a newer plaintext.
+SELECT version FROM ext_storage_set('acme.m', 'plain', 'secret', 'text/plain', is_encrypted => true);
+UPDATE first.extension_storage SET changed_on = '2100-01-01' WHERE key = 'plain';
+CALL ext_storage_move_in('first.extension_storage', dry_run => true);
+SET client_min_messages = warning;
+CALL ext_storage_move_in('first.extension_storage');
+SET client_min_messages = error;
+SELECT is_encrypted, version, convert_from(ext_storage_get('acme.m', 'plain'), 'UTF8') FROM extension_storage WHERE key = 'plain';
+SELECT ext_storage_delete('acme.m', 'plain');
+UPDATE first.extension_storage SET changed_on = '2026-01-02' WHERE key = 'plain';
 -- The source is as it was.
 SELECT count(*) FROM (TABLE first.extension_storage EXCEPT TABLE before) d;
 

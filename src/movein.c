@@ -27,12 +27,12 @@
 #include "nodes/parsenodes.h"
 #include "quota.h"
 #include "statement.h"
+#include "storage/lmgr.h"
 #include "tcop/pquery.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
@@ -40,6 +40,9 @@
 #include "utils/timestamp.h"
 
 #define MAX_VALUE_SIZE 16777215
+
+/* How many ids are fetched at once. */
+#define FETCH_COUNT 10000
 
 /* The arguments of move_in. */
 enum
@@ -118,8 +121,16 @@ static const StatementParam move_params[] = {
 StaticAssertDecl(NUM_MOVE_PARAMS <= STATEMENT_MAX_PARAMS,
 				 "move_in has too many parameters");
 
+enum
+{
+	THERE_CHANGED_ON,
+	THERE_IS_ENCRYPTED,
+	NUM_THERE_COLUMNS
+};
+
 static const StatementColumn there_columns[] = {
-	{"changed_on", TIMESTAMPOID, NULLABLE}
+	[THERE_CHANGED_ON] = {"changed_on", TIMESTAMPOID, NULLABLE},
+	[THERE_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NOT_NULL}
 };
 
 static Statement there_statement = {
@@ -147,7 +158,8 @@ static Statement update_statement = {
 	" changed_on = $changed_on, changed_by_fk = $changed_by_fk,"
 	" value_size = $value_size, version = e.version" SQL_PLUS "1"
 	THE_ENTRY " AND $changed_on IS NOT NULL AND (e.changed_on IS NULL"
-	" OR e.changed_on OPERATOR(pg_catalog.<) $changed_on)",
+	" OR e.changed_on OPERATOR(pg_catalog.<) $changed_on)"
+	" AND (e.is_encrypted IS FALSE OR $is_encrypted)",
 	STATEMENT_PARAMS(move_params),
 	.expand = ExpandScope,
 	.by_index = true,
@@ -157,6 +169,8 @@ static Statement update_statement = {
 typedef struct MoveIn
 {
 	Connection	connection;
+	Oid			source_oid;
+	Oid			source_owner;
 	char	   *source;			/* qualified and quoted */
 	bool		commits;		/* false inside a transaction block */
 	bool		dry_run;
@@ -171,6 +185,8 @@ typedef struct MoveIn
 	TimestampTz started;
 	MemoryContext row_context;	/* reset after each row */
 	SPIPlanPtr	read_plan;		/* the rows of a batch */
+	Datum	   *ids;			/* of all rows, sorted */
+	bool	   *is_newest;		/* is each the newest of its key? */
 } MoveIn;
 
 PG_FUNCTION_INFO_V1(ext_storage_move_in);
@@ -250,11 +266,20 @@ check_columns(Relation source)
 	pfree(wrong.data);
 }
 
-/* Checks that the source is a table of which the caller sees every row. */
+/*
+ * Locks the source until the transaction ends, and checks that it is a table of
+ * which the caller and its owner see every row.
+ *
+ * Each transaction does that anew: in between, the owner may do what he likes.
+ */
 static void
-check_source(MoveIn *move, Oid oid)
+check_source(MoveIn *move)
 {
+	Oid			oid = move->source_oid;
 	Relation	source;
+	char	   *name;
+
+	LockRelationOid(oid, AccessShareLock);
 
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(oid)))
 		ereport(ERROR,
@@ -267,7 +292,10 @@ check_source(MoveIn *move, Oid oid)
 				 errmsg("\"%s\" is not a table", get_rel_name(oid))));
 	if (pg_class_aclcheck(oid, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, get_rel_name(oid));
-	if (check_enable_rls(oid, InvalidOid, true) == RLS_ENABLED)
+	source = table_open(oid, NoLock);
+	move->source_owner = source->rd_rel->relowner;
+	if (check_enable_rls(oid, InvalidOid, true) == RLS_ENABLED ||
+		check_enable_rls(oid, move->source_owner, true) == RLS_ENABLED)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("row-level security of table \"%s\" would hide rows",
@@ -277,12 +305,30 @@ check_source(MoveIn *move, Oid oid)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("source must be another table")));
-	source = table_open(oid, AccessShareLock);
 	check_columns(source);
-	move->source =
-		quote_qualified_identifier(get_namespace_name(RelationGetNamespace(source)),
-								   RelationGetRelationName(source));
+	name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(source)),
+									  RelationGetRelationName(source));
+	if (move->source != NULL && strcmp(move->source, name) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("source was renamed while it was moved in"),
+				 errdetail("It was %s and is %s.", move->source, name),
+				 errhint("What was moved stays; call it again.")));
+	move->source = name;
 	table_close(source, NoLock);
+}
+
+/*
+ * Runs what follows with the rights of the source's owner, as ANALYZE does:
+ * what reading it may run, of an index or of a view that took its name, is his.
+ * An error restores the user.
+ */
+static void
+become_owner(const MoveIn *move, Oid *saved_user, int *saved_context)
+{
+	GetUserIdAndSecContext(saved_user, saved_context);
+	SetUserIdAndSecContext(move->source_owner,
+						   *saved_context | SECURITY_RESTRICTED_OPERATION);
 }
 
 /* Prepares a statement over the source. */
@@ -298,23 +344,55 @@ prepare(const char *sql, int nargs, Oid *argtypes)
 }
 
 /*
- * Opens a cursor over the ids of the source, each with whether its row is the
- * newest of its key.  It is read to its end at the first commit.
+ * Reads the ids of the source, each with whether its row is the newest of its
+ * key.
  */
-static Portal
-open_ids(MoveIn *move)
+static void
+read_ids(MoveIn *move)
 {
 	char	   *sql =
 	psprintf("SELECT CAST(s.id AS pg_catalog.int8), pg_catalog.row_number()"
 			 " OVER (PARTITION BY s.extension_id, s.user_fk, s.resource_type,"
 			 " s.resource_uuid, s.key ORDER BY s.changed_on DESC NULLS LAST,"
-			 " s.id DESC)" SQL_EQ "1, pg_catalog.count(*) OVER ()"
-			 " FROM %s AS s ORDER BY s.id", move->source);
-	Portal		portal = SPI_cursor_open(NULL, prepare(sql, 0, NULL), NULL,
-										 NULL, true);
+			 " s.id DESC)" SQL_EQ "1 FROM %s AS s ORDER BY s.id", move->source);
+	int64		size = FETCH_COUNT;
+	Oid			saved_user;
+	int			saved_context;
+	Portal		portal;
 
-	PinPortal(portal);
-	return portal;
+	move->ids = palloc(size * sizeof(Datum));
+	move->is_newest = palloc(size * sizeof(bool));
+	become_owner(move, &saved_user, &saved_context);
+	portal = SPI_cursor_open(NULL, prepare(sql, 0, NULL), NULL, NULL, true);
+	for (;;)
+	{
+		SPI_cursor_fetch(portal, true, FETCH_COUNT);
+		if (SPI_processed == 0)
+			break;
+		while (move->total + (int64) SPI_processed > size)
+		{
+			size *= 2;
+			move->ids = repalloc_huge(move->ids, size * sizeof(Datum));
+			move->is_newest = repalloc_huge(move->is_newest, size * sizeof(bool));
+		}
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			HeapTuple	tuple = SPI_tuptable->vals[i];
+			TupleDesc	tupdesc = SPI_tuptable->tupdesc;
+			bool		isnull;
+
+			move->ids[move->total] = SPI_getbinval(tuple, tupdesc, 1, &isnull);
+			if (isnull)
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("table %s has a row without an id", move->source)));
+			move->is_newest[move->total++] =
+				DatumGetBool(SPI_getbinval(tuple, tupdesc, 2, &isnull));
+		}
+		SPI_freetuptable(SPI_tuptable);
+	}
+	SPI_cursor_close(portal);
+	SetUserIdAndSecContext(saved_user, saved_context);
 }
 
 /* Prepares the statement that reads the rows of a batch. */
@@ -323,6 +401,8 @@ prepare_read(MoveIn *move)
 {
 	Oid			argtypes[] = {INT8OID, INT8OID};
 	StringInfoData sql;
+	Oid			saved_user;
+	int			saved_context;
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT ");
@@ -334,7 +414,9 @@ prepare_read(MoveIn *move)
 	appendStringInfo(&sql, ", CAST(s.id AS pg_catalog.int8) FROM %s AS s"
 					 " WHERE s.id" SQL_GE "$1 AND s.id" SQL_LE "$2"
 					 " ORDER BY s.extension_id, s.id", move->source);
+	become_owner(move, &saved_user, &saved_context);
 	move->read_plan = prepare(sql.data, lengthof(argtypes), argtypes);
+	SetUserIdAndSecContext(saved_user, saved_context);
 	if (SPI_keepplan(move->read_plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
 	pfree(sql.data);
@@ -440,29 +522,44 @@ insert_row(Connection *connection, StatementArgs *args)
 	return StatementRun(connection, &insert_statement, args, false) > 0;
 }
 
-/* Writes a row, unless a newer one is there. */
+/*
+ * Writes a row, unless a newer one is there, or an encrypted one that it would
+ * replace by plaintext.
+ */
 static void
 move_row(MoveIn *move, StatementArgs *args)
 {
 	Connection *connection = &move->connection;
-	Datum		changed_on;
-	bool		isnull;
+	Datum		there[NUM_THERE_COLUMNS];
+	bool		nulls[NUM_THERE_COLUMNS];
+	bool		is_there;
 
-	if (move->dry_run)
+	if (!move->dry_run)
+		QuotaPrepare(connection, args->values[PARAM_EXTENSION_ID]);
+	is_there = StatementFetch(connection, &there_statement, args, false, there,
+							  nulls);
+	if (is_there &&
+		(args->nulls[MOVE_CHANGED_ON] == 'n' ||
+		 (!nulls[THERE_CHANGED_ON] &&
+		  DatumGetTimestamp(there[THERE_CHANGED_ON]) >=
+		  DatumGetTimestamp(args->values[MOVE_CHANGED_ON]))))
 	{
-		if (!StatementFetch(connection, &there_statement, args, false,
-							&changed_on, &isnull) ||
-			(args->nulls[MOVE_CHANGED_ON] != 'n' &&
-			 (isnull || DatumGetTimestamp(changed_on) <
-			  DatumGetTimestamp(args->values[MOVE_CHANGED_ON]))))
-			move->moved++;
-		else
-			move->present++;
+		move->present++;
 		return;
 	}
-	QuotaPrepare(connection, args->values[PARAM_EXTENSION_ID]);
-	if (StatementFetch(connection, &there_statement, args, false, &changed_on,
-					   &isnull))
+	if (is_there && DatumGetBool(there[THERE_IS_ENCRYPTED]) &&
+		!DatumGetBool(args->values[MOVE_IS_ENCRYPTED]))
+	{
+		move->failed++;
+		warn_of(args, "is encrypted here, and its newer plaintext is left out");
+		return;
+	}
+	if (move->dry_run)
+	{
+		move->moved++;
+		return;
+	}
+	if (is_there)
 	{
 		if (StatementRun(connection, &update_statement, args, false) > 0)
 			move->moved++;
@@ -493,15 +590,19 @@ compare_ids(const void *a, const void *b)
  * each.  The ids are sorted.
  */
 static void
-move_batch(MoveIn *move, Datum *ids, const bool *is_newest, int nids)
+move_batch(MoveIn *move, const Datum *ids, const bool *is_newest, int nids)
 {
 	Datum		first_and_last[] = {ids[0], ids[nids - 1]};
 	SPITupleTable *table;
 	uint64		nrows;
+	Oid			saved_user;
+	int			saved_context;
 
+	become_owner(move, &saved_user, &saved_context);
 	if (SPI_execute_plan(move->read_plan, first_and_last, NULL, false, 0) < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(SPI_result));
+	SetUserIdAndSecContext(saved_user, saved_context);
 	table = SPI_tuptable;
 	nrows = SPI_processed;
 	if (table->tupdesc->natts != NUM_SOURCE_COLUMNS + 1)
@@ -550,45 +651,29 @@ move_batch(MoveIn *move, Datum *ids, const bool *is_newest, int nids)
 
 /* Commits, where that is possible. */
 static void
-commit_batch(const MoveIn *move)
+commit_batch(MoveIn *move)
 {
 	if (!move->commits)
 		return;
 	StatementCommit();
 	if (!ActiveSnapshotSet())
 		EnsurePortalSnapshotExists();
+	check_source(move);
 }
 
 /* Moves all rows, batch by batch. */
 static void
 move_all(MoveIn *move)
 {
-	Portal		portal = open_ids(move);
-	Datum	   *ids = palloc(move->batch_size * sizeof(Datum));
-	bool	   *is_newest = palloc(move->batch_size * sizeof(bool));
-
-	for (;;)
+	read_ids(move);
+	while (move->scanned < move->total)
 	{
+		int			nids = (int) Min(move->batch_size, move->total - move->scanned);
 		double		seconds;
 		double		rate;
-		int			nids;
-		bool		isnull;
 
-		SPI_cursor_fetch(portal, true, move->batch_size);
-		nids = (int) SPI_processed;
-		if (nids == 0)
-			break;
-		for (int i = 0; i < nids; i++)
-		{
-			HeapTuple	tuple = SPI_tuptable->vals[i];
-			TupleDesc	tupdesc = SPI_tuptable->tupdesc;
-
-			ids[i] = SPI_getbinval(tuple, tupdesc, 1, &isnull);
-			is_newest[i] = DatumGetBool(SPI_getbinval(tuple, tupdesc, 2, &isnull));
-			move->total = DatumGetInt64(SPI_getbinval(tuple, tupdesc, 3, &isnull));
-		}
-		SPI_freetuptable(SPI_tuptable);
-		move_batch(move, ids, is_newest, nids);
+		move_batch(move, move->ids + move->scanned,
+				   move->is_newest + move->scanned, nids);
 		move->scanned += nids;
 		commit_batch(move);
 
@@ -600,8 +685,6 @@ move_all(MoveIn *move)
 						move->scanned, move->total, rate,
 						(move->total - move->scanned) / rate)));
 	}
-	UnpinPortal(portal);
-	SPI_cursor_close(portal);
 }
 
 /*
@@ -637,7 +720,8 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 	move.started = GetCurrentTimestamp();
 
 	StatementConnect(&move.connection, fcinfo, move.commits);
-	check_source(&move, PG_GETARG_OID(MOVE_ARG_SOURCE));
+	move.source_oid = PG_GETARG_OID(MOVE_ARG_SOURCE);
+	check_source(&move);
 	move.row_context = AllocSetContextCreate(CurrentMemoryContext,
 											 "move in row",
 											 ALLOCSET_DEFAULT_SIZES);
