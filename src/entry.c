@@ -17,11 +17,15 @@
 #include "mb/pg_wchar.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
 #endif
+
+/* In bytes before encryption. */
+int			max_value_size = MAX_VALUE_SIZE;
 
 const AddressArguments entry_address = {
 	{
@@ -52,6 +56,23 @@ const AddressArguments scope_address = {
 		[PARAM_RESOURCE_UUID] = SCOPE_ARG_RESOURCE_UUID
 	}
 };
+
+/*
+ * EntryInit
+ *		Defines the settings of this module.
+ */
+void
+EntryInit(void)
+{
+	DefineCustomIntVariable("extension_storage.max_value_size",
+							"Largest value that can be stored, in bytes before encryption.",
+							NULL,
+							&max_value_size,
+							MAX_VALUE_SIZE, 0, MAX_VALUE_SIZE,
+							PGC_SUSET,
+							0,
+							NULL, NULL, NULL);
+}
 
 /*
  * CheckArguments
@@ -94,6 +115,29 @@ RequireArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 }
 
 /*
+ * FindTextFault
+ *		Tells what is wrong with a text that may be null; required means neither
+ *		null nor empty.
+ *
+ * Where it is too long, nchars gets its length in characters.
+ */
+TextFault
+FindTextFault(const text *value, int max_chars, bool required, int *nchars)
+{
+	int			len;
+
+	if (value == NULL)
+		return required ? TEXT_IS_NULL : TEXT_FITS;
+	len = VARSIZE_ANY_EXHDR(value);
+	if (required && len == 0)
+		return TEXT_IS_EMPTY;
+	if (len <= max_chars)
+		return TEXT_FITS;
+	*nchars = pg_mbstrlen_with_len(VARDATA_ANY(value), len);
+	return *nchars > max_chars ? TEXT_IS_TOO_LONG : TEXT_FITS;
+}
+
+/*
  * CheckText
  *		Raises an error if a text is required and null or empty, or longer than
  *		max_chars.
@@ -101,31 +145,29 @@ RequireArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 void
 CheckText(const text *value, const char *name, int max_chars, bool required)
 {
-	int			len;
+	int			nchars;
 
-	if (value == NULL)
+	switch (FindTextFault(value, max_chars, required, &nchars))
 	{
-		if (required)
+		case TEXT_FITS:
+			break;
+		case TEXT_IS_NULL:
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("%s must not be null", name)));
-		return;
-	}
-	len = VARSIZE_ANY_EXHDR(value);
-	if (required && len == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be empty", name)));
-	if (len > max_chars)
-	{
-		int			chars = pg_mbstrlen_with_len(VARDATA_ANY(value), len);
-
-		if (chars > max_chars)
+			break;
+		case TEXT_IS_EMPTY:
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s must not be empty", name)));
+			break;
+		case TEXT_IS_TOO_LONG:
 			ereport(ERROR,
 					(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
 					 errmsg("%s is too long", name),
 					 errdetail("It has %d characters, %d are allowed.",
-							   chars, max_chars)));
+							   nchars, max_chars)));
+			break;
 	}
 }
 

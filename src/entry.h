@@ -21,6 +21,9 @@
 #define MAX_DESCRIPTION_CHARS 65535
 #define MAX_VALUE_TYPE_CHARS 255
 
+/* The most that extension_storage.max_value_size can allow, in bytes. */
+#define MAX_VALUE_SIZE 16777215
+
 #define UUID_TEXT_LEN 36
 
 /* An argument of an SQL function. */
@@ -30,6 +33,15 @@ typedef struct ArgumentInfo
 	int			max_chars;		/* of a text, 0 if it is none */
 	bool		required;		/* neither null nor an empty text */
 } ArgumentInfo;
+
+/* What keeps a text from being stored. */
+typedef enum TextFault
+{
+	TEXT_FITS,
+	TEXT_IS_NULL,
+	TEXT_IS_EMPTY,
+	TEXT_IS_TOO_LONG
+} TextFault;
 
 /*
  * The arguments that address an entry, whose columns are also the first
@@ -139,6 +151,8 @@ typedef enum EntryColumn
 	[ENTRY_CREATED_ON] = {"created_on", TIMESTAMPOID, NULLABLE}, \
 	[ENTRY_CHANGED_ON] = {"changed_on", TIMESTAMPOID, NULLABLE}
 
+extern int	max_value_size;
+
 extern const AddressArguments entry_address;
 extern const AddressArguments keys_address;
 extern const AddressArguments scope_address;
@@ -158,8 +172,11 @@ extern const AddressArguments scope_address;
 /* How many keys one call can name in an array. */
 #define MAX_KEYS 1000
 
+extern void EntryInit(void);
 extern void CheckArguments(FunctionCallInfo fcinfo,
 						   const ArgumentInfo *arguments, int narguments);
+extern TextFault FindTextFault(const text *value, int max_chars, bool required,
+							   int *nchars);
 extern void CheckText(const text *value, const char *name, int max_chars,
 					  bool required);
 extern text *TextArgument(FunctionCallInfo fcinfo,

@@ -9,11 +9,11 @@
 
 #include "access/xact.h"
 #include "fmgr.h"
+#include "entry.h"
 #include "keyring.h"
 #include "quota.h"
 #include "rotation.h"
 #include "statement.h"
-#include "storage.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/guc_tables.h"
@@ -123,7 +123,7 @@ _PG_init(void)
 	refuse_parallel_mode();
 	refuse_displaced_settings();
 	KeyringInit();
-	StorageInit();
+	EntryInit();
 	QuotaInit();
 	RotationInit();
 	StatementInit();

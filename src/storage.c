@@ -25,19 +25,15 @@
 #include "miscadmin.h"
 #include "quota.h"
 #include "statement.h"
-#include "storage.h"
 #include "storage/lock.h"
 #include "token.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 #include "utils/typcache.h"
 #include "utils/uuid.h"
-
-#define MAX_VALUE_SIZE 16777215
 
 /* How often set tries again while others make and delete the entry. */
 #define MAX_TRIES 10
@@ -332,8 +328,6 @@ static Statement rename_statement = {
 	.expand = ExpandScope, .by_index = true, .counted = true
 };
 
-static int	max_value_size = MAX_VALUE_SIZE;
-
 PG_FUNCTION_INFO_V1(ext_storage_set);
 PG_FUNCTION_INFO_V1(ext_storage_set_json);
 PG_FUNCTION_INFO_V1(ext_storage_set_many);
@@ -341,23 +335,6 @@ PG_FUNCTION_INFO_V1(ext_storage_rename);
 PG_FUNCTION_INFO_V1(ext_storage_delete);
 PG_FUNCTION_INFO_V1(ext_storage_delete_many);
 PG_FUNCTION_INFO_V1(ext_storage_delete_prefix);
-
-/*
- * StorageInit
- *		Defines the settings of this module.
- */
-void
-StorageInit(void)
-{
-	DefineCustomIntVariable("extension_storage.max_value_size",
-							"Largest value that can be stored, in bytes before encryption.",
-							NULL,
-							&max_value_size,
-							MAX_VALUE_SIZE, 0, MAX_VALUE_SIZE,
-							PGC_SUSET,
-							0,
-							NULL, NULL, NULL);
-}
 
 /* Takes if_version; null stands for any version. */
 static void
