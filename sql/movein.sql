@@ -99,6 +99,74 @@ SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.extension_storage')$$)
 RESET ROLE;
 ALTER TABLE first.extension_storage DISABLE ROW LEVEL SECURITY;
 DELETE FROM extension_storage;
+-- What a set would refuse is left out by name, and an older row that can be taken is.
+SET client_min_messages = warning;
+SET extension_storage.max_value_size = 100;
+CREATE TABLE first.loose (
+    id int, uuid uuid, extension_id text, user_fk integer, resource_type text, resource_uuid text, key text,
+    category text, description text, value bytea, value_type text, is_encrypted boolean, created_on timestamp,
+    changed_on timestamp, created_by_fk integer, changed_by_fk integer);
+CREATE FUNCTION pg_temp.fill(VARIADIC entries text[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    TRUNCATE first.loose;
+    FOR i IN 1 .. array_length(entries, 1) LOOP
+        INSERT INTO first.loose (id, extension_id, key, value, value_type, is_encrypted, changed_on)
+            VALUES (i, 'acme.m', 'k' || i, 'a', 'text/plain', false, '2026-01-01'::date + i);
+        EXECUTE format('UPDATE first.loose SET %s WHERE id = %s', entries[i], i);
+    END LOOP;
+END $$;
+SELECT pg_temp.fill($$key = ''$$, $$key = NULL$$, $$key = repeat('ä', 256)$$, $$key = repeat('ä', 255)$$,
+    $$extension_id = ''$$, $$extension_id = NULL$$, $$extension_id = repeat('e', 256)$$, $$category = repeat('c', 65)$$,
+    $$category = ''$$, $$resource_type = 'chart'$$, $$resource_uuid = 'x'$$, $$resource_type = '', resource_uuid = 'x'$$,
+    $$resource_type = 'chart', resource_uuid = ''$$, $$resource_type = repeat('t', 65), resource_uuid = 'x'$$,
+    $$resource_type = 'chart', resource_uuid = repeat('u', 37)$$,
+    $$resource_type = 'chart', resource_uuid = 'urn:uuid:0b0e8f0a-6a3c-4c55-9d62-3e9a3b1b7e11'$$,
+    $$value_type = ''$$, $$value_type = NULL$$, $$value_type = 'text'$$, $$value_type = 'text/' || repeat('x', 251)$$,
+    $$value = NULL$$, $$value = convert_to(repeat('v', 101), 'UTF8')$$, $$value = ''$$, $$is_encrypted = NULL$$,
+    $$value = fernet_encrypt(repeat('v', 101)::bytea, fernet_derive_key('a secret'))::bytea, is_encrypted = true$$,
+    $$value = fernet_encrypt(repeat('v', 100)::bytea, fernet_derive_key('a secret'))::bytea, is_encrypted = true$$,
+    $$value = fernet_encrypt(repeat('v', 100)::bytea, fernet_derive_key('another'))::bytea, is_encrypted = true$$,
+    $$value = fernet_encrypt(repeat('v', 112)::bytea, fernet_derive_key('another'))::bytea, is_encrypted = true$$);
+CALL ext_storage_move_in('first.loose', dry_run => true);
+CALL ext_storage_move_in('first.loose', batch_size => 3);
+SELECT left(key, 8) AS key, resource_uuid, category, value_type, value_size, is_encrypted FROM extension_storage ORDER BY key;
+CALL ext_storage_move_in('first.loose');
+DELETE FROM extension_storage;
+SELECT pg_temp.fill($$key = 'a', value = '1'$$, $$key = 'a', value = '2'$$, $$key = 'a', value = NULL$$,
+    $$key = 'a', value_type = 'bad'$$, $$key = 'b', value = '1'$$, $$key = 'b', value = NULL$$);
+CALL ext_storage_move_in('first.loose', dry_run => true);
+CALL ext_storage_move_in('first.loose', batch_size => 1);
+SELECT key, convert_from(value, 'UTF8'), changed_on::date FROM extension_storage ORDER BY key;
+DELETE FROM extension_storage;
+-- All spellings of a UUID are one, but what is none is taken as it is.
+SELECT pg_temp.fill(VARIADIC (SELECT array_agg(format($$key = 'k', resource_type = 'chart', resource_uuid = %L$$, u) ORDER BY n)
+    FROM unnest(ARRAY['0b0e8f0a-6a3c-4c55-9d62-3e9a3b1b7e11', 'x', '0B0E8F0A6A3C4C559D623E9A3B1B7E11', 'X',
+    '{0b0e8f0a-6a3c-4c55-9d62-3e9a3b1b7e11}', 'xx', 'urn:uuid:0b0e8f0a-6a3c-4c55-9d62-3e9a3b1b7e11',
+    '0b0e-8f0a-6a3c-4c55-9d62-3e9a-3b1b-7e11', '0b-0e8f0a6a3c4c559d623e9a3b1b7e11']) WITH ORDINALITY t (u, n)));
+CALL ext_storage_move_in('first.loose', dry_run => true);
+CALL ext_storage_move_in('first.loose', batch_size => 1);
+SELECT resource_uuid, changed_on::date FROM extension_storage ORDER BY resource_uuid;
+DELETE FROM extension_storage;
+-- Keys differ by their bytes, whatever the source's collation.
+CREATE COLLATION first.insensitive (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+ALTER TABLE first.loose ALTER key TYPE text COLLATE first.insensitive,
+    ALTER extension_id TYPE text COLLATE first.insensitive, ALTER resource_type TYPE text COLLATE first.insensitive,
+    ALTER resource_uuid TYPE text COLLATE first.insensitive;
+SELECT pg_temp.fill($$key = 'k'$$, $$key = 'K'$$, $$key = 'k'$$, $$key = 'k', extension_id = 'ACME.m'$$,
+    $$key = 'k', resource_type = 'chart', resource_uuid = 'x'$$,
+    $$key = 'k', resource_type = 'Chart', resource_uuid = 'X'$$);
+CALL ext_storage_move_in('first.loose');
+DELETE FROM extension_storage;
+-- Rows with one id.
+SELECT pg_temp.fill($$key = 'a'$$, $$key = 'b'$$, $$key = 'c'$$);
+UPDATE first.loose SET id = 3;
+SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.loose')$$);
+UPDATE first.loose SET id = NULL WHERE key = 'b';
+SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.loose')$$);
+-- An empty one, also by batches.
+TRUNCATE first.loose;
+CALL ext_storage_move_in('first.loose');
+RESET extension_storage.max_value_size;
 -- Under a quota.
 SET extension_storage.quota_per_extension = 10;
 SET client_min_messages = error;

@@ -3,10 +3,11 @@
  * movein.c
  *	  Take over a table of Superset's first, Python, implementation.
  *
- * Its rows are read in the order of their ids and written in batches, each of
- * which is committed.  Nothing prevented two rows for one key there: the newest
- * change is taken, the others are reported.  The source stays as it is, and a
- * row that is here already is left alone, so the call can be repeated.
+ * Its rows are read entry by entry, the newest change first, and written in
+ * batches, each of which is committed.  Nothing prevented two rows for one entry
+ * there: the newest that can be taken is, the others are reported.  The source
+ * stays as it is, and a row that is here already is left alone, so the call can
+ * be repeated.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,10 +20,11 @@
 #include "catalog/pg_type.h"
 #include "entry.h"
 #include "errors.h"
+#include "fernet.h"
 #include "funcapi.h"
 #include "keyring.h"
 #include "lib/stringinfo.h"
-#include "mb/pg_wchar.h"
+#include "mime.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "quota.h"
@@ -30,6 +32,7 @@
 #include "storage/lmgr.h"
 #include "tcop/pquery.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -38,8 +41,6 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
-
-#define MAX_VALUE_SIZE 16777215
 
 /* How many ids are fetched at once. */
 #define FETCH_COUNT 10000
@@ -102,6 +103,17 @@ static const StatementColumn source_columns[] = {
 	[MOVE_CREATED_BY_FK] = {"created_by_fk", INT4OID, NULLABLE},
 	[MOVE_CHANGED_BY_FK] = {"changed_by_fk", INT4OID, NULLABLE}
 };
+
+/* What its texts must be, as those of a set. */
+static const ArgumentInfo source_texts[NUM_SOURCE_COLUMNS] = {
+	ADDRESS_ARGUMENTS,
+	[MOVE_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
+	[MOVE_DESCRIPTION] = {"description", MAX_DESCRIPTION_CHARS, false},
+	[MOVE_VALUE_TYPE] = {"value_type", MAX_VALUE_TYPE_CHARS, true}
+};
+
+StaticAssertDecl((int) ADDRESS_ARG_RESOURCE_UUID == (int) PARAM_RESOURCE_UUID,
+				 "arguments and parameters of an address are in one order");
 
 static const StatementParam move_params[] = {
 	ADDRESS_PARAMS,
@@ -176,6 +188,7 @@ typedef struct MoveIn
 	bool		dry_run;
 	int64		batch_size;
 	int64		total;
+	int64		done;			/* how many of the ids */
 	int64		scanned;
 	int64		moved;
 	int64		present;
@@ -185,8 +198,8 @@ typedef struct MoveIn
 	TimestampTz started;
 	MemoryContext row_context;	/* reset after each row */
 	SPIPlanPtr	read_plan;		/* the rows of a batch */
-	Datum	   *ids;			/* of all rows, sorted */
-	bool	   *is_newest;		/* is each the newest of its key? */
+	Datum	   *ids;			/* of all rows, the newest of each entry first */
+	StringInfoData settled;		/* address of the last entry with a good row */
 } MoveIn;
 
 PG_FUNCTION_INFO_V1(ext_storage_move_in);
@@ -343,25 +356,64 @@ prepare(const char *sql, int nargs, Oid *argtypes)
 	return plan;
 }
 
+static int
+compare_ids(const void *a, const void *b)
+{
+	int64		left = DatumGetInt64(*(const Datum *) a);
+	int64		right = DatumGetInt64(*(const Datum *) b);
+
+	return left < right ? -1 : left > right;
+}
+
+/* Raises an error if two rows have the same id. */
+static void
+check_ids(const MoveIn *move)
+{
+	Size		size = move->total * sizeof(Datum);
+	Datum	   *ids = MemoryContextAllocHuge(CurrentMemoryContext, Max(size, 1));
+
+	memcpy(ids, move->ids, size);
+	qsort(ids, move->total, sizeof(Datum), compare_ids);
+	for (int64 i = 1; i < move->total; i++)
+		if (compare_ids(&ids[i - 1], &ids[i]) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("table %s has several rows with id " INT64_FORMAT,
+							move->source, DatumGetInt64(ids[i])),
+					 errhint("Number them anew, and call it again.")));
+	pfree(ids);
+}
+
+#define UUID_REGEX "([0-9a-f]{4}-?){7}[0-9a-f]{4}"
+#define BY_BYTES " COLLATE pg_catalog.\"C\""
+
 /*
- * Reads the ids of the source, each with whether its row is the newest of its
- * key.
+ * Reads the ids of the source, in the order in which its rows are taken.
+ *
+ * Entries differ by their bytes, whatever the collations of the source are, and
+ * all spellings of a UUID that CanonicalUuid knows are one.
  */
 static void
 read_ids(MoveIn *move)
 {
 	char	   *sql =
-	psprintf("SELECT CAST(s.id AS pg_catalog.int8), pg_catalog.row_number()"
-			 " OVER (PARTITION BY s.extension_id, s.user_fk, s.resource_type,"
-			 " s.resource_uuid, s.key ORDER BY s.changed_on DESC NULLS LAST,"
-			 " s.id DESC)" SQL_EQ "1 FROM %s AS s ORDER BY s.id", move->source);
+	psprintf("SELECT CAST(s.id AS pg_catalog.int8) FROM %s AS s"
+			 " ORDER BY s.extension_id" BY_BYTES ", s.user_fk,"
+			 " s.resource_type" BY_BYTES ","
+			 " CASE WHEN (s.resource_uuid" BY_BYTES ")"
+			 " OPERATOR(pg_catalog.~*)"
+			 " '^((urn:uuid:)?" UUID_REGEX "|[{]" UUID_REGEX "[}])$'"
+			 " THEN pg_catalog.lower(pg_catalog.right(pg_catalog.translate("
+			 "s.resource_uuid, '{-}', '') " BY_BYTES ", 32))"
+			 " ELSE s.resource_uuid" BY_BYTES " END,"
+			 " s.key" BY_BYTES ", s.changed_on DESC NULLS LAST, s.id DESC",
+			 move->source);
 	int64		size = FETCH_COUNT;
 	Oid			saved_user;
 	int			saved_context;
 	Portal		portal;
 
 	move->ids = palloc(size * sizeof(Datum));
-	move->is_newest = palloc(size * sizeof(bool));
 	become_owner(move, &saved_user, &saved_context);
 	portal = SPI_cursor_open(NULL, prepare(sql, 0, NULL), NULL, NULL, true);
 	for (;;)
@@ -373,33 +425,31 @@ read_ids(MoveIn *move)
 		{
 			size *= 2;
 			move->ids = repalloc_huge(move->ids, size * sizeof(Datum));
-			move->is_newest = repalloc_huge(move->is_newest, size * sizeof(bool));
 		}
 		for (uint64 i = 0; i < SPI_processed; i++)
 		{
-			HeapTuple	tuple = SPI_tuptable->vals[i];
-			TupleDesc	tupdesc = SPI_tuptable->tupdesc;
 			bool		isnull;
 
-			move->ids[move->total] = SPI_getbinval(tuple, tupdesc, 1, &isnull);
+			move->ids[move->total++] = SPI_getbinval(SPI_tuptable->vals[i],
+													 SPI_tuptable->tupdesc, 1,
+													 &isnull);
 			if (isnull)
 				ereport(ERROR,
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						 errmsg("table %s has a row without an id", move->source)));
-			move->is_newest[move->total++] =
-				DatumGetBool(SPI_getbinval(tuple, tupdesc, 2, &isnull));
 		}
 		SPI_freetuptable(SPI_tuptable);
 	}
 	SPI_cursor_close(portal);
 	SetUserIdAndSecContext(saved_user, saved_context);
+	check_ids(move);
 }
 
 /* Prepares the statement that reads the rows of a batch. */
 static void
 prepare_read(MoveIn *move)
 {
-	Oid			argtypes[] = {INT8OID, INT8OID};
+	Oid			argtypes[] = {INT8ARRAYOID};
 	StringInfoData sql;
 	Oid			saved_user;
 	int			saved_context;
@@ -411,9 +461,10 @@ prepare_read(MoveIn *move)
 						 quote_identifier(source_columns[i].name),
 						 format_type_extended(source_columns[i].type, -1,
 											  FORMAT_TYPE_FORCE_QUALIFY));
-	appendStringInfo(&sql, ", CAST(s.id AS pg_catalog.int8) FROM %s AS s"
-					 " WHERE s.id" SQL_GE "$1 AND s.id" SQL_LE "$2"
-					 " ORDER BY s.extension_id, s.id", move->source);
+	appendStringInfo(&sql, ", CAST(s.id AS pg_catalog.int8)"
+					 " FROM pg_catalog.unnest($1) WITH ORDINALITY AS k (id, place)"
+					 " JOIN %s AS s ON s.id" SQL_EQ "k.id ORDER BY k.place",
+					 move->source);
 	become_owner(move, &saved_user, &saved_context);
 	move->read_plan = prepare(sql.data, lengthof(argtypes), argtypes);
 	SetUserIdAndSecContext(saved_user, saved_context);
@@ -422,13 +473,100 @@ prepare_read(MoveIn *move)
 	pfree(sql.data);
 }
 
+/* A row of the source. */
+typedef struct SourceRow
+{
+	int64		id;
+	StatementArgs args;
+	bool		is_addressed;	/* its address is one that an entry can have */
+} SourceRow;
+
 /* Reports that a row is not taken as it is. */
 static void
-warn_of(const StatementArgs *args, const char *what)
+warn_of(const SourceRow *row, const char *what)
 {
-	ereport(WARNING,
-			(errmsg("move_in: %s %s",
-					DescribeEntry(args->values, args->nulls), what)));
+	const StatementArgs *args = &row->args;
+
+	if (row->is_addressed)
+		ereport(WARNING,
+				(errmsg("move_in: row " INT64_FORMAT ", %s, %s", row->id,
+						DescribeEntry(args->values, args->nulls), what)));
+	else
+		ereport(WARNING,
+				(errmsg("move_in: row " INT64_FORMAT " %s", row->id, what)));
+}
+
+/* Can an entry have a text?  If not, reports it. */
+static bool
+text_fits(const SourceRow *row, int column)
+{
+	const ArgumentInfo *info = &source_texts[column];
+	bool		isnull = row->args.nulls[column] == 'n';
+	int			nchars;
+
+	switch (FindTextFault(isnull ? NULL :
+						  DatumGetTextPP(row->args.values[column]),
+						  info->max_chars, info->required, &nchars))
+	{
+		case TEXT_FITS:
+			return true;
+		case TEXT_IS_NULL:
+			warn_of(row, psprintf("is left out: no %s", info->name));
+			break;
+		case TEXT_IS_EMPTY:
+			warn_of(row, psprintf("is left out: empty %s", info->name));
+			break;
+		case TEXT_IS_TOO_LONG:
+			warn_of(row, psprintf("is left out: %s of more than %d characters",
+								  info->name, info->max_chars));
+			break;
+	}
+	return false;
+}
+
+/*
+ * Brings the address of a row into the form that ours have; false if no entry
+ * can have it.
+ */
+static bool
+complete_address(SourceRow *row)
+{
+	StatementArgs *args = &row->args;
+	bool		has_type = args->nulls[PARAM_RESOURCE_TYPE] != 'n';
+	bool		has_uuid = args->nulls[PARAM_RESOURCE_UUID] != 'n';
+
+	if (has_type != has_uuid)
+	{
+		warn_of(row, "is left out: half a resource");
+		return false;
+	}
+	if (has_uuid)
+	{
+		text	   *uuid = DatumGetTextPP(args->values[PARAM_RESOURCE_UUID]);
+		char		canonical[UUID_TEXT_LEN + 1];
+
+		if (CanonicalUuid(VARDATA_ANY(uuid), VARSIZE_ANY_EXHDR(uuid), canonical))
+			StatementSet(args, PARAM_RESOURCE_UUID,
+						 CStringGetTextDatum(canonical));
+		if (!text_fits(row, PARAM_RESOURCE_TYPE) ||
+			!text_fits(row, PARAM_RESOURCE_UUID))
+			return false;
+	}
+	if (!text_fits(row, PARAM_EXTENSION_ID) || !text_fits(row, PARAM_KEY))
+		return false;
+	args->shape = (args->nulls[PARAM_USER_FK] != 'n' ? SHAPE_USER : 0) |
+		(has_type ? SHAPE_RESOURCE : 0);
+	row->is_addressed = true;
+	return true;
+}
+
+/* Is a value as small as a set would take it?  If not, reports it. */
+static bool
+size_fits(const SourceRow *row, Size size, Size max_size)
+{
+	if (size > max_size)
+		warn_of(row, "is left out: value larger than extension_storage.max_value_size");
+	return size <= max_size;
 }
 
 /*
@@ -436,76 +574,54 @@ warn_of(const StatementArgs *args, const char *what)
  * row cannot be taken.
  */
 static bool
-complete_row(MoveIn *move, StatementArgs *args)
+complete_row(MoveIn *move, SourceRow *row)
 {
+	StatementArgs *args = &row->args;
 	bool		is_encrypted = args->nulls[MOVE_IS_ENCRYPTED] != 'n' &&
 	DatumGetBool(args->values[MOVE_IS_ENCRYPTED]);
+	text	   *type;
 	Size		size;
-	char		canonical[UUID_TEXT_LEN + 1];
 	KeyringItem item = {0};
 
 	StatementSet(args, MOVE_IS_ENCRYPTED, BoolGetDatum(is_encrypted));
 	if (args->nulls[MOVE_VALUE_TYPE] == 'n')
 		StatementSet(args, MOVE_VALUE_TYPE,
 					 CStringGetTextDatum("application/json"));
-	if (args->nulls[PARAM_RESOURCE_UUID] != 'n')
-	{
-		text	   *uuid = DatumGetTextPP(args->values[PARAM_RESOURCE_UUID]);
-
-		if (CanonicalUuid(VARDATA_ANY(uuid), VARSIZE_ANY_EXHDR(uuid), canonical))
-			StatementSet(args, PARAM_RESOURCE_UUID,
-						 CStringGetTextDatum(canonical));
-	}
-	args->shape = (args->nulls[PARAM_USER_FK] != 'n' ? SHAPE_USER : 0) |
-		(args->nulls[PARAM_RESOURCE_TYPE] != 'n' ? SHAPE_RESOURCE : 0);
-
 	if (args->nulls[MOVE_VALUE] == 'n')
 	{
-		warn_of(args, "has no value and is left out");
+		warn_of(row, "is left out: no value");
 		return false;
 	}
-	if ((args->nulls[PARAM_RESOURCE_TYPE] == 'n') !=
-		(args->nulls[PARAM_RESOURCE_UUID] == 'n'))
-	{
-		warn_of(args, "has half a resource and is left out");
+	if (!text_fits(row, MOVE_CATEGORY) || !text_fits(row, MOVE_DESCRIPTION) ||
+		!text_fits(row, MOVE_VALUE_TYPE))
 		return false;
-	}
-	if (args->nulls[MOVE_DESCRIPTION] != 'n')
+	type = DatumGetTextPP(args->values[MOVE_VALUE_TYPE]);
+	if (!MimeTypeIsValid(VARDATA_ANY(type), VARSIZE_ANY_EXHDR(type)))
 	{
-		text	   *description = DatumGetTextPP(args->values[MOVE_DESCRIPTION]);
-
-		if (pg_mbstrlen_with_len(VARDATA_ANY(description),
-								 VARSIZE_ANY_EXHDR(description)) >
-			MAX_DESCRIPTION_CHARS)
-		{
-			warn_of(args, "has a description that is too long and is left out");
-			return false;
-		}
+		warn_of(row, "is left out: value_type is not a MIME type");
+		return false;
 	}
 
 	size = toast_raw_datum_size(args->values[MOVE_VALUE]) - VARHDRSZ;
+	if (!size_fits(row, size, is_encrypted ? FernetTokenLen(max_value_size) :
+				   (Size) max_value_size))
+		return false;
 	if (is_encrypted)
 	{
 		item.token = DatumGetByteaPCopy(args->values[MOVE_VALUE]);
 		KeyringOpenMany(&item, 1);
-		if (item.result != NULL)
-		{
-			size = VARSIZE(item.result) - VARHDRSZ;
-			explicit_bzero(VARDATA(item.result), size);
-		}
-		else
+		if (item.result == NULL)
 		{
 			move->unreadable++;
-			warn_of(args, "cannot be decrypted and is moved as it is");
+			warn_of(row, "is moved as it is: no configured key decrypts it");
+			return true;
 		}
+		size = VARSIZE(item.result) - VARHDRSZ;
+		explicit_bzero(VARDATA(item.result), size);
+		if (!size_fits(row, size, max_value_size))
+			return false;
 	}
-	if (size > MAX_VALUE_SIZE)
-	{
-		warn_of(args, "has a value that is too large and is left out");
-		return false;
-	}
-	if (!is_encrypted || item.result != NULL)
-		StatementSet(args, MOVE_VALUE_SIZE, Int32GetDatum((int32) size));
+	StatementSet(args, MOVE_VALUE_SIZE, Int32GetDatum((int32) size));
 	return true;
 }
 
@@ -527,9 +643,10 @@ insert_row(Connection *connection, StatementArgs *args)
  * replace by plaintext.
  */
 static void
-move_row(MoveIn *move, StatementArgs *args)
+move_row(MoveIn *move, SourceRow *row)
 {
 	Connection *connection = &move->connection;
+	StatementArgs *args = &row->args;
 	Datum		there[NUM_THERE_COLUMNS];
 	bool		nulls[NUM_THERE_COLUMNS];
 	bool		is_there;
@@ -551,7 +668,7 @@ move_row(MoveIn *move, StatementArgs *args)
 		!DatumGetBool(args->values[MOVE_IS_ENCRYPTED]))
 	{
 		move->failed++;
-		warn_of(args, "is encrypted here, and its newer plaintext is left out");
+		warn_of(row, "is left out: newer, but plaintext, and the entry is encrypted here");
 		return;
 	}
 	if (move->dry_run)
@@ -572,34 +689,64 @@ move_row(MoveIn *move, StatementArgs *args)
 	else
 	{
 		move->failed++;
-		warn_of(args, "could not be written and is left out");
+		warn_of(row, "is left out: it could not be written");
 	}
 }
 
-static int
-compare_ids(const void *a, const void *b)
-{
-	int64		left = DatumGetInt64(*(const Datum *) a);
-	int64		right = DatumGetInt64(*(const Datum *) b);
-
-	return left < right ? -1 : left > right;
-}
-
 /*
- * Reads the rows of a batch, from the first of its ids to the last, and takes
- * each.  The ids are sorted.
+ * Takes a row, unless its address cannot be, it cannot be stored, or the last
+ * row of the same entry could be.
  */
 static void
-move_batch(MoveIn *move, const Datum *ids, const bool *is_newest, int nids)
+take_row(MoveIn *move, SourceRow *row)
 {
-	Datum		first_and_last[] = {ids[0], ids[nids - 1]};
+	StringInfoData address;
+
+	if (!complete_address(row))
+	{
+		move->failed++;
+		return;
+	}
+	initStringInfo(&address);
+	for (int i = 0; i < NUM_ADDRESS_PARAMS; i++)
+	{
+		appendStringInfoChar(&address, row->args.nulls[i]);
+		if (row->args.nulls[i] != 'n')
+			appendStringInfoString(&address, move_params[i].type == TEXTOID ?
+								   TextDatumGetCString(row->args.values[i]) :
+								   psprintf("%d", DatumGetInt32(row->args.values[i])));
+		appendStringInfoChar(&address, '\0');
+	}
+	if (address.len == move->settled.len &&
+		memcmp(address.data, move->settled.data, address.len) == 0)
+	{
+		move->duplicates++;
+		warn_of(row, "is left out: there is a newer row");
+	}
+	else if (complete_row(move, row))
+	{
+		resetStringInfo(&move->settled);
+		appendBinaryStringInfo(&move->settled, address.data, address.len);
+		move_row(move, row);
+	}
+	else
+		move->failed++;
+}
+
+/* Reads the rows with some ids, and takes each. */
+static void
+move_batch(MoveIn *move, Datum *ids, int nids)
+{
+	Datum		array = PointerGetDatum(construct_array(ids, nids, INT8OID,
+														sizeof(int64), true,
+														TYPALIGN_DOUBLE));
 	SPITupleTable *table;
 	uint64		nrows;
 	Oid			saved_user;
 	int			saved_context;
 
 	become_owner(move, &saved_user, &saved_context);
-	if (SPI_execute_plan(move->read_plan, first_and_last, NULL, false, 0) < 0)
+	if (SPI_execute_plan(move->read_plan, &array, NULL, false, 0) < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(SPI_result));
 	SetUserIdAndSecContext(saved_user, saved_context);
@@ -610,43 +757,24 @@ move_batch(MoveIn *move, const Datum *ids, const bool *is_newest, int nids)
 	for (uint64 i = 0; i < nrows; i++)
 	{
 		MemoryContext old_context = MemoryContextSwitchTo(move->row_context);
-		StatementArgs args;
+		SourceRow	row = {0};
 		Datum		values[NUM_SOURCE_COLUMNS + 1];
 		bool		nulls[NUM_SOURCE_COLUMNS + 1];
-		const Datum *at;
-		bool		newest;
 
 		CHECK_FOR_INTERRUPTS();
 		heap_deform_tuple(table->vals[i], table->tupdesc, values, nulls);
-		StatementArgsInit(&args);
+		row.id = DatumGetInt64(values[NUM_SOURCE_COLUMNS]);
+		StatementArgsInit(&row.args);
 		for (int j = 0; j < NUM_SOURCE_COLUMNS; j++)
 			if (!nulls[j])
-				StatementSet(&args, j, values[j]);
-		at = bsearch(&values[NUM_SOURCE_COLUMNS], ids, nids, sizeof(Datum),
-					 compare_ids);
-		newest = at == NULL || is_newest[at - ids];
-
-		if (nulls[PARAM_EXTENSION_ID] || nulls[PARAM_KEY])
-		{
-			move->failed++;
-			ereport(WARNING,
-					(errmsg("move_in: row " INT64_FORMAT
-							" has no extension or no key and is left out",
-							DatumGetInt64(values[NUM_SOURCE_COLUMNS]))));
-		}
-		else if (!newest)
-		{
-			move->duplicates++;
-			warn_of(&args, "has a newer row; the older one is left out");
-		}
-		else if (complete_row(move, &args))
-			move_row(move, &args);
-		else
-			move->failed++;
+				StatementSet(&row.args, j, values[j]);
+		take_row(move, &row);
+		move->scanned++;
 		MemoryContextSwitchTo(old_context);
 		MemoryContextReset(move->row_context);
 	}
 	SPI_freetuptable(table);
+	pfree(DatumGetPointer(array));
 }
 
 /* Commits, where that is possible. */
@@ -666,24 +794,23 @@ static void
 move_all(MoveIn *move)
 {
 	read_ids(move);
-	while (move->scanned < move->total)
+	while (move->done < move->total)
 	{
-		int			nids = (int) Min(move->batch_size, move->total - move->scanned);
+		int			nids = (int) Min(move->batch_size, move->total - move->done);
 		double		seconds;
 		double		rate;
 
-		move_batch(move, move->ids + move->scanned,
-				   move->is_newest + move->scanned, nids);
-		move->scanned += nids;
+		move_batch(move, move->ids + move->done, nids);
+		move->done += nids;
 		commit_batch(move);
 
 		seconds = (GetCurrentTimestamp() - move->started) / (double) USECS_PER_SEC;
-		rate = move->scanned / Max(seconds, 0.000001);
+		rate = move->done / Max(seconds, 0.000001);
 		ereport(NOTICE,
 				(errmsg("move_in: " INT64_FORMAT " of " INT64_FORMAT
 						" rows done, %.0f rows/s, %.0f s left",
-						move->scanned, move->total, rate,
-						(move->total - move->scanned) / rate)));
+						move->done, move->total, rate,
+						(move->total - move->done) / rate)));
 	}
 }
 
@@ -726,6 +853,7 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 											 "move in row",
 											 ALLOCSET_DEFAULT_SIZES);
 	move.connection.context = move.row_context;
+	initStringInfo(&move.settled);
 	if (!move.commits)
 		ereport(NOTICE,
 				(errmsg("move_in: inside a transaction block, nothing is committed until it is")));

@@ -21,14 +21,14 @@ build_postgres() {
     if ! as_user test -e "$folder/ready"; then
         echo "dev: building PostgreSQL $PG_MAJOR with assertions"
         need dpkg-dev gcc make bison flex pkg-config libipc-run-perl libssl-dev \
-            zlib1g-dev liblz4-dev
+            zlib1g-dev liblz4-dev libicu-dev
         fetch_source "$folder"
         source=$(as_user find "$folder" -mindepth 1 -maxdepth 1 -type d)
         # In a folder of its own: else PGXS could not build in one of its own
         as_user mkdir "$folder/build"
         as_user sh -c 'cd "$0/build" && exec >"$0/build.log" 2>&1 &&
             "$1/configure" --prefix="$0/install" --enable-cassert --enable-debug \
-                --enable-tap-tests --with-openssl --with-lz4 --without-icu \
+                --enable-tap-tests --with-openssl --with-lz4 --with-icu \
                 --without-readline &&
             make -j 2 && make install &&
             for module in pgcrypto auto_explain pageinspect pg_stat_statements; do
