@@ -37,6 +37,17 @@ static const StatementParam resource_params[] = {
 };
 
 static const StatementColumn lock_columns[] = {{"locked", INT4OID, NOT_NULL}};
+static const StatementColumn count_columns[] = {{"locked", INT8OID, NOT_NULL}};
+
+/* Locks the entries that match a condition, in the order of set_many. */
+#define LOCK_ENTRIES(condition, use_index, ...) \
+	{ \
+		.sql = "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM " SQL_TABLE \
+		" WHERE " condition " ORDER BY e.extension_id, e.user_fk," \
+		" e.resource_type, e.resource_uuid, e.key FOR UPDATE) AS locked", \
+		STATEMENT_COLUMNS(count_columns), \
+		.by_index = use_index, __VA_ARGS__ \
+	}
 
 /*
  * How the entries that match a condition go: where bytes are counted, the
@@ -46,6 +57,7 @@ static const StatementColumn lock_columns[] = {{"locked", INT4OID, NOT_NULL}};
 typedef struct Purge
 {
 	Statement	lock_usage;
+	Statement	lock_entries;
 	Statement	delete_entries;
 } Purge;
 
@@ -59,6 +71,7 @@ typedef struct Purge
 			STATEMENT_COLUMNS(lock_columns), \
 			.by_index = use_index, __VA_ARGS__ \
 		}, \
+		.lock_entries = LOCK_ENTRIES(condition, use_index, __VA_ARGS__), \
 		.delete_entries = { \
 			.sql = "DELETE FROM " SQL_TABLE " WHERE " condition, \
 			.by_index = use_index, .counted = true, __VA_ARGS__ \
@@ -85,18 +98,28 @@ static bool expand_gone(StringInfo sql, const char *placeholder, int shape);
 #define SHAPE_DISTRIBUTED 1
 #define IS_GONE SQL_EQ "ANY (@gone@)"
 
+#define NAMES_GONE "e.created_by_fk" IS_GONE " OR e.changed_by_fk" IS_GONE
+
+static Statement lock_users_statement =
+LOCK_ENTRIES(NAMES_GONE, false, STATEMENT_PARAMS(user_params),
+			 .expand = expand_gone);
 static Statement clear_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk ="
 	" CASE WHEN e.created_by_fk" IS_GONE " THEN NULL ELSE e.created_by_fk END,"
 	" changed_by_fk ="
 	" CASE WHEN e.changed_by_fk" IS_GONE " THEN NULL ELSE e.changed_by_fk END"
-	" WHERE e.created_by_fk" IS_GONE " OR e.changed_by_fk" IS_GONE,
+	" WHERE " NAMES_GONE,
 	STATEMENT_PARAMS(user_params),
 	.expand = expand_gone
 };
+
+#define NAMES_ANY "e.created_by_fk IS NOT NULL OR e.changed_by_fk IS NOT NULL"
+
+static Statement lock_all_users_statement =
+LOCK_ENTRIES(NAMES_ANY, false,.params = NULL);
 static Statement clear_all_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk = NULL, changed_by_fk = NULL"
-	" WHERE e.created_by_fk IS NOT NULL OR e.changed_by_fk IS NOT NULL"
+	" WHERE " NAMES_ANY
 };
 
 /* The arguments of the purge functions. */
@@ -138,6 +161,19 @@ expand_gone(StringInfo sql, const char *placeholder, int shape)
 }
 
 /*
+ * Locks the entries that are to be deleted or changed, so that the order of a
+ * scan makes no deadlock with set_many.  A distributed table has no order that
+ * holds for all servers.
+ */
+static void
+lock_entries(Connection *connection, Statement *statement,
+			 const StatementArgs *args)
+{
+	if (!StatementIsDistributed(connection))
+		StatementRunAsOwner(connection, statement, args);
+}
+
+/*
  * Deletes entries, with the rights of the caller or of the table's owner.
  * Returns how many.  SPI must be connected.
  */
@@ -151,6 +187,7 @@ run_purge(Connection *connection, Purge *purge, const StatementArgs *args,
 		LockRelationOid(StatementTable(connection), RowExclusiveLock);
 		StatementRunAsOwner(connection, &purge->lock_usage, args);
 	}
+	lock_entries(connection, &purge->lock_entries, args);
 	return as_owner ?
 		StatementRunAsOwner(connection, &purge->delete_entries, args) :
 		StatementRun(connection, &purge->delete_entries, args, false);
@@ -346,6 +383,7 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 	{
 		run_purge(&connection, &purge_all_users, &args, true);
+		lock_entries(&connection, &lock_all_users_statement, &args);
 		StatementRunAsOwner(&connection, &clear_all_users_statement, &args);
 	}
 	else if ((texts = deleted_values(trigdata,
@@ -361,6 +399,7 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 		run_purge(&connection, &purge_users, &args, true);
 		if (StatementIsDistributed(&connection))
 			args.shape = SHAPE_DISTRIBUTED;
+		lock_entries(&connection, &lock_users_statement, &args);
 		StatementRunAsOwner(&connection, &clear_users_statement, &args);
 	}
 	SPI_finish();
