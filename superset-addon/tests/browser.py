@@ -43,6 +43,11 @@ def start_browser(profile: Path) -> Chrome:
     ):
         options.add_argument(f"--{flag}")
     driver = Chrome(options=options, service=ChromeService("/usr/bin/chromedriver"))
+    # Superset's pages send what a visitor does, a second later.  Where nobody is
+    # logged in, the answer sets the cookie of a session without a user; if it
+    # comes after the answer to the login, the login is lost.
+    driver.execute_cdp_cmd("Network.enable", {})
+    driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/superset/log/*"]})
     driver.set_page_load_timeout(END)
     driver.set_script_timeout(END)
     return driver

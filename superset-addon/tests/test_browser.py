@@ -26,6 +26,17 @@ def browser(
         driver.quit()
 
 
+def test_nothing_overtakes_the_login(browser: Chrome, running: Superset) -> None:
+    """See start_browser."""
+    browser.get(f"{running.url}/login/")
+    outcome = browser.execute_async_script(
+        "const done = arguments[0];"
+        "fetch('/superset/log/?explode=events', {method: 'POST'})"
+        ".then(() => done('answered'), () => done('not sent'));"
+    )
+    assert outcome == "not sent"
+
+
 def test_front_end_example(browser: Chrome, running: Superset, results: Path) -> None:
     """The front end of acme.my-ext, which Superset has loaded, step by step."""
     browser.get(f"{running.url}/superset/welcome/")
