@@ -634,7 +634,7 @@ insert_row(Connection *connection, StatementArgs *args)
 {
 	if (StatementRun(connection, &insert_statement, args, false) > 0)
 		return true;
-	args->nulls[MOVE_UUID] = 'n';
+	StatementSetNull(args, MOVE_UUID);
 	return StatementRun(connection, &insert_statement, args, false) > 0;
 }
 

@@ -131,6 +131,17 @@ StatementSet(StatementArgs *args, int param, Datum value)
 	args->nulls[param] = ' ';
 }
 
+/*
+ * StatementSetNull
+ *		Sets a parameter to null.
+ */
+void
+StatementSetNull(StatementArgs *args, int param)
+{
+	args->values[param] = (Datum) 0;
+	args->nulls[param] = 'n';
+}
+
 /* Makes a schema that of the plans. */
 static void
 use_schema(Oid oid)

@@ -99,6 +99,7 @@ typedef struct Connection
 extern void StatementInit(void);
 extern void StatementArgsInit(StatementArgs *args);
 extern void StatementSet(StatementArgs *args, int param, Datum value);
+extern void StatementSetNull(StatementArgs *args, int param);
 extern void StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 							 bool nonatomic);
 extern uint64 StatementRun(Connection *connection, Statement *statement,

@@ -295,14 +295,22 @@ static Statement insert_statement = {
 	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
 	.counted = true
 };
+
+#define UPDATE_ENTRY \
+	"UPDATE " SQL_TABLE \
+	" SET category = $category, description = $description, value = $value," \
+	" value_type = $value_type, is_encrypted = $is_encrypted," \
+	" changed_on = $now, changed_by_fk = $actor_fk," \
+	" value_size = $value_size, version = e.version" SQL_PLUS "1" \
+	THE_ENTRY
+
 static Statement update_statement = {
-	.sql = "UPDATE " SQL_TABLE
-	" SET category = $category, description = $description, value = $value,"
-	" value_type = $value_type, is_encrypted = $is_encrypted,"
-	" changed_on = $now, changed_by_fk = $actor_fk,"
-	" value_size = $value_size, version = e.version" SQL_PLUS "1"
-	THE_ENTRY " AND " AS_EXPECTED
-	" RETURNING @columns@",
+	.sql = UPDATE_ENTRY " RETURNING @columns@",
+	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
+	.expand = ExpandScope, .by_index = true, .counted = true
+};
+static Statement update_expected_statement = {
+	.sql = UPDATE_ENTRY " AND " AS_EXPECTED " RETURNING @columns@",
 	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
 	.expand = ExpandScope, .by_index = true, .counted = true
 };
@@ -494,6 +502,14 @@ lock_new_entry(const StatementArgs *args)
 	return tag;
 }
 
+/* May any row be replaced, whatever it is like? */
+static bool
+expects_any_row(const StatementArgs *args)
+{
+	return args->nulls[SET_PARAM_EXPECTED_ENCRYPTED] == 'n' &&
+		args->nulls[SET_PARAM_EXPECTED_VERSION] == 'n';
+}
+
 /*
  * Inserts an entry; false if there turns out to be one, whose state is then in
  * state.  The value is plain or sealed, as is_encrypted of args says.
@@ -506,8 +522,7 @@ static bool
 insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
 			 Datum *row, bool *nulls)
 {
-	bool		any_row = args->nulls[SET_PARAM_EXPECTED_ENCRYPTED] == 'n' &&
-	args->nulls[SET_PARAM_EXPECTED_VERSION] == 'n';
+	bool		any_row = expects_any_row(args);
 	bool		is_plain = any_row &&
 	!DatumGetBool(args->values[SET_PARAM_IS_ENCRYPTED]);
 	LOCKTAG		tag;
@@ -524,11 +539,15 @@ insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
 	if (!state->exists)
 	{
 		int			shape = args->shape;
+		pg_uuid_t	uuid;
 
+		uuid_generate_random(uuid.data);
+		StatementSet(args, SET_PARAM_UUID, UUIDPGetDatum(&uuid));
 		args->shape = 0;
 		inserted = StatementFetch(connection, &insert_statement, args, false,
 								  row, nulls);
 		args->shape = shape;
+		StatementSetNull(args, SET_PARAM_UUID);
 		if (!inserted)
 			*state = get_state(connection, args);
 	}
@@ -579,11 +598,8 @@ store_value(Connection *connection, StatementArgs *args, Datum value,
 	bytea	   *sealed = NULL;
 	int64		expected = expected_version(args);
 	EntryState	last = {0};
-	pg_uuid_t  *uuid = palloc(sizeof(pg_uuid_t));
 
 	check_size(args, size);
-	uuid_generate_random(uuid->data);
-	StatementSet(args, SET_PARAM_UUID, UUIDPGetDatum(uuid));
 	StatementSet(args, SET_PARAM_VALUE_SIZE, Int32GetDatum((int32) size));
 	for (int ntries = 0;; ntries++)
 	{
@@ -600,8 +616,9 @@ store_value(Connection *connection, StatementArgs *args, Datum value,
 						 BoolGetDatum(is_encrypted));
 
 		if (expected != 0 &&
-			StatementFetch(connection, &update_statement, args, false, row,
-						   nulls))
+			StatementFetch(connection, expects_any_row(args) ?
+						   &update_statement : &update_expected_statement,
+						   args, false, row, nulls))
 			break;
 		if (expected <= 0 && insert_entry(connection, args, &state, row, nulls))
 			break;
@@ -618,7 +635,6 @@ store_value(Connection *connection, StatementArgs *args, Datum value,
 			report_not_written(args);
 		last = state;
 	}
-	pfree(uuid);
 	if (sealed != NULL)
 		pfree(sealed);
 }
@@ -828,8 +844,7 @@ many_array(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno,
 static void
 many_param(StatementArgs *args, int param, const ManyArray *array, int place)
 {
-	args->nulls[param] = 'n';
-	args->values[param] = (Datum) 0;
+	StatementSetNull(args, param);
 	if (array->nulls != NULL && !array->nulls[place])
 		StatementSet(args, param, array->elements[place]);
 }
@@ -938,7 +953,7 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 		many_text_param(&args, SET_PARAM_DESCRIPTION, &descriptions, place,
 						"descriptions", MAX_DESCRIPTION_CHARS);
 		many_param(&args, SET_PARAM_IS_ENCRYPTED, &is_encrypted, place);
-		args.nulls[SET_PARAM_EXPECTED_ENCRYPTED] = 'n';
+		StatementSetNull(&args, SET_PARAM_EXPECTED_ENCRYPTED);
 		many_version_param(&args, SET_PARAM_EXPECTED_VERSION, &versions, place);
 		store_value(&connection, &args, value,
 					toast_raw_datum_size(value) - VARHDRSZ, rows[place],
