@@ -351,7 +351,7 @@ for my $path (@paths)
 	write_keys($secrets[1]);
 	$node->reload;
 	$encrypted->query('SELECT count(*) FROM ext_storage_key_status()');
-	is(secret_in_memory($encrypted, %traces), '', "$name: nothing of the key is left");
+	is(memory_holds($encrypted, text => $old, %traces), '', "$name: nothing of the key is left");
 	$_->quit for $encrypted, $plain;
 }
 
@@ -405,7 +405,7 @@ write_keys($secrets[1]);
 $node->reload;
 is($rotating->query(q{SELECT entries FROM ext_storage_key_status() LIMIT 1}), '201',
 	'the old key is out of use');
-is(secret_in_memory($rotating, %traces, plaintext => $small), '',
+is(memory_holds($rotating, text => $old, %traces, plaintext => $small), '',
 	'rotation: nothing of the old key and of a plaintext is left');
 $rotating->quit;
 
