@@ -15,6 +15,7 @@ use Test::More;
 my $root = abs_path("$FindBin::Bin/../..");
 my $readme = slurp_file("$root/README.md");
 my @blocks = $readme =~ /^```sql\n(.*?)^```$/msg;
+my $uninstall = pop @blocks;
 my @runbook = $readme =~ /`((?:CALL|SELECT)[^`]*;)`/g;
 my $node = PostgreSQL::Test::Cluster->new('main');
 my $file = $node->basedir . '/keys';
@@ -72,7 +73,7 @@ for my $statement (grep { !/\$1|…/ } @runbook)
 }
 is( $node->safe_psql(
 		'postgres', q{SELECT count(*) FROM ext_storage.ext_storage_list('acme.notes')}),
-	2, 'what the tour leaves is there: the rest is deleted again');
+	3, 'what the tour leaves is there: the rest is deleted again');
 
 # -- the example of the first screen, and its answers --
 
@@ -171,7 +172,7 @@ is(lines(@listed), lines(@raised), 'all SQLSTATEs that are raised, and no other 
 my $text = "$sources$scripts" =~ s/\\"/"/gr;
 for my $row (section('At 3 a.m.') =~ /^\| ([^|]*) \|/mg)
 {
-	for my $message (grep { !/^(?:nextval:|integer out of range|permission denied for function|removable$)/ }
+	for my $message (grep { !/^(?:nextval:|integer out of range|permission denied for function|could not find function|removable$)/ }
 		$row =~ /`([^`]+)`/g)
 	{
 		my $pattern = join '[^\n]{0,60}', map { quotemeta s/^ +| +$//gr } split /…/, $message;
@@ -214,6 +215,15 @@ my ($rotation) = grep { $_->{number} eq '9' }
 my ($ours, $peers) = $readme =~ /a rotation re-encrypts ([\d,]+) rows per second\..*?re-encrypts ([\d,]+)/s;
 is($ours, rounded(median(@{ $rotation->{ours} })), 'rows per second of a rotation');
 is($peers, rounded(median(@{ $rotation->{peer} })), 'and those of the first implementation');
+
+# -- the way out, which the page's last block is --
+
+$node->safe_psql('postgres', $uninstall);
+is( $node->safe_psql('postgres', q{
+		SELECT (SELECT count(*) FROM pg_extension WHERE extname = 'extension_storage'),
+			(SELECT count(*) FROM pg_namespace WHERE nspname = 'ext_storage'),
+			(SELECT count(*) FROM pg_trigger WHERE tgrelid = 'ab_user'::regclass)}),
+	'0|0|0', 'nothing of it is left');
 
 $node->stop;
 done_testing();
