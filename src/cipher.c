@@ -41,6 +41,15 @@ typedef struct Cipher
 	MemoryContextCallback wipe;
 } Cipher;
 
+#if defined(__has_attribute)
+#if __has_attribute(zero_call_used_regs)
+#define CLEARS_REGISTERS __attribute__((zero_call_used_regs("all")))
+#endif
+#endif
+#ifndef CLEARS_REGISTERS
+#define CLEARS_REGISTERS
+#endif
+
 static PGFunction pgcrypto_encrypt = NULL;
 static PGFunction pgcrypto_decrypt = NULL;
 
@@ -142,6 +151,22 @@ wipe_freed(MemoryContext context, Size size)
 }
 
 /*
+ * Wipes the stack below the caller's frame, and the registers that a called
+ * function may change.
+ *
+ * OpenSSL copies the state of an HMAC through vector registers and leaves it
+ * there.  Where the server is not linked with -z now, the dynamic linker saves
+ * them on the stack when it next looks up a function.
+ */
+static pg_noinline CLEARS_REGISTERS void
+wipe_stack(void)
+{
+	uint8		below[8192];
+
+	explicit_bzero(below, sizeof(below));
+}
+
+/*
  * Wipes what a call of pgcrypto has freed: the key padded to 32 bytes, by
  * combo_init() in contrib/pgcrypto/px.c, and an OSSLCipher in
  * TopMemoryContext, of 120 or 136 bytes, in contrib/pgcrypto/openssl.c.
@@ -150,6 +175,7 @@ wipe_freed(MemoryContext context, Size size)
 static void
 wipe_call(void)
 {
+	wipe_stack();
 	wipe_freed(call_context, 32);
 	wipe_freed(TopMemoryContext, 128);
 	wipe_freed(TopMemoryContext, 256);
@@ -251,8 +277,10 @@ static bool
 finish_hmac(void *context, uint8 *mac)
 {
 	Cipher	   *cipher = context;
+	bool		done = pg_hmac_final(cipher->hmac, mac, FERNET_MAC_LEN) >= 0;
 
-	return pg_hmac_final(cipher->hmac, mac, FERNET_MAC_LEN) >= 0;
+	wipe_stack();
+	return done;
 }
 
 /* Wipes a cipher, when the memory that it is in is freed. */
@@ -336,6 +364,7 @@ CipherHmac(const void *key, size_t key_len, const char *data, size_t len,
 		pg_hmac_update(hmac, (const uint8 *) data, len) >= 0 &&
 		pg_hmac_final(hmac, mac, FERNET_MAC_LEN) >= 0;
 	pg_hmac_free(hmac);
+	wipe_stack();
 	if (!done)
 		CipherFail();
 }
@@ -367,5 +396,6 @@ FernetKeyFromSecret(const char *secret, size_t len, FernetKey *key)
 		pg_cryptohash_update(hash, (const uint8 *) secret, len) >= 0 &&
 		pg_cryptohash_final(hash, (uint8 *) key, sizeof(*key)) >= 0;
 	pg_cryptohash_free(hash);
+	wipe_stack();
 	return done ? FERNET_OK : FERNET_CIPHER_FAILED;
 }

@@ -13,6 +13,7 @@ use MIME::Base64 qw(encode_base64url);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(sleep);
 
 # What the server has of a large value is in mappings of its own, which are gone
 # when it is freed; a piece of it in our hands is not.
@@ -70,6 +71,8 @@ search(void)
 		unsigned char inverted[len];
 		long		count = 0;
 		uint64_t	searched = 0;
+		int			name_len = 0;
+		char	   *name = "";
 
 		for (size_t i = 0; i < len; i++)
 		{
@@ -93,10 +96,14 @@ search(void)
 
 				while (i < len && at[i] == (unsigned char) ~inverted[i])
 					i++;
-				count += i == len;
+				if (i < len)
+					continue;
+				count++;
+				name_len = strcspn(end, "\n");
+				name = end;
 			}
 		}
-		dprintf(file, "%ld %" PRIu64 "\n", count, searched);
+		dprintf(file, "%ld %" PRIu64 "%.*s\n", count, searched, name_len, name);
 	}
 	close(file);
 }
@@ -168,6 +175,22 @@ sub write_keys
 	chmod 0600, $file or die "chmod $file: $!";
 }
 
+# Changes the keys of the file, and waits until new sessions and those given know.
+sub change_keys
+{
+	my ($sessions, @keys) = @_;
+	my $now = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
+	my $loaded = "SELECT pg_conf_load_time() > '$now'";
+
+	write_keys(@keys);
+	$node->reload;
+	$node->poll_query_until('postgres', $loaded) or die 'no reload';
+	for my $session (@$sessions)
+	{
+		sleep 0.05 until $session->query($loaded) eq 't';
+	}
+}
+
 # What HMAC keeps of a key, as SHA-256 holds it in memory: the state after the
 # key and a padding.  It signs as well as the key does.
 sub hmac_state
@@ -209,9 +232,10 @@ sub count_in_memory
 	$nsearches++;
 	for my $i (0 .. $#names)
 	{
-		my ($count, $searched) = $lines[$i] =~ /^(\d+) (\d+)$/ or die "no count: $lines[$i]";
+		my ($count, $searched, $where) = $lines[$i] =~ /^(\d+) (\d+)(.*)$/ or die "no count: $lines[$i]";
 
 		$nbytes += $searched;
+		note("$names[$i]: $count, the last in$where") if $count > 0;
 		$held{ $names[$i] } = $count if $count > 0;
 	}
 	return %held;
@@ -258,27 +282,23 @@ like(secret_in_memory($looked, $secrets[0]),
 unlike(secret_in_memory($looked, $secrets[0]), qr/text/,
 	'the text of the key file is wiped once the keys are made');
 
-write_keys($secrets[1], $secrets[0]);
-$node->reload;
+change_keys([$stayed], $secrets[1], $secrets[0]);
 is($stayed->query($read), 'value', 'it reads with two keys');
 $node->safe_psql('postgres', 'CALL ext_storage_rotate_keys()');
-write_keys($secrets[1]);
-$node->reload;
+change_keys([$stayed], $secrets[1]);
 is($stayed->query($read), 'value', 'and with the second one');
 is(secret_in_memory($stayed, $secrets[0]), '',
 	'the key that was taken out of the file is wiped');
 
 # A file with a line that cannot be used: what was read is wiped as well.
-write_keys($secrets[0], '"no end');
-$node->reload;
+change_keys([], $secrets[0], '"no end');
 my $failed = $node->background_psql('postgres', on_error_stop => 0);
 $failed->query($read);
 like($failed->{stderr}, qr/ERROR:  line 2 of encryption key file/, 'a file is refused');
 $failed->{stderr} = '';
 is(secret_in_memory($failed, $secrets[0]), '', 'and nothing of it stays in memory');
 $failed->quit;
-write_keys($secrets[1]);
-$node->reload;
+change_keys([], $secrets[1]);
 
 # A key that was set: only its masked form outlives the statement.
 my $set = $node->background_psql('postgres', on_error_stop => 0);
@@ -343,8 +363,7 @@ my %traces = traces_of_key(sha256($old));
 my $small = 'plaintext ' . unpack 'H*', sha256(new_secret('small'));
 my $large = sprintf "repeat('%s', 3000)", $small;
 
-write_keys($old);
-$node->reload;
+change_keys([], $old);
 $node->safe_psql(
 	'postgres', qq{
 	DELETE FROM extension_storage;
@@ -354,6 +373,9 @@ $node->safe_psql(
 	SELECT ext_storage_set('acme.app', 'damaged', 'damaged', is_encrypted => true);
 	UPDATE extension_storage SET value = set_byte(value, 60, 65 + get_byte(value, 60) % 2)
 		WHERE key = 'damaged';
+	CREATE TABLE toasted AS SELECT convert_to($large, 'UTF8') AS value LIMIT 0;
+	ALTER TABLE toasted ALTER COLUMN value SET STORAGE EXTERNAL;
+	INSERT INTO toasted SELECT convert_to($large, 'UTF8');
 	SELECT ext_storage_set('acme.app', 'plain', '$small');
 	SELECT ext_storage_set('acme.app', 'plain large', convert_to($large, 'UTF8'))});
 
@@ -374,6 +396,9 @@ my @paths = (
 		qq{SELECT version, \@ FROM ext_storage_set('acme.app', 'large', convert_to($large, 'UTF8'))},
 		qr/^[2-9]$/,
 		qq{SELECT version, \@ FROM ext_storage_set('acme.app', 'plain large', convert_to($large, 'UTF8'))} ],
+	[ 'set of a value in TOAST',
+		q{SELECT version, @ FROM toasted, ext_storage_set('acme.app', 'large', value)}, qr/^[2-9]$/,
+		q{SELECT version, @ FROM toasted, ext_storage_set('acme.app', 'plain large', value)} ],
 	[ 'verify', q{SELECT count(*), @ FROM ext_storage_verify()}, qr/^1$/ ],
 	[ 'key status',
 		q{SELECT string_agg(entries::text, '|' ORDER BY ordinal), @ FROM ext_storage_key_status()},
@@ -408,11 +433,11 @@ sub plaintext_copies
 for my $path (@paths)
 {
 	my ($name, $sql, $result, $plain_sql) = @$path;
+
+	change_keys([], $old);
 	my ($encrypted, $plain, $first) =
 	  map { $node->background_psql('postgres', on_error_stop => 0) } 1 .. 3;
 
-	write_keys($old);
-	$node->reload;
 	if ($sql =~ s/, \@//)
 	{
 		# A session's first call makes its keys, too.  The fernet_* functions keep
@@ -440,8 +465,7 @@ for my $path (@paths)
 		($copies, $plain_copies) = map { plaintext_copies($_) } $encrypted, $plain;
 		cmp_ok($copies, '<=', $plain_copies, "$name: nor after it");
 	}
-	write_keys($secrets[1]);
-	$node->reload;
+	change_keys([$encrypted], $secrets[1]);
 	$encrypted->query('SELECT count(*) FROM ext_storage_key_status()');
 	is(memory_holds($encrypted, text => $old, %traces), '', "$name: nothing of the key is left");
 	$_->quit for $encrypted, $plain, $first;
@@ -463,11 +487,11 @@ my @failing = (
 for my $path (@failing)
 {
 	my ($name, $sql, $error, $plain_sql) = @$path;
+
+	change_keys([], $old);
 	my ($encrypted, $plain) =
 	  map { $node->background_psql('postgres', on_error_stop => 0) } 1, 2;
 
-	write_keys($old);
-	$node->reload;
 	append_to_file($fails, 'now');
 	$encrypted->query("\\set VERBOSITY sqlstate\n$sql");
 	like($encrypted->{stderr}, qr/ERROR:  39000/, "$name fails");
@@ -481,25 +505,33 @@ for my $path (@failing)
 	unlink $fails or die "unlink $fails: $!";
 	is($encrypted->query(q{SELECT convert_from(ext_storage_get('acme.app', 'key2'), 'UTF8')}),
 		$small, "$name: the session goes on");
-	write_keys($secrets[1]);
-	$node->reload;
+	change_keys([$encrypted], $secrets[1]);
 	$encrypted->query('SELECT count(*) FROM ext_storage_key_status()');
 	is(memory_holds($encrypted, %traces), '', "$name: nothing of the key is left by a failure");
 	$_->quit for $encrypted, $plain;
 }
 
-# A rotation has both keys, and every plaintext.
-write_keys($secrets[1], $old);
-$node->reload;
-my $rotating = $node->background_psql('postgres', on_error_stop => 0);
-like($rotating->query('CALL ext_storage_rotate_keys()'), qr/^202\|201\|0\|1$/, 'rotation');
-write_keys($secrets[1]);
-$node->reload;
-is($rotating->query(q{SELECT entries FROM ext_storage_key_status() LIMIT 1}), '201',
-	'the old key is out of use');
-is(memory_holds($rotating, text => $old, %traces, plaintext => $small), '',
-	'rotation: nothing of the old key and of a plaintext is left');
-$rotating->quit;
+# A rotation has both keys, and every plaintext.  So has one that moves entries in.
+$node->safe_psql('postgres', q{
+	CREATE TABLE first AS SELECT id, uuid, extension_id, user_fk, resource_type, resource_uuid, key, category,
+		description, value, value_type, is_encrypted, created_on, changed_on, created_by_fk, changed_by_fk
+		FROM extension_storage WHERE key = 'key1';
+	DELETE FROM extension_storage WHERE key = 'key1'});
+for ([ 'moving in', q{CALL ext_storage_move_in('first')}, qr/^1\|1\|0\|0\|0\|0$/ ],
+	[ 'rotation', 'CALL ext_storage_rotate_keys()', qr/^202\|201\|0\|1$/ ])
+{
+	my ($name, $call, $result) = @$_;
+
+	change_keys([], $secrets[1], $old);
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	like($session->query($call), $result, $name);
+	change_keys([$session], $secrets[1]);
+	is($session->query(q{SELECT count(*) FROM ext_storage_key_status()}), '2',
+		"$name: the old key is out of use");
+	is(memory_holds($session, text => $old, %traces, plaintext => $small), '',
+		"$name: nothing of the old key and of a plaintext is left");
+	$session->quit;
+}
 
 $node->stop;
 note("$nsearches searches of $nbytes bytes");
