@@ -356,6 +356,84 @@ def test_bad_operation(admin: Client, bad: Any, message: str) -> None:
     assert admin.get("user/").json()["count"] == 0
 
 
+HALF, PAIR = b"\\ud83d", b"\\ud83d\\ude00"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        *(
+            (
+                b'{"op": "set", "key": "k", "%s": "a %s"}' % (field, half),
+                f"{field.decode()} contains half a surrogate pair",
+            )
+            for field in (
+                *(b"op", b"key", b"value", b"value_type", b"value_encoding"),
+                *(b"category", b"description", b"if_match", b"if_none_match", b"x"),
+            )
+            for half in (HALF, b"\\ude00", HALF + b"\\\\ude00", b"\\\\" + HALF, PAIR + HALF)
+        ),
+        (b'{"op": "get", "key": ["a", {"b": "%s"}]}' % HALF, "b contains half"),
+        (b'{"op": "get", "%s": "k"}' % HALF, "op contains half"),
+        (b'"%s"' % HALF, "contains half"),
+        (b'{"op": "set", "key": "\xff"}', "key is not UTF-8"),
+        (b'{"op": "set", "key": "\xed\xa0\x80"}', "key is not UTF-8"),
+        (b'{"op": "set", "key": "k", "if_match": "\xff"}', "if_match is not UTF-8"),
+        *(
+            (
+                b'{"op": "set", "key": "k", "%s": "\xff"}' % field.encode(),
+                f"{field} is not UTF-8",
+            )
+            for field in ("value", "value_type", "category", "description")
+        ),
+        (b'{"op": "set", "\xff": "k"}', "operation must be a JSON object"),
+        (b'{"op": "set", "key": 1e999}', "key is not JSON"),
+        *(
+            (
+                b'{"op": "set", "key": "k", "%s": "a\\u0000"}' % field.encode(),
+                f"{field} contains a NUL character",
+            )
+            for field in ("value_type", "category", "description")
+        ),
+        (b'{"op": "set", "key": "k", "value_encoding": "\\u0000"}', "value_encoding must"),
+        (b'{"op": "s\\u0000", "key": "k"}', "op must be"),
+        (b'{"op": "set", "key": "k", "value_type": "a/%s"}' % (b"b" * 254), "value_type is too long"),
+    ],
+)  # fmt: skip
+def test_bad_text_in_an_operation(admin: Client, bad: bytes, message: str) -> None:
+    """The answer says which operation it is, whatever the others have."""
+    good = rb'{"op": "set", "key": "\\ud83d", "value": "%s \"x\": \\"}' % PAIR
+    answer = admin.request(
+        "POST",
+        "user/",
+        data=b'{"operations": [%s, %s, %s]}' % (good, bad, bad.replace(b'"k"', b'"l"')),
+        headers={"Content-Type": "application/json"},
+    )
+    assert answer.status_code == 400
+    found = answer.json()
+    assert message in found["message"] and found["operation"] == 1, found
+    assert admin.get("user/").json()["count"] == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"x": "%s", "operations": []}' % HALF,
+        b'{"operations": "%s"}' % HALF,
+        b'{"operations": [{"op": "get", "key": "%s"}' % HALF,
+    ],
+)
+def test_half_a_pair_in_no_operation(admin: Client, body: bytes) -> None:
+    answer = admin.request(
+        "POST", "user/", data=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400 and "half a surr" in answer.json()["message"]
+    assert "operation" not in answer.json()
+    body = b'{"operations": [{"op": "get", "key": "%s"}]}' % HALF
+    answer = admin.put("user/k", data=body)
+    assert answer.status_code == 400 and "operation" not in answer.json()
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -16,7 +16,7 @@ from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 from flask import Blueprint, Response, g, request, session
@@ -686,11 +686,29 @@ def _read_body() -> bytearray:
 
 
 def _check_surrogates(body: bytearray) -> None:
-    """Refuse half an emoji, where a body that is not JSON has one, by its field."""
-    if half := HALF_A_PAIR.search(body):
-        fields = re.compile(rb'"(\w+)"\s*:').findall(body, 0, half.start())
+    """Refuse half an emoji, where a body that is not JSON has one, by its place."""
+    if HALF_A_PAIR.search(body) is None:
+        return
+    text = body.replace(b"\\\\", b"__")  # what follows these is no escape
+    if half := HALF_A_PAIR.search(text):
+        fields = re.compile(rb'"(\w+)"\s*:').findall(text, 0, half.start())
         field = fields[-1].decode() if fields else "body"
-        raise Refused(400, f"{field} contains half a surrogate pair")
+        number = _operation_at(text, half) if request.method == "POST" else None
+        raise Refused(400, f"{field} contains half a surrogate pair", number)
+
+
+def _operation_at(text: bytearray, half: re.Match[bytes]) -> int | None:
+    """Give the number of the operation that has half an emoji, if one has it."""
+    mark = uuid4().hex.encode()
+    others = HALF_A_PAIR.sub(b"______", text[half.end() :])
+    try:
+        fields = msgspec.json.decode(
+            b"".join((text[: half.start()], mark, others)), type=dict[str, msgspec.Raw]
+        )
+        parts = msgspec.json.decode(fields["operations"], type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        return None
+    return next((n for n, part in enumerate(parts) if mark in bytes(part)), None)
 
 
 def _decode(field: str, raw: msgspec.Raw) -> Any:
