@@ -1070,6 +1070,12 @@ def test_latin1_database(
             message = answer.json()["message"]
             assert message.startswith(f"{field} ") and "LATIN1" in message
             assert answer.json().get("operation") in (None, 1)
+        superset.restart(EXTENSION_STORAGE_ENCRYPTION_KEYS=["😀"])
+        admin = superset.client("admin")
+        assert admin.put("user/k", "x").status_code == 503
+        log = superset.log.read_text()
+        assert "Use secrets that the encoding of the database can hold" in log
+        assert "client_encoding" not in log
     finally:
         superset.stop()
 

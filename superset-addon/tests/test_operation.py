@@ -681,6 +681,20 @@ def test_keys_of_the_server(second: Superset) -> None:
         reload(before + f"extension_storage.encryption_keys_file = '{keys}'\n#\n")
         assert client.put("global/k", secret).status_code == 503
         assert "SQLSTATE F0000" in second.log.read_text()
+        for break_file, sqlstate, words in (
+            (lambda: keys.chmod(0), "42501", "or the file"),
+            (keys.unlink, "58P01", "a key file is named by its configuration"),
+            (keys.mkdir, "F0000", "not a regular file"),
+        ):
+            break_file()
+            sql("SELECT pg_reload_conf()")
+            sql("SELECT pg_sleep(0.5)")
+            begin = second.log.stat().st_size
+            assert client.put("global/k", secret).status_code == 503
+            log = second.log.read_text()[begin:]
+            assert f"SQLSTATE {sqlstate}" in log and words in log
+            assert "superset init-extension-storage" not in log
+        keys.rmdir()
         assert client.delete("global/k").status_code == 200
         assert client.get("/health").text == "OK"
     finally:

@@ -360,8 +360,12 @@ def test_takes_too_long(second: Superset) -> None:
             "REVOKE USAGE ON SCHEMA ext_storage FROM superset",
             "GRANT USAGE ON SCHEMA ext_storage TO superset",
         ),
+        (
+            f"ALTER TABLE {TABLE} RENAME changed_on TO gone",
+            f"ALTER TABLE {TABLE} RENAME gone TO changed_on",
+        ),
     ],
-    ids=["no extension", "no rights"],
+    ids=["no extension", "no rights", "no column"],
 )
 def test_store_not_usable(admin: Client, broken: str, mended: str) -> None:
     sql(broken)
@@ -369,7 +373,8 @@ def test_store_not_usable(admin: Client, broken: str, mended: str) -> None:
         main = page(admin)
     finally:
         sql(mended)
-    assert "Run superset init-extension-storage" in text_of(main)
+    remedy = "undo what was changed" if TABLE in broken else "Run superset init-ext"
+    assert remedy in text_of(main)
     assert len(main.findall("section")) == 1
 
 
