@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from conftest import README, Client, setting, sql
+from conftest import README, Client, fill_times, setting, sql
 
 TABLE = "ext_storage.extension_storage"
 SCOPES = ("global", "user", "resources/thing/a-1")
@@ -78,6 +78,31 @@ def test_next(admin: Client, query: str) -> None:
     assert "next" in admin.get(f"user/?{query}&page_size=2&page=1").json()
     assert "next" not in admin.get(f"user/?{query}&page_size=2&page=2").json()
     assert "next" not in admin.get("global/").json()
+
+
+@pytest.mark.parametrize("query", ["", "order=newest", "order=newest&include=value"])
+def test_times_that_no_datetime_holds(admin: Client, query: str) -> None:
+    """One takes away neither a value nor a list, which goes on behind it."""
+    ((user_fk,),) = sql("SELECT id FROM ab_user WHERE username = 'admin'")
+    names = fill_times("acme.my-ext", user_fk)
+    names = names if query else sorted(names)
+    seen, after = [], ""
+    while True:
+        answer = admin.get(f"user/?{query}&page_size=1{after}")
+        assert answer.status_code == 200, answer.text
+        seen += [entry["key"] for entry in answer.json()["result"]]
+        if "next" not in answer.json():
+            break
+        after = f"&after={answer.json()['next']}"
+    assert seen == names
+    answer = do(admin, *(("get", name) for name in names))
+    assert [e["status"] for e in answer.json()["result"]] == [200] * len(names)
+    for name in names:
+        assert admin.get(f"user/{name}").text == "x"
+        assert admin.put(f"user/{name}", "y").status_code == 200
+    answer = do(admin, *(("set", name, {"value": "z"}) for name in names))
+    assert answer.status_code == 200
+    assert admin.delete(f"user/{names[0]}", headers={"If-Match": "*"}).ok
 
 
 def test_newest_first(admin: Client) -> None:
@@ -172,7 +197,19 @@ def test_values_are_bounded_by_bytes(admin: Client) -> None:
                 "order=newest&after=" + base64.urlsafe_b64encode(text).decode(),
                 "after is not the next",
             )
-            for text in (b'["a"]', b'["a", 1]', b'["a", "x"]', b'["a", null, null]')
+            for text in (
+                *(b'["a"]', b'["a", 1]', b'["a", "x"]', b'["a", null, null]'),
+                *(b'["a", "now"]', b'["a", ""]', b'["a", "Infinity"]'),
+                *(b'["a", "44-03-15T00:00:00 BC"]', b'["a", "infinity "]'),
+            )
+        ),
+        *(
+            ("order=newest&after=" + base64.urlsafe_b64encode(text).decode(), message)
+            for text, message in (
+                (b'["a", "99999-99-99T99:99:99"]', "out of range"),
+                (b'["a", "294277-01-01T00:00:00"]', "out of range"),
+                (b'["a", "0001-01-01T00:00:00+14:00"]', "in UTC"),
+            )
         ),
         ("after=" + base64.urlsafe_b64encode(b'["a\\u0000"]').decode(), "after_key"),
         ("after=" + base64.urlsafe_b64encode(b'["\\ud800"]').decode(), "after_key"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import date, datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from conftest import README, sql
+from conftest import README, TIMES, fill_times, sql
 
 EXT = "acme.my-ext"
 
@@ -199,6 +200,50 @@ def test_newest_first(dao: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         dao.list_global(EXT, **after)
     values = dao.list_values(EXT, newest_first=True, page_size=3, **after)
     assert [e.value for e in values] == [b"c", b"b", b"e"]
+
+
+def test_times_that_no_datetime_holds(
+    dao: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hide no entry, and a list goes on behind each."""
+    from superset_extension_storage import dao as module
+
+    monkeypatch.setattr(module, "LIST_STEP", 1)
+    keys = fill_times(EXT)
+
+    def check(entry: Any) -> None:
+        time = [*TIMES, None][int(entry.key[0])]
+        expected = time and (TIMES[time] or datetime.fromisoformat(time))
+        assert (entry.created_on, entry.changed_on) == (expected, expected)
+        assert type(entry.changed_on) is type(expected)
+
+    newest = dao.list_global(EXT, newest_first=True)
+    assert [entry.key for entry in newest] == keys
+    for read in (
+        newest,
+        dao.list_global(EXT),
+        dao.get_many(EXT, keys),
+        dao.list_values(EXT, newest_first=True),
+        [dao.get(EXT, key) for key in keys],
+    ):
+        assert sorted(entry.key for entry in read) == sorted(keys)
+        for entry in read:
+            check(entry)
+    for number, entry in enumerate(newest, 1):
+        after = {"after_key": entry.key, "after_changed_on": entry.changed_on}
+        for read in (dao.list_global, dao.list_values):
+            found = read(EXT, newest_first=True, **after)
+            assert [e.key for e in found] == keys[number:]
+    for key in keys:
+        before = dao.get(EXT, key)
+        for written in (
+            dao.set(EXT, key, b"y"),
+            dao.set_many(EXT, [{"key": key, "value": b"z"}])[0],
+            dao.rename(EXT, key, f"{key}new"),
+        ):
+            assert written.created_on == before.created_on
+            assert written.changed_on.tzinfo is None
+            assert written.changed_on.year == datetime.now(timezone.utc).year
 
 
 def test_list_values(dao: Any) -> None:

@@ -103,6 +103,18 @@ def test_init_while_a_transaction_writes(app: Any) -> None:
     assert verdicts == [("1", "it is needed"), ("2", unknown), ("3", unknown)]
 
 
+def test_token_of_a_time_that_no_datetime_holds(app: Any) -> None:
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
+        " VALUES ('acme.b', 'k', %s, true)",
+        fernet("first").encrypt_at_time(b"value", 1_000_000_000_000),
+    )
+    from superset_extension_storage.cli import init
+
+    done = app.test_cli_runner().invoke(init)
+    assert done.exit_code == 0 and "encrypts, 1 entries; it is needed" in done.stdout
+
+
 def test_init_with_entries_that_no_key_reads(app: Any) -> None:
     from superset_extension_storage.cli import init
 

@@ -41,10 +41,12 @@ from .bundles import is_known
 from .dao import (
     LIST_BYTES,
     MAX_VALUE_SIZE,
+    SPELLED,
     Entry,
     EntryWithValue,
     ExtensionStorageDAO,
     is_reserved,
+    moment,
 )
 
 logger = logging.getLogger(__name__)
@@ -863,18 +865,21 @@ def _cursor(newest_first: bool) -> dict[str, Any]:
             raise ValueError
         cursor: dict[str, Any] = {"after_key": key}
         if newest_first:
-            (time,) = rest
-            cursor["after_changed_on"] = (
-                None if time is None else datetime.fromisoformat(time)
-            )
+            time = moment(rest[0])
+            if isinstance(time, str) and not SPELLED.fullmatch(time):
+                raise ValueError
+            cursor["after_changed_on"] = time
     except (ValueError, TypeError, RecursionError):
         raise Refused(400, "after is not the next of a list in this order") from None
     return cursor
 
 
-def _cursor_text(after_key: str, **after: datetime | None) -> str:
+def _cursor_text(after_key: str, **after: datetime | str | None) -> str:
     """Write what _cursor reads."""
-    parts = [after_key, *(time and time.isoformat() for time in after.values())]
+    parts = [
+        after_key,
+        *(t.isoformat() if isinstance(t, datetime) else t for t in after.values()),
+    ]
     return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode()
 
 

@@ -5,10 +5,13 @@ Nothing here flushes or commits: the caller owns the transaction.
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -70,7 +73,10 @@ def is_reserved(resource_type: str) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the store knows of an entry; its value is only in what `get` gives."""
+    """What the store knows of an entry; its value is only in what `get` gives.
+
+    A time that no datetime can hold is the text that PostgreSQL has for it.
+    """
 
     key: str
     uuid: UUID
@@ -81,8 +87,8 @@ class Entry:
     user_fk: int | None
     value_size: int | None
     version: int
-    created_on: datetime | None
-    changed_on: datetime | None
+    created_on: datetime | str | None
+    changed_on: datetime | str | None
 
     def __getattr__(self, name: str) -> Any:
         if name == "value":
@@ -100,9 +106,46 @@ class EntryWithValue(Entry):
     problem: str | None = None
 
 
-# The columns of an entry, in the order of its fields.
-_ENTRY = ", ".join(field.name for field in fields(Entry))
-_ENTRY_WITH_VALUE = ", ".join(field.name for field in fields(EntryWithValue))
+# How PostgreSQL's JSON spells the times that a datetime cannot hold.
+SPELLED = re.compile(
+    r"-?infinity|\d{4,6}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?: BC)?"
+)
+
+
+def spelled(time: str) -> str:
+    """Have SQL give a time as text, which JSON spells alike in every session.
+
+    psycopg2 raises an error where no datetime can hold a time, or gives another.
+    """
+    json_of = f"pg_catalog.to_json({time})"
+    return f"{json_of} OPERATOR(pg_catalog.#>>) CAST(ARRAY[] AS pg_catalog.text[])"
+
+
+def moment(text: str | None) -> datetime | str | None:
+    """Give what was spelled as a datetime, or as it is where none can hold it."""
+    if text is None:
+        return None
+    try:
+        # Python 3.10 reads microseconds, and no shorter fraction.
+        return datetime.fromisoformat(
+            re.sub(r"(?<=\.)\d+", lambda fraction: fraction[0].ljust(6, "0"), text)
+        )
+    except ValueError:
+        return text
+
+
+# The columns of an entry, in the order of its fields, and which of them are times.
+_TIMES = [
+    number
+    for number, field in enumerate(fields(Entry))
+    if field.name in ("created_on", "changed_on")
+]
+_COLUMNS = [
+    f"{spelled(field.name)} AS {field.name}" if number in _TIMES else field.name
+    for number, field in enumerate(fields(EntryWithValue))
+]
+_ENTRY = ", ".join(_COLUMNS[: len(fields(Entry))])
+_ENTRY_WITH_VALUE = ", ".join(_COLUMNS)
 
 # The fields of an entry for set_many: as set has them, and its arrays of them.
 _NEW_ENTRY = {
@@ -127,6 +170,16 @@ def call_scalar(function: str, **arguments: Any) -> Any:
     In FROM the executor would keep it, and write a large one to a temporary file.
     """
     return _select(function, "", arguments)[0][0]
+
+
+def key_status() -> list[SimpleNamespace]:
+    """Give the rows of ext_storage_key_status, with the columns that it has."""
+    name = "ext_storage_key_status"
+    rows = call(name, f"CAST(pg_catalog.to_json({name}) AS pg_catalog.text)")
+    keys = [SimpleNamespace(**json.loads(row)) for (row,) in rows]
+    for key in keys:
+        key.oldest, key.newest = moment(key.oldest), moment(key.newest)
+    return keys
 
 
 def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
@@ -221,11 +274,21 @@ def _list_of(name: str, argument: Any) -> list[Any]:
     return list(argument)
 
 
+def _fields(row: Any) -> list[Any]:
+    """Give the fields of an entry, those of _ENTRY first."""
+    found = list(row)
+    for number in _TIMES:
+        found[number] = moment(found[number])
+    return found
+
+
 def _with_values(rows: list[Any]) -> list[EntryWithValue]:
-    return [
-        EntryWithValue(*row[:-2], None if row[-2] is None else bytes(row[-2]), row[-1])
-        for row in rows
-    ]
+    entries = []
+    for row in rows:
+        *entry, value, problem = _fields(row)
+        value = None if value is None else bytes(value)
+        entries.append(EntryWithValue(*entry, value, problem))
+    return entries
 
 
 class ExtensionStorageDAO:
@@ -256,8 +319,8 @@ class ExtensionStorageDAO:
         )
         if not rows:
             return None
-        *fields, value = rows[0]
-        return EntryWithValue(*fields, bytes(value))
+        *entry, value = _fields(rows[0])
+        return EntryWithValue(*entry, bytes(value))
 
     @staticmethod
     def get_value(
@@ -318,7 +381,7 @@ class ExtensionStorageDAO:
             actor_fk=get_user_id() if actor_fk is None else actor_fk,
             if_version=if_version,
         )
-        return Entry(*row)
+        return Entry(*_fields(row))
 
     @staticmethod
     def delete(
@@ -406,7 +469,7 @@ class ExtensionStorageDAO:
                 for field, argument in _NEW_ENTRY.items()
             },
         )
-        return [Entry(*row) for row in rows]
+        return [Entry(*_fields(row)) for row in rows]
 
     @staticmethod
     def delete_many(
@@ -491,7 +554,7 @@ class ExtensionStorageDAO:
             if error.sqlstate != "42710":  # what else has it, is a fault of the set-up
                 raise
             raise KeyTaken(error.message, error.sqlstate) from None
-        return None if row[0] is None else Entry(*row)
+        return None if row[0] is None else Entry(*_fields(row))
 
     @classmethod
     def list_global(cls, extension_id: str, **selection: Any) -> list[Entry]:
@@ -540,7 +603,7 @@ class ExtensionStorageDAO:
         page_size: int | None = None,
         newest_first: bool = False,
         after_key: str | None = None,
-        after_changed_on: datetime | None = None,
+        after_changed_on: datetime | str | None = None,
     ) -> list[Entry]:
         """List the entries of the scope that the arguments name, by key.
 
@@ -571,7 +634,7 @@ class ExtensionStorageDAO:
                 page_size=size if paged else LIST_STEP,
                 **after,
             )
-            entries += (Entry(*row) for row in rows)
+            entries += (Entry(*_fields(row)) for row in rows)
             if paged or len(rows) < LIST_STEP:
                 return entries
             after_key, after_changed_on = entries[-1].key, entries[-1].changed_on
@@ -589,7 +652,7 @@ class ExtensionStorageDAO:
         page_size: int = 25,
         newest_first: bool = False,
         after_key: str | None = None,
-        after_changed_on: datetime | None = None,
+        after_changed_on: datetime | str | None = None,
         max_bytes: int = LIST_BYTES,
     ) -> list[EntryWithValue]:
         """List a page of entries with their values, in the order of list_scope.

@@ -134,7 +134,9 @@ def _count(number: float, margin: float = 0) -> str:
     return f"{round(number, -digits):,.0f}"
 
 
-def _time(moment: datetime | None) -> str:
+def _time(moment: datetime | str | None) -> str:
+    if isinstance(moment, str):
+        return moment
     return f"{moment:%Y-%m-%d %H:%M}" if moment else "–"
 
 
