@@ -54,8 +54,20 @@ _TYPES = {
     "page": "integer",
     "page_size": "integer",
     "is_encrypted": "boolean",
+    "ext_storage_set_many.is_encrypted": "boolean[]",
     "if_version": "bigint",
 }
+
+# What an argument of an SQL type, or an element of it, is in Python.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "text": ((str,), "a string"),
+    "bytea": ((bytes, bytearray, memoryview), "bytes"),
+    "integer": ((int,), "an integer"),
+    "bigint": ((int,), "an integer"),
+    "boolean": ((bool,), "True or False"),
+    "timestamp": ((datetime, str), "a datetime, or a text that an entry has as time"),
+}
+_LIMITS = {"integer": 2**31, "bigint": 2**63}
 
 
 # Types of resources that are Superset's own, which HTTP does not reach, and the
@@ -185,12 +197,13 @@ def key_status() -> list[SimpleNamespace]:
 def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
     if db.session.get_bind().dialect.name != "postgresql":
         raise StorageUnavailable("the metadata database is not PostgreSQL")
+    if isinstance(arguments.get("resource_uuid"), UUID):
+        arguments["resource_uuid"] = str(arguments["resource_uuid"])
+    types = {name: _type(function, name) for name in arguments}
     for name, argument in arguments.items():
+        _check_type(name, argument, types[name])
         _check_text(name, argument)
-    passed = ", ".join(
-        f"{name} => CAST(%({name})s AS {_type(name, argument)})"
-        for name, argument in arguments.items()
-    )
+    passed = ", ".join(f"{name} => CAST(%({name})s AS {types[name]})" for name in types)
     # For psycopg2 itself: text() would be parsed and compiled at each call.
     statement = f"SELECT {what} {qualified(function)}({passed})"
     try:
@@ -208,21 +221,53 @@ def qualified(function: str) -> str:
     return f"{quote(current_app.config['EXTENSION_STORAGE_SCHEMA'])}.{function}"
 
 
-def _type(name: str, argument: Any) -> str:
+def _type(function: str, name: str) -> str:
     """Give the SQL type of an argument."""
-    kind = _TYPES.get(name, "text")
     # set_many has several of what set has one of
-    return f"{kind}[]" if isinstance(argument, list) and kind[-2:] != "[]" else kind
+    return _TYPES.get(f"{function}.{name}") or _TYPES.get(name, "text")
+
+
+def _parts(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
+    """Give an argument, or the elements of one that is a list, with their names."""
+    if isinstance(argument, list):
+        for number, element in enumerate(argument, 1):
+            yield f"{name}[{number}]", element
+    else:
+        yield name, argument
 
 
 def _texts(name: str, argument: Any) -> Iterator[tuple[str, str]]:
     """Give the texts in an argument, with the names of where they are."""
-    if isinstance(argument, str):
-        yield name, argument
-    elif isinstance(argument, list):
-        for number, element in enumerate(argument, 1):
-            if isinstance(element, str):
-                yield f"{name}[{number}]", element
+    return (part for part in _parts(name, argument) if isinstance(part[1], str))
+
+
+def _check_type(name: str, argument: Any, sql_type: str) -> None:
+    """Refuse what PostgreSQL would convert, or psycopg2 could not hand over.
+
+    A number would become a text, True the user 1, and 1.5 the user 2.
+    """
+    kind = sql_type.removesuffix("[]")
+    allowed, expected = _KINDS[kind]
+    if isinstance(argument, list) and kind == sql_type:
+        raise InvalidArgument(f"{name} must be {expected}, not a list", "22023")
+    for where, part in _parts(name, argument):
+        if part is None:
+            continue
+        is_bool = isinstance(part, bool)  # which is a kind of int
+        if not isinstance(part, allowed) or (is_bool and bool not in allowed):
+            raise InvalidArgument(f"{where} must be {expected}", "22023")
+        if kind in _LIMITS and not -_LIMITS[kind] <= part < _LIMITS[kind]:
+            raise InvalidArgument(f"{where} is out of range", "22003")
+        if kind == "timestamp":
+            _check_time(where, part)
+
+
+def _check_time(name: str, time: datetime | str) -> None:
+    """Refuse a time that is no entry's: PostgreSQL would read `now`, or convert."""
+    if isinstance(time, str) and not SPELLED.fullmatch(time):
+        raise InvalidArgument(f"{name} must be {_KINDS['timestamp'][1]}", "22007")
+    if isinstance(time, datetime) and time.tzinfo is not None:
+        raise InvalidArgument(f"{name} must be in UTC, without a time zone", "22023")
 
 
 def _check_text(name: str, argument: Any) -> None:
@@ -267,6 +312,13 @@ def _check_value(name: str, value: Any) -> None:
         )
 
 
+def _check_selection(method: str, selection: dict[str, Any]) -> None:
+    """Refuse more of a scope than a method's name and arguments say."""
+    for name in ("user_fk", "resource_type", "resource_uuid"):
+        if selection.get(name) is not None:
+            raise InvalidArgument(f"{method} takes no {name}", "22023")
+
+
 def _list_of(name: str, argument: Any) -> list[Any]:
     """Give an argument as a list; a text would be one of its characters."""
     if isinstance(argument, (str, bytes)) or not isinstance(argument, Sequence):
@@ -305,7 +357,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
     ) -> EntryWithValue | None:
         """Give an entry with its value, or None where there is none."""
         rows = call(
@@ -329,7 +381,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
     ) -> bytes | None:
         """Give the value of an entry, decrypted, or None where there is none."""
         value = call_scalar(
@@ -354,7 +406,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         if_version: int | None = None,
         actor_fk: int | None = None,
     ) -> Entry:
@@ -390,7 +442,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         if_version: int | None = None,
     ) -> bool:
         """Delete an entry; True if there was one."""
@@ -411,7 +463,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
     ) -> list[EntryWithValue]:
         """Give the entries of up to 1,000 keys that there are, in their order.
 
@@ -436,7 +488,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         actor_fk: int | None = None,
     ) -> list[Entry]:
         """Make or replace up to 1,000 entries, all or none; no key twice.
@@ -478,7 +530,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         if_versions: Sequence[int | None] | None = None,
     ) -> dict[str, bool]:
         """Delete up to 1,000 entries, all or none; say of each key if it had one.
@@ -509,7 +561,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
     ) -> int:
         """Delete the entries whose keys start with a prefix; give their number."""
         return call_scalar(
@@ -529,7 +581,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         if_version: int | None = None,
         actor_fk: int | None = None,
     ) -> Entry | None:
@@ -559,6 +611,7 @@ class ExtensionStorageDAO:
     @classmethod
     def list_global(cls, extension_id: str, **selection: Any) -> list[Entry]:
         """List global entries; category, key_prefix, page as in list_scope."""
+        _check_selection("list_global", selection)
         return cls.list_scope(extension_id=extension_id, **selection)
 
     @classmethod
@@ -568,6 +621,7 @@ class ExtensionStorageDAO:
         """List a user's entries; category, key_prefix, page as in list_scope."""
         if user_fk is None:
             raise InvalidArgument("user_fk must not be None", "22004")
+        _check_selection("list_user", selection)
         return cls.list_scope(extension_id=extension_id, user_fk=user_fk, **selection)
 
     @classmethod
@@ -575,7 +629,7 @@ class ExtensionStorageDAO:
         cls,
         extension_id: str,
         resource_type: str,
-        resource_uuid: str,
+        resource_uuid: str | UUID,
         user_fk: int | None = None,
         **selection: Any,
     ) -> list[Entry]:
@@ -596,7 +650,7 @@ class ExtensionStorageDAO:
         extension_id: str,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         category: str | None = None,
         key_prefix: str | None = None,
         page: int | None = None,
@@ -645,7 +699,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         category: str | None = None,
         key_prefix: str | None = None,
         page: int = 0,
@@ -685,7 +739,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         category: str | None = None,
         key_prefix: str | None = None,
     ) -> int:
