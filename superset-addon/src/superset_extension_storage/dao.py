@@ -213,6 +213,12 @@ def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
         return connection.exec_driver_sql(statement, arguments).all()
     except SQLAlchemyError as error:
         raise from_database(error) from None
+    except UnicodeDecodeError:  # the bytes, which may be a secret, are in that error
+        raise StorageUnavailable(
+            "the store has text that is not in the encoding of the connection",
+            action="The database has the encoding SQL_ASCII, that is none, and another"
+            " program has stored that text: correct it.",
+        ) from None
 
 
 def qualified(function: str) -> str:
