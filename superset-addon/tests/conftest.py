@@ -67,6 +67,35 @@ def setting(name: str, value: str) -> Iterator[None]:
         alter(f"RESET {name}")
 
 
+# Times that a column may hold, the newest first, each with how JSON spells it where
+# no datetime can hold it.
+TIMES = {
+    "infinity": "infinity",
+    "20000-01-01 00:00:00.5": "20000-01-01T00:00:00.5",
+    "9999-12-31 23:59:59.999999": None,
+    "2026-01-02 03:04:05.06": None,
+    "0001-01-01": None,
+    "0044-03-15 12:00 BC": "0044-03-15T12:00:00 BC",
+    "-infinity": "-infinity",
+}
+
+
+def fill_times(extension_id: str, user_fk: int | None = None) -> list[str]:
+    """Write two entries of each time, and two without; give the keys, newest first."""
+    keys = []
+    for number, at in enumerate([*TIMES, None]):
+        for key in (f"{number}b", f"{number}a"):
+            sql(
+                "INSERT INTO ext_storage.extension_storage"
+                " (extension_id, user_fk, key, value, created_on, changed_on)"
+                " VALUES (%s, %s, %s, 'x', %s, %s)",
+                *(extension_id, user_fk, key, at, at),
+            )
+            keys.append(key)
+    # in that order an entry without a time is as one of the oldest
+    return keys[:-4] + sorted(keys[-4:], reverse=True)
+
+
 class Superset:
     """An installation of Superset: a configuration, its commands, its server."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from conftest import README, Client, setting, sql
+from conftest import README, Client, fill_times, setting, sql
 
 TABLE = "ext_storage.extension_storage"
 SCOPES = ("global", "user", "resources/thing/a-1")
@@ -78,6 +78,31 @@ def test_next(admin: Client, query: str) -> None:
     assert "next" in admin.get(f"user/?{query}&page_size=2&page=1").json()
     assert "next" not in admin.get(f"user/?{query}&page_size=2&page=2").json()
     assert "next" not in admin.get("global/").json()
+
+
+@pytest.mark.parametrize("query", ["", "order=newest", "order=newest&include=value"])
+def test_times_that_no_datetime_holds(admin: Client, query: str) -> None:
+    """One takes away neither a value nor a list, which goes on behind it."""
+    ((user_fk,),) = sql("SELECT id FROM ab_user WHERE username = 'admin'")
+    names = fill_times("acme.my-ext", user_fk)
+    names = names if query else sorted(names)
+    seen, after = [], ""
+    while True:
+        answer = admin.get(f"user/?{query}&page_size=1{after}")
+        assert answer.status_code == 200, answer.text
+        seen += [entry["key"] for entry in answer.json()["result"]]
+        if "next" not in answer.json():
+            break
+        after = f"&after={answer.json()['next']}"
+    assert seen == names
+    answer = do(admin, *(("get", name) for name in names))
+    assert [e["status"] for e in answer.json()["result"]] == [200] * len(names)
+    for name in names:
+        assert admin.get(f"user/{name}").text == "x"
+        assert admin.put(f"user/{name}", "y").status_code == 200
+    answer = do(admin, *(("set", name, {"value": "z"}) for name in names))
+    assert answer.status_code == 200
+    assert admin.delete(f"user/{names[0]}", headers={"If-Match": "*"}).ok
 
 
 def test_newest_first(admin: Client) -> None:
@@ -172,7 +197,19 @@ def test_values_are_bounded_by_bytes(admin: Client) -> None:
                 "order=newest&after=" + base64.urlsafe_b64encode(text).decode(),
                 "after is not the next",
             )
-            for text in (b'["a"]', b'["a", 1]', b'["a", "x"]', b'["a", null, null]')
+            for text in (
+                *(b'["a"]', b'["a", 1]', b'["a", "x"]', b'["a", null, null]'),
+                *(b'["a", "now"]', b'["a", ""]', b'["a", "Infinity"]'),
+                *(b'["a", "44-03-15T00:00:00 BC"]', b'["a", "infinity "]'),
+            )
+        ),
+        *(
+            ("order=newest&after=" + base64.urlsafe_b64encode(text).decode(), message)
+            for text, message in (
+                (b'["a", "99999-99-99T99:99:99"]', "out of range"),
+                (b'["a", "294277-01-01T00:00:00"]', "out of range"),
+                (b'["a", "0001-01-01T00:00:00+14:00"]', "in UTC"),
+            )
         ),
         ("after=" + base64.urlsafe_b64encode(b'["a\\u0000"]').decode(), "after_key"),
         ("after=" + base64.urlsafe_b64encode(b'["\\ud800"]').decode(), "after_key"),
@@ -354,6 +391,84 @@ def test_bad_operation(admin: Client, bad: Any, message: str) -> None:
     assert answer.status_code == 400
     assert answer.json()["operation"] == 1 and message in answer.json()["message"]
     assert admin.get("user/").json()["count"] == 0
+
+
+HALF, PAIR = b"\\ud83d", b"\\ud83d\\ude00"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        *(
+            (
+                b'{"op": "set", "key": "k", "%s": "a %s"}' % (field, half),
+                f"{field.decode()} contains half a surrogate pair",
+            )
+            for field in (
+                *(b"op", b"key", b"value", b"value_type", b"value_encoding"),
+                *(b"category", b"description", b"if_match", b"if_none_match", b"x"),
+            )
+            for half in (HALF, b"\\ude00", HALF + b"\\\\ude00", b"\\\\" + HALF, PAIR + HALF)
+        ),
+        (b'{"op": "get", "key": ["a", {"b": "%s"}]}' % HALF, "b contains half"),
+        (b'{"op": "get", "%s": "k"}' % HALF, "op contains half"),
+        (b'"%s"' % HALF, "contains half"),
+        (b'{"op": "set", "key": "\xff"}', "key is not UTF-8"),
+        (b'{"op": "set", "key": "\xed\xa0\x80"}', "key is not UTF-8"),
+        (b'{"op": "set", "key": "k", "if_match": "\xff"}', "if_match is not UTF-8"),
+        *(
+            (
+                b'{"op": "set", "key": "k", "%s": "\xff"}' % field.encode(),
+                f"{field} is not UTF-8",
+            )
+            for field in ("value", "value_type", "category", "description")
+        ),
+        (b'{"op": "set", "\xff": "k"}', "operation must be a JSON object"),
+        (b'{"op": "set", "key": 1e999}', "key is not JSON"),
+        *(
+            (
+                b'{"op": "set", "key": "k", "%s": "a\\u0000"}' % field.encode(),
+                f"{field} contains a NUL character",
+            )
+            for field in ("value_type", "category", "description")
+        ),
+        (b'{"op": "set", "key": "k", "value_encoding": "\\u0000"}', "value_encoding must"),
+        (b'{"op": "s\\u0000", "key": "k"}', "op must be"),
+        (b'{"op": "set", "key": "k", "value_type": "a/%s"}' % (b"b" * 254), "value_type is too long"),
+    ],
+)  # fmt: skip
+def test_bad_text_in_an_operation(admin: Client, bad: bytes, message: str) -> None:
+    """The answer says which operation it is, whatever the others have."""
+    good = rb'{"op": "set", "key": "\\ud83d", "value": "%s \"x\": \\"}' % PAIR
+    answer = admin.request(
+        "POST",
+        "user/",
+        data=b'{"operations": [%s, %s, %s]}' % (good, bad, bad.replace(b'"k"', b'"l"')),
+        headers={"Content-Type": "application/json"},
+    )
+    assert answer.status_code == 400
+    found = answer.json()
+    assert message in found["message"] and found["operation"] == 1, found
+    assert admin.get("user/").json()["count"] == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"x": "%s", "operations": []}' % HALF,
+        b'{"operations": "%s"}' % HALF,
+        b'{"operations": [{"op": "get", "key": "%s"}' % HALF,
+    ],
+)
+def test_half_a_pair_in_no_operation(admin: Client, body: bytes) -> None:
+    answer = admin.request(
+        "POST", "user/", data=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400 and "half a surr" in answer.json()["message"]
+    assert "operation" not in answer.json()
+    body = b'{"operations": [{"op": "get", "key": "%s"}]}' % HALF
+    answer = admin.put("user/k", data=body)
+    assert answer.status_code == 400 and "operation" not in answer.json()
 
 
 @pytest.mark.parametrize(

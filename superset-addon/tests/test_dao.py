@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import date, datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from conftest import README, sql
+from conftest import README, TIMES, fill_times, sql
 
 EXT = "acme.my-ext"
 
@@ -201,6 +202,50 @@ def test_newest_first(dao: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [e.value for e in values] == [b"c", b"b", b"e"]
 
 
+def test_times_that_no_datetime_holds(
+    dao: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hide no entry, and a list goes on behind each."""
+    from superset_extension_storage import dao as module
+
+    monkeypatch.setattr(module, "LIST_STEP", 1)
+    keys = fill_times(EXT)
+
+    def check(entry: Any) -> None:
+        time = [*TIMES, None][int(entry.key[0])]
+        expected = time and (TIMES[time] or datetime.fromisoformat(time))
+        assert (entry.created_on, entry.changed_on) == (expected, expected)
+        assert type(entry.changed_on) is type(expected)
+
+    newest = dao.list_global(EXT, newest_first=True)
+    assert [entry.key for entry in newest] == keys
+    for read in (
+        newest,
+        dao.list_global(EXT),
+        dao.get_many(EXT, keys),
+        dao.list_values(EXT, newest_first=True),
+        [dao.get(EXT, key) for key in keys],
+    ):
+        assert sorted(entry.key for entry in read) == sorted(keys)
+        for entry in read:
+            check(entry)
+    for number, entry in enumerate(newest, 1):
+        after = {"after_key": entry.key, "after_changed_on": entry.changed_on}
+        for read in (dao.list_global, dao.list_values):
+            found = read(EXT, newest_first=True, **after)
+            assert [e.key for e in found] == keys[number:]
+    for key in keys:
+        before = dao.get(EXT, key)
+        for written in (
+            dao.set(EXT, key, b"y"),
+            dao.set_many(EXT, [{"key": key, "value": b"z"}])[0],
+            dao.rename(EXT, key, f"{key}new"),
+        ):
+            assert written.created_on == before.created_on
+            assert written.changed_on.tzinfo is None
+            assert written.changed_on.year == datetime.now(timezone.utc).year
+
+
 def test_list_values(dao: Any) -> None:
     from superset.extensions import db
 
@@ -293,6 +338,158 @@ def test_rename(dao: Any) -> None:
     ):
         with pytest.raises(error), db.session.begin_nested():
             dao.rename(EXT, "new", **arguments)
+
+
+def test_more_of_a_scope_than_a_list_has(dao: Any) -> None:
+    """It would be a list of another scope."""
+    from superset_extension_storage.errors import InvalidArgument
+
+    resource = {"resource_type": "chart", "resource_uuid": "c"}
+    for scope in ({}, {"user_fk": 7}, resource, {"user_fk": 7, **resource}):
+        dao.set(EXT, "k", b"x", **scope)
+    for method, arguments, scope in (
+        ("list_global", [], {"user_fk": 7}),
+        ("list_global", [], {"resource_type": "chart"}),
+        ("list_global", [], {"resource_uuid": "c"}),
+        ("list_user", [7], resource),
+        ("list_user", [7], {"resource_uuid": "c"}),
+    ):
+        for page in ({}, {"page": 0}):
+            with pytest.raises(InvalidArgument, match=f"{method} takes no") as caught:
+                getattr(dao, method)(EXT, *arguments, **scope, **page)
+            assert caught.value.sqlstate == "22023"
+        for twice in ({"extension_id": EXT}, {"user": 7}):
+            with pytest.raises(TypeError, match=next(iter(twice))):
+                getattr(dao, method)(EXT, *arguments, **twice)
+    with pytest.raises(TypeError, match="user_fk"):
+        dao.list_user(EXT, 7, user_fk=8)
+    with pytest.raises(TypeError, match="resource_type"):
+        dao.list_resource(EXT, "chart", "c", resource_type="dashboard")
+    for error, scope in (("22023", resource), ("22004", dict.fromkeys(resource))):
+        for half in resource:
+            with pytest.raises(InvalidArgument) as caught:
+                dao.list_resource(EXT, **{**scope, half: None})
+            assert caught.value.sqlstate in (error, "22004")
+    assert len(dao.list_global(EXT, user_fk=None, resource_type=None)) == 1
+
+
+WRONG: dict[str, tuple[str, list[Any]]] = {
+    "extension_id": ("a string", [7, b"acme.my-ext", ["acme.my-ext"], True, object()]),
+    "key": ("a string", [7, b"k", ["k"], uuid4(), {"k": 1}, object()]),
+    "user_fk": ("an integer", ["7", "", True, False, 7.0, [7], uuid4(), object()]),
+    "resource_type": ("a string", [7, b"chart", ["chart"], True, object()]),
+    "resource_uuid": ("a string", [7, b"u", ["u"], True, object()]),
+    "if_version": ("an integer", ["1", True, 1.0, [1]]),
+    "actor_fk": ("an integer", ["1", True, 1.0, [1]]),
+    "is_encrypted": ("True or False", ["no", 0, 1, 0.5, [True]]),
+    "value_type": ("a string", [7, b"text/plain", ["text/plain"]]),
+    "category": ("a string", [7, b"c", ["c"]]),
+    "description": ("a string", [7, b"d", ["d"]]),
+    "key_prefix": ("a string", [7, b"k", ["k"]]),
+    "new_key": ("a string", [7, b"k", ["k"]]),
+    "page": ("an integer", ["1", True, 1.5, [1]]),
+    "page_size": ("an integer", ["1", True, 1.5, [1]]),
+    "max_bytes": ("an integer", ["1", True, 1.5, [1]]),
+    "after_key": ("a string", [7, b"k", ["k"]]),
+    "newest_first": ("True or False", ["no", 1, [True]]),
+    "after_changed_on": ("a datetime", [7, "now", "2026", "", date(2026, 1, 1), [None]]),
+}  # fmt: skip
+OF_METHODS: dict[str, dict[str, Any]] = {
+    "get": {"key": "k"},
+    "get_value": {"key": "k"},
+    "set": {"key": "k", "value": b"x", "value_type": "a/b", "category": None,
+            "description": None, "is_encrypted": None, "if_version": None,
+            "actor_fk": None},
+    "delete": {"key": "k", "if_version": None},
+    "get_many": {"keys": ["k"]},
+    "set_many": {"entries": [{"key": "k", "value": b"x"}], "actor_fk": None},
+    "delete_many": {"keys": ["k"], "if_versions": None},
+    "delete_prefix": {"key_prefix": "k"},
+    "rename": {"key": "k", "new_key": "n", "if_version": None, "actor_fk": None},
+    "list_scope": {"category": None, "key_prefix": None, "page": 0, "page_size": 1,
+                   "after_key": None},
+    "list_values": {"category": None, "key_prefix": None, "page": 0, "page_size": 1,
+                    "newest_first": True, "after_key": "k", "after_changed_on": None,
+                    "max_bytes": 1},
+    "count": {"category": None, "key_prefix": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", OF_METHODS)
+def test_arguments_of_other_types(dao: Any, method: str) -> None:
+    """None is converted: True would be the user 1, and 7 a key."""
+    from superset_extension_storage.errors import InvalidArgument
+
+    for resource in (None, "chart"):
+        dao.set(
+            EXT, "k", b"x", user_fk=1, resource_type=resource, resource_uuid=resource
+        )
+    good = {
+        "extension_id": EXT,
+        "user_fk": 1,
+        "resource_type": "chart",
+        "resource_uuid": "chart",
+        **OF_METHODS[method],
+    }
+    for name in good:
+        expected, wrong = WRONG.get(name, ("", []))
+        for argument in wrong:
+            with pytest.raises(InvalidArgument) as caught:
+                getattr(dao, method)(**{**good, name: argument})
+            assert caught.value.message.startswith(f"{name} must be {expected}")
+            assert caught.value.sqlstate in ("22023", "22007")
+    for name, limit in (("user_fk", 2**31), ("if_version", 2**63)):
+        for argument in (limit, -limit - 1) if name in good else ():
+            with pytest.raises(InvalidArgument, match=f"{name} is out of range"):
+                getattr(dao, method)(**{**good, name: argument})
+    getattr(dao, method)(**good)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("get_many", {"keys": ["a", 7]}, "keys[2] must be a string"),
+        ("get_many", {"keys": bytearray(b"ab")}, "keys[1] must be a string"),
+        ("delete_many", {"keys": [b"a"]}, "keys[1] must be a string"),
+        ("delete_many", {"keys": ["a"], "if_versions": [True]}, "if_versions[1] must be an integer"),
+        ("delete_many", {"keys": ["a"], "if_versions": ["1"]}, "if_versions[1] must be an integer"),
+        ("delete_many", {"keys": ["a"], "if_versions": 1}, "if_versions must be a list"),
+        ("set_many", {"entries": [{"key": 7, "value": b""}]}, "keys[1] must be a string"),
+        ("set_many", {"entries": [{"key": "a", "value": b"", "is_encrypted": 1}]}, "is_encrypted[1] must be True or False"),
+        ("set_many", {"entries": [{"key": "a", "value": b"", "category": ["c"]}]}, "categories[1] must be a string"),
+        ("set_many", {"entries": [{"key": "a", "value": b"", "if_version": 2**63}]}, "if_versions[1] is out of range"),
+    ],
+)  # fmt: skip
+def test_elements_of_other_types(
+    dao: Any, method: str, arguments: dict[str, Any], message: str
+) -> None:
+    from superset_extension_storage.errors import InvalidArgument
+
+    with pytest.raises(InvalidArgument) as caught:
+        getattr(dao, method)(EXT, **arguments)
+    assert caught.value.message == message
+
+
+def test_uuid_of_a_resource(dao: Any) -> None:
+    """As an object, too, which models of Superset have."""
+    uuid = uuid4()
+    dao.set(EXT, "k", b"x", resource_type="chart", resource_uuid=uuid)
+    for spelling in (uuid, str(uuid), uuid.hex.upper()):
+        resource = {"resource_type": "chart", "resource_uuid": spelling}
+        assert dao.get_value(EXT, "k", **resource) == b"x"
+        assert len(dao.list_resource(EXT, **resource)) == 1
+
+
+def test_time_with_a_zone(dao: Any) -> None:
+    from superset_extension_storage.errors import InvalidArgument
+
+    with pytest.raises(InvalidArgument, match="UTC"):
+        dao.list_global(
+            EXT,
+            newest_first=True,
+            after_key="k",
+            after_changed_on=datetime.now(timezone.utc),
+        )
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,67 @@ def test_role_lacks_a_right(running: Superset, admin: Client) -> None:
         sql("GRANT UPDATE ON ext_storage.extension_storage TO superset")
 
 
+def test_ids_are_behind(running: Superset, admin: Client) -> None:
+    """As after a restore that has left the sequence out."""
+    assert admin.put("user/k", "x").ok
+    sequence = "ext_storage.extension_storage_id_seq"
+    ((last,),) = sql(f"SELECT last_value FROM {sequence}")
+    sql(f"SELECT setval('{sequence}', %s, false)", last)
+    with logged(running, "23505", "extension_storage_pkey", "setval"):
+        assert summary(admin.put("user/other", "x")) == UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended", "words"),
+    [
+        (
+            "ALTER TABLE {0} ADD CONSTRAINT added CHECK (category IS NOT NULL)",
+            "ALTER TABLE {0} DROP CONSTRAINT added",
+            ("23514", "was added to the store's table"),
+        ),
+        (
+            "CREATE POLICY read ON {0} USING (true) WITH CHECK (false);"
+            " ALTER TABLE {0} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+            "ALTER TABLE {0} DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY;"
+            " DROP POLICY read ON {0}",
+            ("42501", "a row-level security policy"),
+        ),
+        (
+            "ALTER TABLE {0} RENAME description TO gone",
+            "ALTER TABLE {0} RENAME gone TO description",
+            ("42804", "must be as the extension made them"),
+        ),
+        (
+            "ALTER TABLE {0} ALTER version TYPE numeric",
+            "ALTER TABLE {0} ALTER version TYPE bigint",
+            ("42804", "must be as the extension made them"),
+        ),
+        (
+            "ALTER TABLE {0} DROP CONSTRAINT uq_extension_storage_scoped_key",
+            "ALTER TABLE {0} ADD CONSTRAINT uq_extension_storage_scoped_key"
+            " UNIQUE NULLS NOT DISTINCT"
+            " (extension_id, user_fk, resource_type, resource_uuid, key)",
+            ("42P10", "undo what was changed"),
+        ),
+    ],
+    ids=["constraint", "policy", "no column", "type", "no unique constraint"],
+)
+def test_table_was_changed(
+    running: Superset, admin: Client, broken: str, mended: str, words: tuple[str, ...]
+) -> None:
+    """The log names what is wrong, and no command where that finds nothing."""
+    table = "ext_storage.extension_storage"
+    sql(broken.format(table))
+    try:
+        with logged(running, *words) as lines:
+            assert summary(admin.put("user/k", "x")) == UNAVAILABLE
+        told_to_run = "init-extension-storage" in lines[0]
+        assert told_to_run is (words[0] == "42501")
+    finally:
+        sql(mended.format(table))
+    assert admin.put("user/k", "x").ok
+
+
 def test_trigger_keeps_a_row(running: Superset, admin: Client) -> None:
     """The log names what the server names, and no command that would not help."""
     admin.put("user/k", "x")
@@ -214,7 +275,7 @@ def test_serialization_failure(running: Superset, admin: Client) -> None:
             " FOR EACH ROW EXECUTE FUNCTION public.fail()"
         )
         try:
-            with logged(running, "40001", "pg_locks"):
+            with logged(running, "40001", "default_transaction_isolation"):
                 assert summary(admin.put("user/k", "z")) == BUSY
         finally:
             sql("DROP FUNCTION public.fail CASCADE")
@@ -314,6 +375,41 @@ OF_THE_SERVER = {
     *("54001", "55000", "55006", "55P03", "57000", "57014", "57P01", "57P02", "57P03"),
     *("57P04", "57P05", "58000", "58030", "58P01", "72000", "F0000", "P0001", "XX000"),
     *("XX001", "XX002"),
+    *("08P01", "22012", "25001", "25P04", "2BP01", "2D000", "38000", "39P01", "40002"),
+    *("40003", "42703", "42809", "42846", "42P10", "42P17", "54011", "54023", "55P02"),
+    *("55P04", "58P02", "F0001", "HV000", "P0002", "P0004"),
+}
+
+# A part of the advice in the log for a class, or for one SQLSTATE of it.
+LOG = "The log of the database server says more."
+ADVICE = {
+    **dict.fromkeys(("ES001", "ES002", "F0"), "says where keys are configured."),
+    **dict.fromkeys(("08", "57"), "what is between Superset and it."),
+    **dict.fromkeys(("0A", "25", "2B", "2D", "38", "53", "54", "55", "58", "XX"), LOG),
+    **dict.fromkeys(("21", "26", "72", "HV"), LOG),
+    **dict.fromkeys(("23", "27", "39", "44", "P0", "42P17"), "refuses the entry."),
+    **dict.fromkeys(("42703", "42804", "42809", "42P10"), "undo what was changed."),
+    **dict.fromkeys(("42", "3F"), "Run superset init-extension-storage: "),
+    "42501": "a row-level security policy",
+    "2200H": "widen",
+    "22P05": "remove client_encoding",
+    "23505": "setval()",
+    "25006": "connect Superset to the primary server",
+    "25P03": "The setting idle_in_transaction_session_timeout ended the session",
+    "25P04": "The setting transaction_timeout ended the session",
+    "28": "does not let Superset's role in",
+    "3D": "SQLALCHEMY_DATABASE_URI",
+    "40": "pg_locks",
+    "40001": "default_transaction_isolation",
+    "53100": "more room",
+    "53300": "max_connections",
+    "55P03": "lock_timeout",
+    "57014": "statement_timeout",
+    "57P04": "The database was dropped.",
+    "57P05": "The setting idle_session_timeout ended the session",
+    "58P01": "lacks the file",
+    "XX001": "make a backup",
+    "XX002": "REINDEX",
 }
 
 STATUS = {
@@ -324,11 +420,21 @@ STATUS = {
     "2200H": UNAVAILABLE,
     "22P05": UNAVAILABLE,
     **dict.fromkeys(("57P04", "53100", "53400"), UNAVAILABLE),
-    **dict.fromkeys(("40", "57", "08", "53", "55P03", "25P03"), BUSY),
+    **dict.fromkeys(("40", "57", "08", "53", "55P03", "25P03", "25P04"), BUSY),
     "22": (400, {"message": "raised"}, False),
-    # Faults of the caller's transaction, which the API never makes
+    # Faults of the caller's transaction, which the API never makes, or unknown ones
     **dict.fromkeys(
-        ("21000", "25P02", "26000", "72000"),
+        (
+            "21000",
+            "25001",
+            "25P02",
+            "26000",
+            "2BP01",
+            "2D000",
+            "38000",
+            "72000",
+            "HV000",
+        ),
         (500, {"message": "Extension storage failed"}, False),
     ),
 }
@@ -399,10 +505,25 @@ def test_every_sqlstate(
         assert len(lines) == 5
         # What happened, and a sentence on what to do about it
         assert re.fullmatch(
-            rf"Extension storage: raised \(SQLSTATE {sqlstate}\)\. [A-Z`].+\.", lines[0]
+            rf"Extension storage: raised \(SQLSTATE {sqlstate}\)\. [A-Z].+\.", lines[0]
         )
+        assert (ADVICE.get(sqlstate) or ADVICE[sqlstate[:2]]) in lines[0]
     else:
         assert lines == []
+
+
+def test_what_psycopg2_refuses(app: Any) -> None:
+    """It says nothing of the connection, and trying again does not help."""
+    from sqlalchemy.exc import DBAPIError
+    from superset.extensions import db
+
+    from superset_extension_storage import errors
+
+    with app.app_context(), pytest.raises(DBAPIError) as caught:
+        db.session.connection().exec_driver_sql("SELECT %(x)s", {"x": object()})
+    error = errors.from_database(caught.value)
+    assert type(error) is errors.ExtensionStorageError
+    assert "psycopg2" in error.action and "can't adapt" in error.message
 
 
 def test_pool_is_used_up(inside: Any, app: Any) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -1026,27 +1027,57 @@ def test_openapi_document(admin: Client) -> None:
             assert operation["summary"] and operation["responses"]["200"]
 
 
-def test_latin1_database(
-    running: Superset, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """A metadata database that is not UTF-8 cannot hold every character."""
+@contextmanager
+def encoded(encoding: str, folder: Path) -> Iterator[Superset]:
+    """A Superset whose database is a copy of the others' in another encoding."""
+    name = encoding.lower()
     sql(
-        "CREATE DATABASE latin1 OWNER superset TEMPLATE template0"
-        " ENCODING LATIN1 LOCALE 'C'",
+        f"CREATE DATABASE {name} OWNER superset TEMPLATE template0"
+        f" ENCODING {encoding} LOCALE 'C'",
         database="postgres",
     )
     dump = subprocess.run(["pg_dump", "superset"], capture_output=True, check=True)
     subprocess.run(
-        ["psql", "-qX", "latin1"], input=dump.stdout, capture_output=True, check=True
+        ["psql", "-qX", name], input=dump.stdout, capture_output=True, check=True
     )
-    superset = Superset(tmp_path_factory.mktemp("latin1") / "superset", "latin1")
+    superset = Superset(folder / "superset", name)
     superset.start()
+    try:
+        yield superset
+    finally:
+        superset.stop()
+
+
+def test_database_without_encoding(running: Superset, tmp_path: Path) -> None:
+    """Where another program has stored what is no text for Superset."""
+    with encoded("SQL_ASCII", tmp_path) as superset:
+        admin = superset.client("admin")
+        assert admin.put("user/a", {"value": "x", "category": "c"}).ok
+        assert admin.get("user/").json()["count"] == 1
+        sql(
+            "UPDATE ext_storage.extension_storage SET category = E'\\xe9'",
+            database=superset.database,
+        )
+        html = {"Accept": "text/html"}
+        for answer in (
+            admin.get("user/a", headers=html),
+            admin.get("user/", headers=html),
+            admin.get("user/?include=value", headers=html),
+        ):
+            assert answer.status_code == 503
+            assert answer.json()["message"] == "Extension storage is not available"
+        assert "another program has stored that text" in superset.log.read_text()
+        assert admin.put("user/a", "y").ok and admin.get("user/a").text == "y"
+
+
+def test_latin1_database(running: Superset, tmp_path: Path) -> None:
+    """A metadata database that is not UTF-8 cannot hold every character."""
 
     def several(op: str, key: str, **fields: str) -> requests.Response:
         parts = [{"op": op, "key": "good"}, {"op": op, "key": key, **fields}]
         return admin.request("POST", "user/", json={"operations": parts})
 
-    try:
+    with encoded("LATIN1", tmp_path) as superset:
         admin = superset.client("admin")
         assert admin.put("user/caf%C3%A9", {"value": "😀", "category": "é"}).ok
         assert admin.get("user/caf%C3%A9").text == "😀"
@@ -1070,8 +1101,12 @@ def test_latin1_database(
             message = answer.json()["message"]
             assert message.startswith(f"{field} ") and "LATIN1" in message
             assert answer.json().get("operation") in (None, 1)
-    finally:
-        superset.stop()
+        superset.restart(EXTENSION_STORAGE_ENCRYPTION_KEYS=["😀"])
+        admin = superset.client("admin")
+        assert admin.put("user/k", "x").status_code == 503
+        log = superset.log.read_text()
+        assert "Use secrets that the encoding of the database can hold" in log
+        assert "client_encoding" not in log
 
 
 def test_back_end_example(admin: Client) -> None:

@@ -636,9 +636,12 @@ def test_list(official: Any) -> None:
         assert {p.count for p in pages} == {3}
         assert [e.key for e in list_(state.persistent, -1, 0).entries] == ["a"]
         assert [e.key for e in list_(state.persistent.shared).entries] == ["s"]
-        sql(f"UPDATE {TABLE} SET changed_on = '2026-01-01'")
-        keys = [e.key for e in list_(state.persistent).entries]
-        assert keys == ["c", "b", "a"]
+        for time in ("2026-01-01", "infinity", "20000-01-01", "0044-03-15 BC"):
+            sql(f"UPDATE {TABLE} SET changed_on = %s, created_on = changed_on", time)
+            keys = [e.key for e in list_(state.persistent).entries]
+            assert keys == ["c", "b", "a"]
+            assert state.persistent.get("c") == "C" and state.secrets.get("c") == "c"
+            assert state.secrets.list_names() == ["a", "b", "c"]
         for page, page_size in ((None, 1), (0, "2"), (0.0, 1)):
             with pytest.raises(ValueError, match="must be integers"):
                 list_(state.persistent, page, page_size)

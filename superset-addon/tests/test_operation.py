@@ -103,6 +103,18 @@ def test_init_while_a_transaction_writes(app: Any) -> None:
     assert verdicts == [("1", "it is needed"), ("2", unknown), ("3", unknown)]
 
 
+def test_token_of_a_time_that_no_datetime_holds(app: Any) -> None:
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
+        " VALUES ('acme.b', 'k', %s, true)",
+        fernet("first").encrypt_at_time(b"value", 1_000_000_000_000),
+    )
+    from superset_extension_storage.cli import init
+
+    done = app.test_cli_runner().invoke(init)
+    assert done.exit_code == 0 and "encrypts, 1 entries; it is needed" in done.stdout
+
+
 def test_init_with_entries_that_no_key_reads(app: Any) -> None:
     from superset_extension_storage.cli import init
 
@@ -681,6 +693,20 @@ def test_keys_of_the_server(second: Superset) -> None:
         reload(before + f"extension_storage.encryption_keys_file = '{keys}'\n#\n")
         assert client.put("global/k", secret).status_code == 503
         assert "SQLSTATE F0000" in second.log.read_text()
+        for break_file, sqlstate, words in (
+            (lambda: keys.chmod(0), "42501", "or the file"),
+            (keys.unlink, "58P01", "a key file is named by its configuration"),
+            (keys.mkdir, "F0000", "not a regular file"),
+        ):
+            break_file()
+            sql("SELECT pg_reload_conf()")
+            sql("SELECT pg_sleep(0.5)")
+            begin = second.log.stat().st_size
+            assert client.put("global/k", secret).status_code == 503
+            log = second.log.read_text()[begin:]
+            assert f"SQLSTATE {sqlstate}" in log and words in log
+            assert "superset init-extension-storage" not in log
+        keys.rmdir()
         assert client.delete("global/k").status_code == 200
         assert client.get("/health").text == "OK"
     finally:

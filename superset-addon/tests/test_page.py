@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 
 from browser import log_in, start_browser, wait
 from conftest import SECRET_KEY, Client, Superset, sql
-from test_operation import uncommitted_entry
+from test_operation import fernet, uncommitted_entry
 
 PAGE = "/extension-storage/"
 TABLE = "ext_storage.extension_storage"
@@ -215,6 +215,27 @@ def test_keys(second: Superset) -> None:
     ]
 
 
+def test_times_that_no_datetime_holds(admin: Client) -> None:
+    times = {
+        "acme.a": ("infinity", "infinity"),
+        "acme.b": ("20000-01-01", "20000-01-01T00:00:00"),
+        "acme.c": ("0044-03-15 BC", "0044-03-15T00:00:00 BC"),
+        "acme.d": ("-infinity", "-infinity"),
+    }
+    for name, (time, _) in times.items():
+        write(name, 1, 10)
+        sql(f"UPDATE {TABLE} SET changed_on = %s WHERE extension_id = %s", time, name)
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
+        " VALUES ('acme.a', 'token', %s, true)",
+        fernet(SECRET_KEY).encrypt_at_time(b"value", 1_000_000_000_000),
+    )
+    tables = tables_of(page(admin))
+    found = {row[0]: row[5] for row in tables["es-usage"]}
+    assert found == {name: shown for name, (_, shown) in times.items()}
+    assert tables["es-keys"][0][5].startswith("33658-09-27T")
+
+
 def test_unreadable_entries(admin: Client) -> None:
     write("acme.a", 1, 10, "lost", "gone")
     sql(
@@ -280,6 +301,10 @@ def large(running: Superset) -> None:
     for number in range(3):
         write(f"acme.tiny-{number}", number + 1, 10)
     sql(
+        f"UPDATE {TABLE} SET changed_on = 'infinity'"
+        " WHERE extension_id = 'acme.tiny-2' OR extension_id = 'acme.few'"
+    )
+    sql(
         f"ALTER TABLE {TABLE} DISABLE TRIGGER extension_storage_count,"
         f" DISABLE TRIGGER extension_storage_count_rows; ANALYZE {TABLE}"
     )
@@ -311,6 +336,8 @@ def test_estimates(admin: Client, large: None) -> None:
         assert 0 < margin < entries / 5
         assert abs(about - entries) <= 2 * margin
     assert [rows[f"acme.tiny-{number}"][1] for number in range(3)] == ["1", "2", "3"]
+    assert rows["acme.few"][5] == rows["acme.tiny-2"][5] == "infinity"
+    assert rows["acme.many"][5] == "2026-01-02 03:04"
     ((ordinal, fingerprint, source),) = tables_of(main)["es-keys"]
     assert (ordinal, len(fingerprint), source) == ("1", 8, "SECRET_KEY")
     links = [link.get("href") for link in main.iter("a")]
@@ -360,8 +387,12 @@ def test_takes_too_long(second: Superset) -> None:
             "REVOKE USAGE ON SCHEMA ext_storage FROM superset",
             "GRANT USAGE ON SCHEMA ext_storage TO superset",
         ),
+        (
+            f"ALTER TABLE {TABLE} RENAME changed_on TO gone",
+            f"ALTER TABLE {TABLE} RENAME gone TO changed_on",
+        ),
     ],
-    ids=["no extension", "no rights"],
+    ids=["no extension", "no rights", "no column"],
 )
 def test_store_not_usable(admin: Client, broken: str, mended: str) -> None:
     sql(broken)
@@ -369,7 +400,8 @@ def test_store_not_usable(admin: Client, broken: str, mended: str) -> None:
         main = page(admin)
     finally:
         sql(mended)
-    assert "Run superset init-extension-storage" in text_of(main)
+    remedy = "undo what was changed" if TABLE in broken else "Run superset init-ext"
+    assert remedy in text_of(main)
     assert len(main.findall("section")) == 1
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import README, SECRET_KEY, Superset, sql
-from test_operation import TABLE, other_database, plant, uncommitted_entry
+from test_operation import TABLE, fernet, other_database, plant, uncommitted_entry
 
 
 def status(app: Any, *arguments: str) -> tuple[int, Any]:
@@ -71,6 +72,23 @@ def test_extensions_and_keys(app: Any) -> None:
     assert (first["entries"], first["removable"]) == (2, False)
     assert first["oldest"] <= first["newest"] and "T" in first["oldest"]
     assert [key["removable"] for key in others] == [True, True]
+
+
+def test_times_that_no_datetime_holds(app: Any) -> None:
+    """Of a token whose maker's clock was wrong."""
+    plant("first", 1)
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
+        " VALUES ('acme.b', 'k', %s, true)",
+        fernet("first").encrypt_at_time(b"value", 1_000_000_000_000),
+    )
+    code, output = status(app)
+    (first,) = [line for line in lines(output) if "encrypts" in line]
+    assert code == 0 and first[5].startswith("33658-09-27T")
+    code, report = status(app, "--json")
+    assert report["keys"][0]["newest"] == first[5]
+    oldest = report["keys"][0]["oldest"]
+    assert code == 0 and datetime.fromisoformat(oldest).tzinfo is not None
 
 
 def test_removable_is_not_known(app: Any) -> None:

@@ -16,7 +16,7 @@ from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 from flask import Blueprint, Response, g, request, session
@@ -41,10 +41,12 @@ from .bundles import is_known
 from .dao import (
     LIST_BYTES,
     MAX_VALUE_SIZE,
+    SPELLED,
     Entry,
     EntryWithValue,
     ExtensionStorageDAO,
     is_reserved,
+    moment,
 )
 
 logger = logging.getLogger(__name__)
@@ -686,11 +688,29 @@ def _read_body() -> bytearray:
 
 
 def _check_surrogates(body: bytearray) -> None:
-    """Refuse half an emoji, where a body that is not JSON has one, by its field."""
-    if half := HALF_A_PAIR.search(body):
-        fields = re.compile(rb'"(\w+)"\s*:').findall(body, 0, half.start())
+    """Refuse half an emoji, where a body that is not JSON has one, by its place."""
+    if HALF_A_PAIR.search(body) is None:
+        return
+    text = body.replace(b"\\\\", b"__")  # what follows these is no escape
+    if half := HALF_A_PAIR.search(text):
+        fields = re.compile(rb'"(\w+)"\s*:').findall(text, 0, half.start())
         field = fields[-1].decode() if fields else "body"
-        raise Refused(400, f"{field} contains half a surrogate pair")
+        number = _operation_at(text, half) if request.method == "POST" else None
+        raise Refused(400, f"{field} contains half a surrogate pair", number)
+
+
+def _operation_at(text: bytearray, half: re.Match[bytes]) -> int | None:
+    """Give the number of the operation that has half an emoji, if one has it."""
+    mark = uuid4().hex.encode()
+    others = HALF_A_PAIR.sub(b"______", text[half.end() :])
+    try:
+        fields = msgspec.json.decode(
+            b"".join((text[: half.start()], mark, others)), type=dict[str, msgspec.Raw]
+        )
+        parts = msgspec.json.decode(fields["operations"], type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        return None
+    return next((n for n, part in enumerate(parts) if mark in bytes(part)), None)
 
 
 def _decode(field: str, raw: msgspec.Raw) -> Any:
@@ -845,18 +865,21 @@ def _cursor(newest_first: bool) -> dict[str, Any]:
             raise ValueError
         cursor: dict[str, Any] = {"after_key": key}
         if newest_first:
-            (time,) = rest
-            cursor["after_changed_on"] = (
-                None if time is None else datetime.fromisoformat(time)
-            )
+            time = moment(rest[0])
+            if isinstance(time, str) and not SPELLED.fullmatch(time):
+                raise ValueError
+            cursor["after_changed_on"] = time
     except (ValueError, TypeError, RecursionError):
         raise Refused(400, "after is not the next of a list in this order") from None
     return cursor
 
 
-def _cursor_text(after_key: str, **after: datetime | None) -> str:
+def _cursor_text(after_key: str, **after: datetime | str | None) -> str:
     """Write what _cursor reads."""
-    parts = [after_key, *(time and time.isoformat() for time in after.values())]
+    parts = [
+        after_key,
+        *(t.isoformat() if isinstance(t, datetime) else t for t in after.values()),
+    ]
     return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode()
 
 

@@ -276,11 +276,11 @@ def _report_keys() -> None:
 
     Fails where none encrypts, and where entries are left that none reads.
     """
-    from .dao import call
+    from .dao import key_status
 
     encrypts = False
     unreadable = 0
-    for key in call("ext_storage_key_status"):
+    for key in key_status():
         if key.role == "unknown":
             unreadable = key.entries
             continue

@@ -5,10 +5,13 @@ Nothing here flushes or commits: the caller owns the transaction.
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -51,8 +54,20 @@ _TYPES = {
     "page": "integer",
     "page_size": "integer",
     "is_encrypted": "boolean",
+    "ext_storage_set_many.is_encrypted": "boolean[]",
     "if_version": "bigint",
 }
+
+# What an argument of an SQL type, or an element of it, is in Python.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "text": ((str,), "a string"),
+    "bytea": ((bytes, bytearray, memoryview), "bytes"),
+    "integer": ((int,), "an integer"),
+    "bigint": ((int,), "an integer"),
+    "boolean": ((bool,), "True or False"),
+    "timestamp": ((datetime, str), "a datetime, or a text that an entry has as time"),
+}
+_LIMITS = {"integer": 2**31, "bigint": 2**63}
 
 
 # Types of resources that are Superset's own, which HTTP does not reach, and the
@@ -70,7 +85,10 @@ def is_reserved(resource_type: str) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the store knows of an entry; its value is only in what `get` gives."""
+    """What the store knows of an entry; its value is only in what `get` gives.
+
+    A time that no datetime can hold is the text that PostgreSQL has for it.
+    """
 
     key: str
     uuid: UUID
@@ -81,8 +99,8 @@ class Entry:
     user_fk: int | None
     value_size: int | None
     version: int
-    created_on: datetime | None
-    changed_on: datetime | None
+    created_on: datetime | str | None
+    changed_on: datetime | str | None
 
     def __getattr__(self, name: str) -> Any:
         if name == "value":
@@ -100,9 +118,46 @@ class EntryWithValue(Entry):
     problem: str | None = None
 
 
-# The columns of an entry, in the order of its fields.
-_ENTRY = ", ".join(field.name for field in fields(Entry))
-_ENTRY_WITH_VALUE = ", ".join(field.name for field in fields(EntryWithValue))
+# How PostgreSQL's JSON spells the times that a datetime cannot hold.
+SPELLED = re.compile(
+    r"-?infinity|\d{4,6}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?: BC)?"
+)
+
+
+def spelled(time: str) -> str:
+    """Have SQL give a time as text, which JSON spells alike in every session.
+
+    psycopg2 raises an error where no datetime can hold a time, or gives another.
+    """
+    json_of = f"pg_catalog.to_json({time})"
+    return f"{json_of} OPERATOR(pg_catalog.#>>) CAST(ARRAY[] AS pg_catalog.text[])"
+
+
+def moment(text: str | None) -> datetime | str | None:
+    """Give what was spelled as a datetime, or as it is where none can hold it."""
+    if text is None:
+        return None
+    try:
+        # Python 3.10 reads microseconds, and no shorter fraction.
+        return datetime.fromisoformat(
+            re.sub(r"(?<=\.)\d+", lambda fraction: fraction[0].ljust(6, "0"), text)
+        )
+    except ValueError:
+        return text
+
+
+# The columns of an entry, in the order of its fields, and which of them are times.
+_TIMES = [
+    number
+    for number, field in enumerate(fields(Entry))
+    if field.name in ("created_on", "changed_on")
+]
+_COLUMNS = [
+    f"{spelled(field.name)} AS {field.name}" if number in _TIMES else field.name
+    for number, field in enumerate(fields(EntryWithValue))
+]
+_ENTRY = ", ".join(_COLUMNS[: len(fields(Entry))])
+_ENTRY_WITH_VALUE = ", ".join(_COLUMNS)
 
 # The fields of an entry for set_many: as set has them, and its arrays of them.
 _NEW_ENTRY = {
@@ -129,15 +184,26 @@ def call_scalar(function: str, **arguments: Any) -> Any:
     return _select(function, "", arguments)[0][0]
 
 
+def key_status() -> list[SimpleNamespace]:
+    """Give the rows of ext_storage_key_status, with the columns that it has."""
+    name = "ext_storage_key_status"
+    rows = call(name, f"CAST(pg_catalog.to_json({name}) AS pg_catalog.text)")
+    keys = [SimpleNamespace(**json.loads(row)) for (row,) in rows]
+    for key in keys:
+        key.oldest, key.newest = moment(key.oldest), moment(key.newest)
+    return keys
+
+
 def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
     if db.session.get_bind().dialect.name != "postgresql":
         raise StorageUnavailable("the metadata database is not PostgreSQL")
+    if isinstance(arguments.get("resource_uuid"), UUID):
+        arguments["resource_uuid"] = str(arguments["resource_uuid"])
+    types = {name: _type(function, name) for name in arguments}
     for name, argument in arguments.items():
+        _check_type(name, argument, types[name])
         _check_text(name, argument)
-    passed = ", ".join(
-        f"{name} => CAST(%({name})s AS {_type(name, argument)})"
-        for name, argument in arguments.items()
-    )
+    passed = ", ".join(f"{name} => CAST(%({name})s AS {types[name]})" for name in types)
     # For psycopg2 itself: text() would be parsed and compiled at each call.
     statement = f"SELECT {what} {qualified(function)}({passed})"
     try:
@@ -147,6 +213,12 @@ def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
         return connection.exec_driver_sql(statement, arguments).all()
     except SQLAlchemyError as error:
         raise from_database(error) from None
+    except UnicodeDecodeError:  # the bytes, which may be a secret, are in that error
+        raise StorageUnavailable(
+            "the store has text that is not in the encoding of the connection",
+            action="The database has the encoding SQL_ASCII, that is none, and another"
+            " program has stored that text: correct it.",
+        ) from None
 
 
 def qualified(function: str) -> str:
@@ -155,21 +227,53 @@ def qualified(function: str) -> str:
     return f"{quote(current_app.config['EXTENSION_STORAGE_SCHEMA'])}.{function}"
 
 
-def _type(name: str, argument: Any) -> str:
+def _type(function: str, name: str) -> str:
     """Give the SQL type of an argument."""
-    kind = _TYPES.get(name, "text")
     # set_many has several of what set has one of
-    return f"{kind}[]" if isinstance(argument, list) and kind[-2:] != "[]" else kind
+    return _TYPES.get(f"{function}.{name}") or _TYPES.get(name, "text")
+
+
+def _parts(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
+    """Give an argument, or the elements of one that is a list, with their names."""
+    if isinstance(argument, list):
+        for number, element in enumerate(argument, 1):
+            yield f"{name}[{number}]", element
+    else:
+        yield name, argument
 
 
 def _texts(name: str, argument: Any) -> Iterator[tuple[str, str]]:
     """Give the texts in an argument, with the names of where they are."""
-    if isinstance(argument, str):
-        yield name, argument
-    elif isinstance(argument, list):
-        for number, element in enumerate(argument, 1):
-            if isinstance(element, str):
-                yield f"{name}[{number}]", element
+    return (part for part in _parts(name, argument) if isinstance(part[1], str))
+
+
+def _check_type(name: str, argument: Any, sql_type: str) -> None:
+    """Refuse what PostgreSQL would convert, or psycopg2 could not hand over.
+
+    A number would become a text, True the user 1, and 1.5 the user 2.
+    """
+    kind = sql_type.removesuffix("[]")
+    allowed, expected = _KINDS[kind]
+    if isinstance(argument, list) and kind == sql_type:
+        raise InvalidArgument(f"{name} must be {expected}, not a list", "22023")
+    for where, part in _parts(name, argument):
+        if part is None:
+            continue
+        is_bool = isinstance(part, bool)  # which is a kind of int
+        if not isinstance(part, allowed) or (is_bool and bool not in allowed):
+            raise InvalidArgument(f"{where} must be {expected}", "22023")
+        if kind in _LIMITS and not -_LIMITS[kind] <= part < _LIMITS[kind]:
+            raise InvalidArgument(f"{where} is out of range", "22003")
+        if kind == "timestamp":
+            _check_time(where, part)
+
+
+def _check_time(name: str, time: datetime | str) -> None:
+    """Refuse a time that is no entry's: PostgreSQL would read `now`, or convert."""
+    if isinstance(time, str) and not SPELLED.fullmatch(time):
+        raise InvalidArgument(f"{name} must be {_KINDS['timestamp'][1]}", "22007")
+    if isinstance(time, datetime) and time.tzinfo is not None:
+        raise InvalidArgument(f"{name} must be in UTC, without a time zone", "22023")
 
 
 def _check_text(name: str, argument: Any) -> None:
@@ -214,6 +318,13 @@ def _check_value(name: str, value: Any) -> None:
         )
 
 
+def _check_selection(method: str, selection: dict[str, Any]) -> None:
+    """Refuse more of a scope than a method's name and arguments say."""
+    for name in ("user_fk", "resource_type", "resource_uuid"):
+        if selection.get(name) is not None:
+            raise InvalidArgument(f"{method} takes no {name}", "22023")
+
+
 def _list_of(name: str, argument: Any) -> list[Any]:
     """Give an argument as a list; a text would be one of its characters."""
     if isinstance(argument, (str, bytes)) or not isinstance(argument, Sequence):
@@ -221,11 +332,21 @@ def _list_of(name: str, argument: Any) -> list[Any]:
     return list(argument)
 
 
+def _fields(row: Any) -> list[Any]:
+    """Give the fields of an entry, those of _ENTRY first."""
+    found = list(row)
+    for number in _TIMES:
+        found[number] = moment(found[number])
+    return found
+
+
 def _with_values(rows: list[Any]) -> list[EntryWithValue]:
-    return [
-        EntryWithValue(*row[:-2], None if row[-2] is None else bytes(row[-2]), row[-1])
-        for row in rows
-    ]
+    entries = []
+    for row in rows:
+        *entry, value, problem = _fields(row)
+        value = None if value is None else bytes(value)
+        entries.append(EntryWithValue(*entry, value, problem))
+    return entries
 
 
 class ExtensionStorageDAO:
@@ -242,7 +363,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
     ) -> EntryWithValue | None:
         """Give an entry with its value, or None where there is none."""
         rows = call(
@@ -256,8 +377,8 @@ class ExtensionStorageDAO:
         )
         if not rows:
             return None
-        *fields, value = rows[0]
-        return EntryWithValue(*fields, bytes(value))
+        *entry, value = _fields(rows[0])
+        return EntryWithValue(*entry, bytes(value))
 
     @staticmethod
     def get_value(
@@ -266,7 +387,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
     ) -> bytes | None:
         """Give the value of an entry, decrypted, or None where there is none."""
         value = call_scalar(
@@ -291,7 +412,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         if_version: int | None = None,
         actor_fk: int | None = None,
     ) -> Entry:
@@ -318,7 +439,7 @@ class ExtensionStorageDAO:
             actor_fk=get_user_id() if actor_fk is None else actor_fk,
             if_version=if_version,
         )
-        return Entry(*row)
+        return Entry(*_fields(row))
 
     @staticmethod
     def delete(
@@ -327,7 +448,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         if_version: int | None = None,
     ) -> bool:
         """Delete an entry; True if there was one."""
@@ -348,7 +469,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
     ) -> list[EntryWithValue]:
         """Give the entries of up to 1,000 keys that there are, in their order.
 
@@ -373,7 +494,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         actor_fk: int | None = None,
     ) -> list[Entry]:
         """Make or replace up to 1,000 entries, all or none; no key twice.
@@ -406,7 +527,7 @@ class ExtensionStorageDAO:
                 for field, argument in _NEW_ENTRY.items()
             },
         )
-        return [Entry(*row) for row in rows]
+        return [Entry(*_fields(row)) for row in rows]
 
     @staticmethod
     def delete_many(
@@ -415,7 +536,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         if_versions: Sequence[int | None] | None = None,
     ) -> dict[str, bool]:
         """Delete up to 1,000 entries, all or none; say of each key if it had one.
@@ -446,7 +567,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
     ) -> int:
         """Delete the entries whose keys start with a prefix; give their number."""
         return call_scalar(
@@ -466,7 +587,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         if_version: int | None = None,
         actor_fk: int | None = None,
     ) -> Entry | None:
@@ -491,11 +612,12 @@ class ExtensionStorageDAO:
             if error.sqlstate != "42710":  # what else has it, is a fault of the set-up
                 raise
             raise KeyTaken(error.message, error.sqlstate) from None
-        return None if row[0] is None else Entry(*row)
+        return None if row[0] is None else Entry(*_fields(row))
 
     @classmethod
     def list_global(cls, extension_id: str, **selection: Any) -> list[Entry]:
         """List global entries; category, key_prefix, page as in list_scope."""
+        _check_selection("list_global", selection)
         return cls.list_scope(extension_id=extension_id, **selection)
 
     @classmethod
@@ -505,6 +627,7 @@ class ExtensionStorageDAO:
         """List a user's entries; category, key_prefix, page as in list_scope."""
         if user_fk is None:
             raise InvalidArgument("user_fk must not be None", "22004")
+        _check_selection("list_user", selection)
         return cls.list_scope(extension_id=extension_id, user_fk=user_fk, **selection)
 
     @classmethod
@@ -512,7 +635,7 @@ class ExtensionStorageDAO:
         cls,
         extension_id: str,
         resource_type: str,
-        resource_uuid: str,
+        resource_uuid: str | UUID,
         user_fk: int | None = None,
         **selection: Any,
     ) -> list[Entry]:
@@ -533,14 +656,14 @@ class ExtensionStorageDAO:
         extension_id: str,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         category: str | None = None,
         key_prefix: str | None = None,
         page: int | None = None,
         page_size: int | None = None,
         newest_first: bool = False,
         after_key: str | None = None,
-        after_changed_on: datetime | None = None,
+        after_changed_on: datetime | str | None = None,
     ) -> list[Entry]:
         """List the entries of the scope that the arguments name, by key.
 
@@ -571,7 +694,7 @@ class ExtensionStorageDAO:
                 page_size=size if paged else LIST_STEP,
                 **after,
             )
-            entries += (Entry(*row) for row in rows)
+            entries += (Entry(*_fields(row)) for row in rows)
             if paged or len(rows) < LIST_STEP:
                 return entries
             after_key, after_changed_on = entries[-1].key, entries[-1].changed_on
@@ -582,14 +705,14 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         category: str | None = None,
         key_prefix: str | None = None,
         page: int = 0,
         page_size: int = 25,
         newest_first: bool = False,
         after_key: str | None = None,
-        after_changed_on: datetime | None = None,
+        after_changed_on: datetime | str | None = None,
         max_bytes: int = LIST_BYTES,
     ) -> list[EntryWithValue]:
         """List a page of entries with their values, in the order of list_scope.
@@ -622,7 +745,7 @@ class ExtensionStorageDAO:
         *,
         user_fk: int | None = None,
         resource_type: str | None = None,
-        resource_uuid: str | None = None,
+        resource_uuid: str | UUID | None = None,
         category: str | None = None,
         key_prefix: str | None = None,
     ) -> int:

@@ -5,6 +5,7 @@ Source of the SQLSTATEs: the extension's README and PostgreSQL's appendix A.
 
 from __future__ import annotations
 
+from psycopg2 import NotSupportedError, ProgrammingError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -67,23 +68,36 @@ class Conflict(StorageBusy):
     """Another transaction was in the way; this one can begin again at once."""
 
 
-_SET_UP = "`superset init-extension-storage` checks the set-up."
+_SET_UP = (
+    "Run superset init-extension-storage: it sets the store up, or says what an"
+    " administrator of the database must do."
+)
 _RIGHTS = (
-    "Superset's role lacks a right; `superset init-extension-storage` prints what"
-    " an administrator must run."
+    f"{_SET_UP} Where it finds no right missing, a row-level security policy of the"
+    " store's table refuses the entry."
 )
 _KEYS = "The README of superset-extension-storage says where keys are configured."
 _LOCKS = (
     "Where it comes again and again, pg_stat_activity and pg_locks show who holds"
     " the locks."
 )
-_TABLE = "Something that was added to the store's table, a constraint or a trigger, refuses the entry."
+_TABLE = (
+    "Something that was added to the store's table, a constraint, a trigger or a"
+    " policy, refuses the entry."
+)
+_COLUMNS = (
+    "The store's tables must be as the extension made them: undo what was changed."
+)
 _DISK = "Give the database server more room, or purge extensions that are gone."
 _SERVER_LOG = "The log of the database server says more."
 _DAMAGE = f"{_SERVER_LOG} It may be damage: make a backup before anything else."
 _CONNECTION = (
     "Where it comes again and again, see whether the database server runs, what its"
     " log says, and what is between Superset and it."
+)
+_TIME_OUT = (
+    "The setting {} ended the session: Superset needs a longer time, or none, which"
+    " ALTER ROLE sets for its role alone."
 )
 
 # An SQLSTATE, or the class that begins it: the error, and what an operator does.
@@ -105,15 +119,36 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
         " remove client_encoding from the configuration.",
     ),
     "F0": (StorageUnavailable, _KEYS),
-    "58P01": (StorageUnavailable, f"A file is missing: {_SERVER_LOG}"),
+    "58P01": (
+        StorageUnavailable,
+        "The database server lacks the file that it names: a library comes with the"
+        " package of extension_storage, a key file is named by its configuration.",
+    ),
     "42": (StorageUnavailable, _SET_UP),
     "42501": (StorageUnavailable, _RIGHTS),
-    "3D": (StorageUnavailable, _SET_UP),
+    "42703": (StorageUnavailable, _COLUMNS),
+    "42804": (StorageUnavailable, _COLUMNS),
+    "42809": (StorageUnavailable, _COLUMNS),
+    "42P10": (StorageUnavailable, _COLUMNS),
+    "42P17": (StorageUnavailable, _TABLE),
+    "3D": (
+        StorageUnavailable,
+        "The database that SQLALCHEMY_DATABASE_URI names does not exist.",
+    ),
     "3F": (StorageUnavailable, _SET_UP),
     "0A": (StorageUnavailable, _SERVER_LOG),
-    "28": (StorageUnavailable, "The database server lets Superset's role not in."),
+    "28": (
+        StorageUnavailable,
+        "The database server does not let Superset's role in: see whether the role"
+        f" exists and may log in. {_SERVER_LOG}",
+    ),
     "55": (StorageUnavailable, _SERVER_LOG),
     "23": (StorageUnavailable, _TABLE),
+    "23505": (
+        StorageUnavailable,
+        "Either the sequence of the ids is behind the ids in the table, and setval()"
+        " moves it, or a unique constraint was added to the store's table.",
+    ),
     "27": (StorageUnavailable, _TABLE),
     "39": (StorageUnavailable, _TABLE),
     "44": (StorageUnavailable, _TABLE),
@@ -133,18 +168,32 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "XX002": (StorageUnavailable, f"{_DAMAGE} REINDEX makes an index anew."),
     "57P04": (StorageUnavailable, "The database was dropped."),
     "40": (Conflict, _LOCKS),
-    "55P03": (StorageBusy, f"The setting lock_timeout ended it. {_LOCKS}"),
+    "40001": (
+        Conflict,
+        "Where it comes again and again, see whether default_transaction_isolation is"
+        " stricter than read committed; on a standby, max_standby_streaming_delay ends"
+        " statements that are in the way of what comes from the primary server.",
+    ),
+    "55P03": (
+        StorageBusy,
+        f"The setting lock_timeout ended it, or a trigger did not wait. {_LOCKS}",
+    ),
     "57014": (
         StorageBusy,
-        "The setting statement_timeout, or a person, ended it: see whether it is too short"
-        f" for values of this size. {_LOCKS}",
+        "The setting statement_timeout, or a person, ended it: see whether the time is too"
+        f" short for values of this size. {_LOCKS}",
     ),
     "57": (StorageBusy, _CONNECTION),
+    "57P05": (StorageBusy, _TIME_OUT.format("idle_session_timeout")),
     "08": (StorageBusy, _CONNECTION),
-    "25P03": (StorageBusy, _CONNECTION),
+    "25P03": (StorageBusy, _TIME_OUT.format("idle_in_transaction_session_timeout")),
+    "25P04": (StorageBusy, _TIME_OUT.format("transaction_timeout")),
     "53": (StorageBusy, _SERVER_LOG),
     "53300": (StorageBusy, "Raise max_connections, or let Superset keep fewer."),
 }
+
+# Where the server has a hint of its own, it is about another cause than ours.
+_HINTED = ("42501", "42804", "42809")
 
 
 def from_database(error: SQLAlchemyError) -> ExtensionStorageError:
@@ -158,12 +207,21 @@ def from_database(error: SQLAlchemyError) -> ExtensionStorageError:
         return ExtensionStorageError(f"{type(error).__name__} of SQLAlchemy")
     sqlstate = getattr(error.orig, "pgcode", None)
     diagnosis = getattr(error.orig, "diag", None)
+    if sqlstate is None and isinstance(
+        error.orig, (NotSupportedError, ProgrammingError)
+    ):
+        return ExtensionStorageError(
+            " ".join(str(error.orig).split()),
+            action="It is psycopg2 that refuses it; the server was not asked.",
+        )
     if sqlstate is None:
         # libpq's own words: there is no connection, or there is none any more
         return StorageBusy(" ".join(str(error.orig).split()), action=_CONNECTION)
     kind, action = _ERRORS.get(sqlstate) or _ERRORS.get(
         sqlstate[:2], (ExtensionStorageError, _SERVER_LOG)
     )
+    if diagnosis.message_hint and sqlstate in _HINTED:
+        action = None
     return kind(
         diagnosis.message_primary or str(error.orig),
         sqlstate,

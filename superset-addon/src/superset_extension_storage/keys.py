@@ -348,6 +348,14 @@ class Keys:
             copy(connection, statement, _binary_copy([*row, bytes([for_session])]))
         except DBAPIError as error:
             sqlstate = error.orig.pgcode
+            if sqlstate is not None and sqlstate.startswith("22"):
+                raise StorageUnavailable(
+                    "the database server cannot take the keys of superset_config.py:"
+                    f" {error.orig.diag.message_primary}",
+                    sqlstate,
+                    hint="Use secrets that the encoding of the database can hold, or"
+                    f" EXTENSION_STORAGE_KEYS_BY = {SERVER!r}.",
+                ) from None
             if sqlstate != READ_ONLY:
                 raise
             raise StorageUnavailable(

@@ -23,23 +23,17 @@ logger = logging.getLogger(__name__)
 
 MENU_NAME = "Extension Storage"
 
-# What an administrator does about a store that cannot be used.
-SET_UP = (
-    "Run superset init-extension-storage: it sets the store up, or says what an"
-    " administrator of the database must do."
-)
+# What an administrator does about a store that cannot be used, where the page can
+# say more than the error.
 NO_KEY = (
     "Name a key in EXTENSION_STORAGE_ENCRYPTION_KEYS of superset_config.py, or in the"
     " key file of the database server. Until then no value can be encrypted."
 )
-KEY_FILE = "Mend the key file of the database server, whose log says what is wrong."
 REMEDIES = {
     "ES002": NO_KEY,
-    "F0000": KEY_FILE,
-    "58P01": KEY_FILE,
-    None: "Move Superset's metadata to PostgreSQL 15 or later: the store is an"
-    " extension of it.",
+    "F0000": "Mend the key file of the database server, whose log says what is wrong.",
 }
+OTHER_DATABASE = "Move Superset's metadata to PostgreSQL 15 or later: the store is an extension of it."
 
 
 class ExtensionStorageView(BaseSupersetView):
@@ -117,9 +111,8 @@ def _problem(error: Exception) -> tuple[str, str]:
             "superset extension-storage-status has all the time it needs.",
         )
     if isinstance(error, StorageUnavailable):
-        if error.sqlstate is None and error.hint:
-            return error.message, error.hint
-        return error.message, REMEDIES.get(error.sqlstate, SET_UP)
+        said = " ".join(filter(None, (error.hint, error.action)))
+        return error.message, REMEDIES.get(error.sqlstate) or said or OTHER_DATABASE
     logger.error("Extension storage: %s (%s)", error.message, error.sqlstate)
     return error.message, "The logs of Superset and of the database server say more."
 
@@ -141,7 +134,9 @@ def _count(number: float, margin: float = 0) -> str:
     return f"{round(number, -digits):,.0f}"
 
 
-def _time(moment: datetime | None) -> str:
+def _time(moment: datetime | str | None) -> str:
+    if isinstance(moment, str):
+        return moment
     return f"{moment:%Y-%m-%d %H:%M}" if moment else "–"
 
 

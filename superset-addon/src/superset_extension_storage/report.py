@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from superset.extensions import db
 
-from .dao import call, qualified
+from .dao import call, key_status, moment, qualified, spelled
 from .errors import ExtensionStorageError, StorageUnavailable, from_database
 
 # A table of more pages is not read whole unless somebody asks for it.
@@ -55,7 +55,7 @@ class Usage:
     encrypted: float
     size: float
     encrypted_size: float
-    newest: datetime | None
+    newest: datetime | str | None  # text where no datetime can hold it
     entries_margin: float = 0
     size_margin: float = 0
 
@@ -89,7 +89,7 @@ class UsageReport:
 class KeyReport:
     """The configured keys and, where tokens were read, what they are needed for.
 
-    The keys are rows of ext_storage_key_status, or of ext_storage_configured_keys.
+    The keys are those of key_status, or rows of ext_storage_configured_keys.
     """
 
     keys: list[Any]
@@ -103,15 +103,15 @@ _FIGURES = """
     count(*) FILTER (WHERE is_encrypted) AS encrypted,
     COALESCE(sum(COALESCE(value_size, octet_length(value))), 0) AS size,
     COALESCE(sum(COALESCE(value_size, octet_length(value)))
-        FILTER (WHERE is_encrypted), 0) AS encrypted_size,
-    max(changed_on) AS newest
+        FILTER (WHERE is_encrypted), 0) AS encrypted_size
 """
+_NEWEST = f"{spelled('max(changed_on)')} AS newest"
 
 # A page comes into the sample by itself, with the probability %(share)s: so a
 # sum over those that came, divided by it, estimates the sum over all.
 _SAMPLE = f"""
 WITH page AS (
-    SELECT extension_id, {_FIGURES}
+    SELECT extension_id, {_FIGURES}, max(changed_on) AS newest
     FROM {{table}} TABLESAMPLE SYSTEM (100 * %(share)s) REPEATABLE (1)
     GROUP BY extension_id, (CAST(CAST(ctid AS text) AS point))[0]
 )
@@ -120,7 +120,7 @@ SELECT extension_id, sum(entries) AS rows,
     CAST(sum(encrypted) AS float8) AS encrypted,
     CAST(sum(size) AS float8) AS size,
     CAST(sum(encrypted_size) AS float8) AS encrypted_size,
-    max(newest) AS newest,
+    {spelled("max(newest)")} AS newest,
     CAST(sum(entries ^ 2) AS float8) AS entries_squares,
     CAST(sum(size ^ 2) AS float8) AS size_squares
 FROM page GROUP BY extension_id
@@ -143,7 +143,7 @@ _COUNTED_APART = f"""
 SELECT name AS extension_id, figures.*
 FROM unnest(CAST(%(names)s AS text[])) AS name
 CROSS JOIN LATERAL (
-    SELECT {_FIGURES}
+    SELECT {_FIGURES}, {_NEWEST}
     FROM (SELECT * FROM {{table}} WHERE extension_id = name LIMIT %(most)s) AS e
 ) AS figures
 WHERE entries < %(most)s
@@ -173,9 +173,9 @@ def usage_report(exact: bool, until: float | None) -> UsageReport:
         share = SAMPLE_PAGES / pages if pages > EXACT_PAGES and not exact else None
         if share is None:
             found = [
-                Usage(*row)
+                _usage(row)
                 for row in _run(
-                    f"SELECT extension_id, {_FIGURES} FROM {{table}}"
+                    f"SELECT extension_id, {_FIGURES}, {_NEWEST} FROM {{table}}"
                     " GROUP BY extension_id"
                 )
             ]
@@ -191,7 +191,7 @@ def _estimates(share: float) -> list[Usage]:
     names = [name for (name,) in _run(_NAMES)]
     few = [n for n in names if n not in sample or sample[n].rows < FEW_ROWS]
     for row in _run(_COUNTED_APART, names=few[:COUNTED_APART], most=MOST_APART):
-        found[row.extension_id] = Usage(*row)
+        found[row.extension_id] = _usage(row)
     ((may_read,),) = _run(
         "SELECT has_table_privilege(to_regclass('{literal}_usage'), 'SELECT')"
     )
@@ -208,6 +208,11 @@ def _estimates(share: float) -> list[Usage]:
     return [*found.values(), *unmet.values()]
 
 
+def _usage(row: Any) -> Usage:
+    *figures, newest = row
+    return Usage(*figures, moment(newest))
+
+
 def _estimate(row: Any, share: float) -> Usage:
     def margin(squares: float) -> float:
         return 2 * sqrt((1 - share) * squares) / share
@@ -218,7 +223,7 @@ def _estimate(row: Any, share: float) -> Usage:
         row.encrypted / share,
         row.size / share,
         row.encrypted_size / share,
-        row.newest,
+        moment(row.newest),
         margin(row.entries_squares),
         margin(row.size_squares),
     )
@@ -230,7 +235,7 @@ def key_report(counted: bool, until: float | None) -> KeyReport:
         _limit_time(until)
         if not counted:
             return KeyReport(call("ext_storage_configured_keys"), counted)
-        rows = call("ext_storage_key_status")
+        rows = key_status()
         unreadable = sum(row.entries for row in rows if row.role == "unknown")
         examples = ()
         if unreadable:

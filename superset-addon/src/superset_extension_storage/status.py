@@ -64,7 +64,7 @@ def status(as_json: bool) -> None:
 def _report() -> dict[str, Any]:
     from flask import current_app
 
-    from .dao import call
+    from .dao import call, key_status
 
     if "EXTENSION_STORAGE_SCHEMA" not in current_app.config:
         raise click.ClickException(
@@ -75,7 +75,7 @@ def _report() -> dict[str, Any]:
     for extension in extensions:
         quota = extension["quota_bytes"]
         extension["share"] = extension["value_bytes"] / quota if quota else None
-    rows = call("ext_storage_key_status")
+    rows = key_status()
     keys = [
         {**_columns(row, KEY_COLUMNS), "removable": row.removable}
         for row in rows
@@ -106,7 +106,7 @@ def _report() -> dict[str, Any]:
 
 def _columns(row: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Take the named columns; None for one that an older extension has not."""
-    return {name: row._mapping.get(name) for name in names}
+    return {name: getattr(row, name, None) for name in names}
 
 
 def _print(report: dict[str, Any]) -> None:
