@@ -36,6 +36,9 @@ USERS = {
 README = Path(__file__).parents[1] / "README.md"
 STORAGE = "/api/v1/extensions/{}/storage/persistent"
 
+# Seconds.  Nothing takes that long; only where something never comes, a test must end.
+END = 900
+
 
 def sql(statement: str, *arguments: Any, database: str = "superset") -> list[Any]:
     """Run a statement as the server's superuser."""
@@ -49,6 +52,14 @@ def sql(statement: str, *arguments: Any, database: str = "superset") -> list[Any
         connection.close()
 
 
+def reload() -> None:
+    """Have the database server read its configuration files."""
+    loaded = sql("SELECT pg_conf_load_time()")
+    sql("SELECT pg_reload_conf()")
+    while sql("SELECT pg_conf_load_time()") == loaded:
+        time.sleep(0.05)
+
+
 @contextmanager
 def setting(name: str, value: str) -> Iterator[None]:
     """Run with a setting of the database server for new sessions of Superset."""
@@ -56,7 +67,7 @@ def setting(name: str, value: str) -> Iterator[None]:
     def alter(change: str, *arguments: str) -> None:
         sql(f"ALTER ROLE superset {change}", *arguments)
         sql(
-            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+            f"SELECT pg_terminate_backend(pid, {END * 1000}) FROM pg_stat_activity"
             " WHERE usename = 'superset'"
         )
 
@@ -106,6 +117,7 @@ class Superset:
         self.config: dict[str, Any] = {
             "FEATURE_FLAGS": {"ENABLE_EXTENSIONS": True},
             "EXTENSIONS_PATH": os.environ["EXTENSIONS_PATH"],
+            "SUPERSET_WEBSERVER_TIMEOUT": END,
         }
         self.lines: list[str] = []  # of superset_config.py, at its end
         self.variables: dict[str, str] = {}  # of the environment
@@ -141,7 +153,7 @@ class Superset:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=END,
             **options,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
@@ -160,7 +172,7 @@ class Superset:
                     Path(sys.executable).with_name("gunicorn"),
                     "--workers=1",
                     "--threads=8",
-                    "--timeout=120",
+                    "--timeout=0",
                     "--graceful-timeout=1",
                     "--no-control-socket",
                     f"--bind=127.0.0.1:{port}",
@@ -172,10 +184,10 @@ class Superset:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + END
         while True:
             try:
-                if requests.get(f"{self.url}/health", timeout=90).text == "OK":
+                if requests.get(f"{self.url}/health", timeout=END).text == "OK":
                     return
             except requests.ConnectionError:
                 pass
@@ -187,7 +199,7 @@ class Superset:
         """Stop the server, and its worker with it."""
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(30)
+            self.process.wait(END)
             self.process = None
 
     def restart(self, **config: Any) -> None:

@@ -24,7 +24,7 @@ import os
 bind = "127.0.0.1:0"
 workers = 1
 threads = 8
-timeout = 120
+timeout = 0
 graceful_timeout = 1
 control_socket_disable = True
 pidfile = "gunicorn.pid"

@@ -16,7 +16,7 @@ import pytest
 import requests
 from psycopg2 import errorcodes
 
-from conftest import PASSWORD, STORAGE, Client, Superset, setting, sql
+from conftest import END, PASSWORD, STORAGE, Client, Superset, setting, sql
 
 SOURCES = Path(__file__).parents[2]
 URL = STORAGE.format("acme/my-ext")
@@ -76,7 +76,7 @@ def test_no_connection(running: Superset, admin: Client) -> None:
     assert admin.put("user/k", "x").ok
     html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     end = (
-        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+        f"SELECT pg_terminate_backend(pid, {END * 1000}) FROM pg_stat_activity"
         " WHERE usename = 'superset'"
     )
     sql(end)

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import sqlalchemy
 from cryptography.fernet import Fernet
 from sqlalchemy.exc import DBAPIError
 
-from conftest import README, SECRET_KEY, Superset, sql
+from conftest import END, README, SECRET_KEY, Superset, reload, sql
 from services import Nginx, PgBouncer, RoundTrips
 from superset_extension_storage.errors import StorageUnavailable
 from superset_extension_storage.keys import Keys, KeysUnusable, fingerprint
@@ -286,7 +285,7 @@ def test_connection_lost_while_keys_are_handed_over(installed: Superset) -> None
         with engine.connect() as connection:
             pid = connection.connection.dbapi_connection.info.backend_pid
             keys.hand_over(connection)
-            sql("SELECT pg_terminate_backend(%s, 60000)", pid)
+            sql("SELECT pg_terminate_backend(%s, %s)", pid, END * 1000)
             with pytest.raises(DBAPIError) as error, connection.begin():
                 keys._copy(connection, for_session=False)
             assert error.value.connection_invalidated
@@ -364,13 +363,6 @@ def key_file() -> Iterator[Path]:
     yield keys
     conf.write_text(before)
     reload()
-
-
-def reload() -> None:
-    loaded = sql("SELECT pg_conf_load_time()")
-    sql("SELECT pg_reload_conf()")
-    while sql("SELECT pg_conf_load_time()") == loaded:
-        time.sleep(0.05)
 
 
 def test_key_file_and_configuration(second: Superset, key_file: Path) -> None:
@@ -577,6 +569,6 @@ def test_first_value_of_the_readme(second: Superset) -> None:
         input=typed,
         text=True,
         check=True,
-        timeout=240,
+        timeout=END,
     )
     assert fernet(SECRET_KEY).decrypt(token()) == b'"hello"'

@@ -9,7 +9,7 @@ import psutil
 import psycopg2
 import pytest
 
-from conftest import Client, Superset, sql
+from conftest import END, Client, Superset, sql
 
 MB = 1 << 20
 IDENTITY = {"Accept-Encoding": "identity"}
@@ -84,11 +84,11 @@ def test_memory_of_refused_values(
         )
         body = b'{"value": "' + b"x" * 99_000_000 + b'"}'
         before = reset_peak(worker)
-        answer = admin.put(url, data=body, timeout=300)
+        answer = admin.put(url, data=body, timeout=END)
         refused = peak(worker) - before
         assert answer.status_code == 413 and "16777215" in answer.json()["message"]
         longer = b'{"value": "' + b"x" * (16777215 + 1) + b'"}'
-        assert admin.put(url, data=longer, timeout=300).status_code == 413
+        assert admin.put(url, data=longer, timeout=END).status_code == 413
     connection.close()
 
     # The largest body that can be right: each byte is spelt with six

@@ -19,7 +19,7 @@ from uuid import uuid4
 import pytest
 
 from bundles import tool
-from conftest import README, Client, Superset, sql
+from conftest import END, README, Client, Superset, sql
 
 NOTES, OTHER = "acme.notes", "acme.other-notes"
 TABLE = "ext_storage.extension_storage"
@@ -190,7 +190,7 @@ def test_two_threads_in_two_contexts(official: Any, app: Any) -> None:
     from superset_core.extensions.context import get_context
     from superset_core.extensions.storage.persistent import PersistentState
 
-    step = threading.Barrier(2, timeout=60)
+    step = threading.Barrier(2, timeout=END)
 
     def work(extension_id: str, user_id: int) -> list[Any]:
         seen = []

@@ -22,7 +22,7 @@ import psycopg2
 import pytest
 from cryptography.fernet import Fernet, InvalidToken
 
-from conftest import README, SECRET_KEY, Client, Superset, sql
+from conftest import END, README, SECRET_KEY, Client, Superset, reload, sql
 
 EXTVERSION = "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
 SUMMARY = re.compile(r"^\d+ scanned, .*$", re.MULTILINE)
@@ -539,7 +539,7 @@ def test_rotate_shows_a_bar_and_can_be_stopped(
             process.send_signal(signal.SIGINT)
             stopped = True
     os.close(master)
-    stderr = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=END)[1]
     assert process.returncode == 3
     assert "What was done stays; run the command again to go on." in stderr
     assert re.search(r"Re-encrypting  \[#+-+\] +\d+%", shown)
@@ -680,17 +680,13 @@ def test_keys_of_the_server(second: Superset) -> None:
         assert done.returncode == 1
         assert "No encryption key is configured." in done.stderr
 
-        def reload(text: str) -> None:
-            conf.write_text(text)
-            sql("SELECT pg_reload_conf()")
-            sql("SELECT pg_sleep(0.5)")
-
-        reload(before + f"extension_storage.encryption_keys_file = '{keys}'\n")
+        conf.write_text(before + f"extension_storage.encryption_keys_file = '{keys}'\n")
+        reload()
         assert client.put("global/k", secret).status_code == 200
         assert fernet("secret of the file").decrypt(tokens()[0]) == b"value"
 
         keys.chmod(0o644)
-        reload(before + f"extension_storage.encryption_keys_file = '{keys}'\n#\n")
+        reload()
         assert client.put("global/k", secret).status_code == 503
         assert "SQLSTATE F0000" in second.log.read_text()
         for break_file, sqlstate, words in (
@@ -711,7 +707,7 @@ def test_keys_of_the_server(second: Superset) -> None:
         assert client.get("/health").text == "OK"
     finally:
         conf.write_text(before)
-        sql("SELECT pg_reload_conf()")
+        reload()
 
 
 def test_readme_settings() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
 from browser import log_in, start_browser, wait
-from conftest import SECRET_KEY, Client, Superset, sql
+from conftest import SECRET_KEY, Client, Superset, reload, sql
 from test_operation import fernet, uncommitted_entry
 
 PAGE = "/extension-storage/"
@@ -46,21 +47,14 @@ def write(
 
 @pytest.fixture
 def quota() -> Iterator[int]:
-    """A quota of a megabyte, for connections that are made from now on."""
-    name = "extension_storage.quota_per_extension"
-    sql(f"ALTER DATABASE superset SET {name} = {MEGABYTE}")
-    reconnect()
+    """A quota of a megabyte, also for connections that a page is using."""
+    conf = Path(os.environ["PG_DATA"]) / "postgresql.conf"
+    before = conf.read_text()
+    conf.write_text(f"{before}extension_storage.quota_per_extension = {MEGABYTE}\n")
+    reload()
     yield MEGABYTE
-    sql(f"ALTER DATABASE superset RESET {name}")
-    reconnect()
-
-
-def reconnect() -> None:
-    """End Superset's connections; its pool makes new ones."""
-    sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE usename = 'superset'"
-    )
+    conf.write_text(before)
+    reload()
 
 
 def main_of(html: str) -> ElementTree.Element:
