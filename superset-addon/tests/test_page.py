@@ -13,6 +13,7 @@ import psycopg2
 import pytest
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 
 from browser import log_in, start_browser, wait
 from conftest import SECRET_KEY, Client, Superset, reload, sql
@@ -591,28 +592,26 @@ def test_by_keyboard_and_menu(
     assert [text for text in reached if text in links] == links
     ActionChains(browser).send_keys(Keys.ENTER).perform()
     wait(browser, lambda d: "keys=all" in d.current_url)
-    assert browser.find_elements(By.CSS_SELECTOR, "[aria-labelledby=es-keys] tbody tr")
+    rows = "[aria-labelledby=es-keys] tbody tr"
+    wait(browser, lambda d: d.find_elements(By.CSS_SELECTOR, rows))
 
     show(browser, shown)
-    browser.find_element(By.LINK_TEXT, "Dashboards").click()
+    browser.find_element(By.LINK_TEXT, "Dashboards").send_keys(Keys.ENTER)
     wait(browser, lambda d: "/dashboard/list" in d.current_url)
     wait(browser, lambda d: not d.find_elements(By.CSS_SELECTOR, "main.es-page"))
 
 
 def test_reached_from_the_menu(browser: Chrome, shown: Superset, results: Path) -> None:
     browser.get(f"{shown.url}/dashboard/list/")
-    settings = wait(
-        browser, lambda d: d.find_elements(By.XPATH, "//*[text()='Settings']")
-    )[0]
-    ActionChains(browser).move_to_element(settings).perform()
-    item = wait(
-        browser,
-        lambda d: [
-            e
-            for e in d.find_elements(By.LINK_TEXT, "Extension Storage")
-            if e.is_displayed()
-        ],
-    )[0]
+
+    def items(driver: Chrome) -> list[WebElement]:
+        """Give what the menu shows; it is drawn several times, and opens anew."""
+        for settings in driver.find_elements(By.XPATH, "//*[text()='Settings']"):
+            ActionChains(driver).move_to_element(settings).perform()
+        found = driver.find_elements(By.LINK_TEXT, "Extension Storage")
+        return [item for item in found if item.is_displayed()]
+
+    item = wait(browser, items)[0]
     assert browser.save_screenshot(str(results / "page-menu.png"))
-    item.click()
+    item.send_keys(Keys.ENTER)
     wait(browser, lambda d: d.find_elements(By.CSS_SELECTOR, "main.es-page"))
