@@ -6,20 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from conftest import PASSWORD
-
-# Nothing here takes that long; only where something never comes, a test must end.
-END = 900
+from conftest import END, PASSWORD
 
 
 def wait(driver: Chrome, condition: Callable[[Chrome], Any]) -> Any:
-    """Wait for what a page comes to, however slow the machine is."""
-    return WebDriverWait(driver, END).until(condition)
+    """Wait for what a page comes to, however slow the machine is.
+
+    A page may draw anew what the condition has just found: then look again.
+    """
+    redrawn = [StaleElementReferenceException]
+    return WebDriverWait(driver, END, ignored_exceptions=redrawn).until(condition)
 
 
 def start_browser(profile: Path) -> Chrome:
