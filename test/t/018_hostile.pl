@@ -310,14 +310,19 @@ SELECT NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'extension_storage')
 	OR to_regclass('store.extension_storage') IS NULL AS gone \gset
 END
 
+# One session at a time puts all back, though others cancel the statement that waits.
+# PostgreSQL itself crashes where a schema is dropped while CREATE EXTENSION goes from
+# script to script in it: execute_extension_script() quotes a name that is NULL.
+my $lock = "SELECT pg_advisory_lock(1) WHERE NOT EXISTS (SELECT FROM pg_locks
+	WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid());\n" x 8;
+
 # Puts all back as it was when the extension was new.
-my $restore = <<'END';
+my $restore = <<"END";
 ROLLBACK;
 RESET SESSION AUTHORIZATION;
 DISCARD ALL;
-\set VERBOSITY terse
-SELECT pg_advisory_lock(1);
-DROP SCHEMA IF EXISTS store, moved_store CASCADE;
+\\set VERBOSITY terse
+${lock}DROP SCHEMA IF EXISTS store, moved_store CASCADE;
 DROP EXTENSION IF EXISTS extension_storage, pgcrypto CASCADE;
 CREATE SCHEMA store;
 SET search_path = store, public;
@@ -341,7 +346,7 @@ SELECT FROM generate_series(0, 7) i, ext_storage_set('acme.a', 'k' || i, 'words'
 SELECT ext_storage_set('acme.a', 'k1', 'words', user_fk => 1, resource_type => 'chart', resource_uuid => 'x');
 SET extension_storage.encryption_keys = 'new,old';
 SELECT pg_advisory_unlock(1);
-\set VERBOSITY verbose
+\\set VERBOSITY verbose
 END
 
 # The statements of a session, which its seed alone decides.
