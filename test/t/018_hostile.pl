@@ -1,6 +1,6 @@
-# Who holds the extension, without being superuser, does to it what chance says,
-# in several sessions at once: the worst is an error.  Each statement ends, none
-# ends the server, and none gives an internal error.
+# Who holds the extension, without being superuser, does to it what chance says, in
+# one session or, each fourth time, in three at once: the worst is an error.
+# Each statement ends, none ends the server, and none gives an internal error.
 #
 # HOSTILE_SEED, HOSTILE_ROUNDS and HOSTILE_SESSIONS in the environment repeat
 # what failed, and with one session each statement meets the same state as
@@ -15,8 +15,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $seed = $ENV{HOSTILE_SEED} // (time ^ $$ << 12) % 1_000_000_000;
-my $rounds = $ENV{HOSTILE_ROUNDS} // 4;
-my $sessions = $ENV{HOSTILE_SESSIONS} // 3;
+my $rounds = $ENV{HOSTILE_ROUNDS} // 16;
+my $sessions;               # in a round
 my $seconds = $ENV{HOSTILE_SECONDS} // 0;
 my $steps = 300;            # of a session in a round
 my $steps_restored = 60;    # after so many the extension is made anew
@@ -266,6 +266,21 @@ sub change
 		sub { 'ANALYZE extension_storage' })->();
 }
 
+# Changes of the table while nothing else is wrong with it: a column that C reads
+# from a trigger's tuple has another type, or one that is never null is.
+sub first_change
+{
+	my $counted = one_of(qw(extension_id extension_id value description is_encrypted value_size));
+	my $column = one_of(@$columns);
+
+	return one_of(
+		sub { "SELECT 1" },
+		sub { "ALTER TABLE extension_storage ALTER $counted TYPE " . one_of('name', 'text', 'bytea', '"char"', 'integer', 'bigint') . " USING $counted\:\:text" . one_of('', '::bytea', '::integer', '::integer::boolean::text', '::"char"') . ";\n"
+			  . one_of('UPDATE extension_storage SET version = version', "DELETE FROM extension_storage WHERE key = 'k1'") },
+		sub { "ALTER TABLE extension_storage ALTER $column DROP NOT NULL;\nUPDATE extension_storage SET $column = NULL" . one_of('', " WHERE key = 'k1'") . ";\n"
+			  . one_of("SELECT * FROM ext_storage_list('acme.a')", "SELECT ext_storage_set('acme.a', 'k1', 'x')", "SELECT ext_storage_get('acme.a', 'k1')", "SELECT * FROM ext_storage_list_values('acme.a')", "SELECT ext_storage_delete('acme.a', 'k1', if_version => 1)") })->();
+}
+
 sub setting
 {
 	return one_of(
@@ -363,6 +378,8 @@ sub script
 		if ($left == 0 && $step >= $restore_at)
 		{
 			$script .= $restore . '\set ON_ERROR_ROLLBACK ' . one_of('on', 'off') . "\n";
+			$script .= 'SET extension_storage.quota_per_extension = ' . one_of(0, 1000000) . ";\n";
+			$script .= "SELECT ext_storage_set('acme.a', 'k1', 'words', description => 'more');\n" . first_change() . ";\n";
 			$restore_at = $step + $steps_restored;
 		}
 		elsif ($left == 0 && $step % 5 == 0)
@@ -437,6 +454,7 @@ my $alive = 1;
 while ($alive && ($round < $rounds || time < $end))
 {
 	my $round_seed = $seed + $round++;
+	$sessions = $ENV{HOSTILE_SESSIONS} // ($round % 4 == 0 ? 3 : 1);
 	my @running;
 	my @internal;
 
@@ -477,12 +495,12 @@ while ($alive && ($round < $rounds || time < $end))
 		}
 		note("session $_->{session} ended with $result: " . substr $err, -2000) if $result != 0;
 	}
-	ok($alive, "seed $round_seed: the server lives, and so do its sessions");
-	is(join("\n", @internal), '', "seed $round_seed: no internal error, and each statement ends");
+	ok($alive, "seed $round_seed, $sessions sessions: the server lives, and so do its sessions");
+	is(join("\n", @internal), '', "seed $round_seed, $sessions sessions: no internal error, and each statement ends");
 }
 unlike(slurp_file($node->logfile), qr/terminated by signal|exited with exit code [2-9]|TRAP:|PANIC:/,
 	'no process has crashed');
-note("$round rounds, $statements statements in $sessions sessions, from seed $seed; errors by SQLSTATE: ",
+note("$round rounds, $statements statements, from seed $seed; errors by SQLSTATE: ",
 	join ', ', map { "$_ $count{$_}" } sort { $count{$b} <=> $count{$a} } keys %count);
 
 done_testing();
