@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -28,6 +29,49 @@ const { persistent, StorageError, decodeBase64, getContext } = window.acmeSample
 const failure = promise => promise.then(
   value => ['no failure', value],
   e => [e instanceof StorageError ? e.status : e.name, e.message]);
+"""
+
+TYPES = """
+import { NewEntry, SetOptions, getContext } from 'superset-extension-storage';
+
+const { persistent } = getContext('acme.sample').storage;
+
+export async function calls(): Promise<void> {
+  const entry = await persistent.getEntry('k');
+  const condition = entry ? { ifMatch: entry.etag } : { ifAbsent: true };
+  const options: SetOptions = { ...condition, encrypt: true, category: 'c' };
+  await persistent.set('k', 1, options);
+  await persistent.set('k', 1, { ifMatch: '"etag"', isBinary: false });
+  await persistent.set('k', 1, { description: 'd' });
+  await persistent.setMany([{ key: 'k', value: 1, ...condition }, { key: 'l', value: 2 }]);
+  await persistent.remove('k', condition);
+  await persistent.set('k', 1, condition);
+  await persistent.set('k', 1, entry ? { ifMatch: entry.etag } : { ifAbsent: true });
+  const entries: NewEntry[] = [{ key: 'k', value: { a: [1] } }];
+  await persistent.setMany(entries);
+  await persistent.setMany([
+    { key: 'k', value: new Uint8Array([1]), isBinary: true },
+    { key: 'l', value: { a: [1] }, ifAbsent: true },
+    { key: 'm', value: [], ifMatch: '"etag"', encrypt: true },
+  ]);
+
+  // @ts-expect-error
+  await persistent.set('k', 1, { ifMatch: entry?.etag });
+  // @ts-expect-error
+  await persistent.set('k', 1, { encrypt: true, ifMatch: undefined });
+  // @ts-expect-error
+  await persistent.set('k', 1, { ifAbsent: false, ifMatch: undefined });
+  // @ts-expect-error
+  await persistent.setMany([{ key: 'k', value: 1, ifMatch: entry?.etag }]);
+  // @ts-expect-error
+  await persistent.remove('k', { ifMatch: entry?.etag });
+  // @ts-expect-error
+  await persistent.set('k', 1, { category: 'c', encrypted: true });
+  // @ts-expect-error
+  await persistent.setMany([{ key: 'k', value: 1, encrypted: true }]);
+  // @ts-expect-error
+  await persistent.remove('k', { ifMatch: '"etag"', encrypt: true });
+}
 """
 
 
@@ -124,6 +168,7 @@ def test_package(work: Path, sample: Path) -> None:
     (tarball,) = (work / "js").glob("*.tgz")
     with tarfile.open(fileobj=BytesIO(tarball.read_bytes())) as files:
         assert sorted(files.getnames()) == [
+            "package/LICENSE",
             "package/README.md",
             "package/dist/index.d.ts",
             "package/dist/index.js",
@@ -131,6 +176,8 @@ def test_package(work: Path, sample: Path) -> None:
         ]
         manifest = json.load(files.extractfile("package/package.json"))
         code = files.extractfile("package/dist/index.js").read().decode()
+        license_text = files.extractfile("package/LICENSE").read()
+    assert license_text == (Path(__file__).parents[2] / "LICENSE").read_bytes()
     assert not {"dependencies", "peerDependencies"} & set(manifest)
     assert list(manifest["devDependencies"]) == ["typescript"]
     assert "import " not in code.replace("important ", "") and "require(" not in code
@@ -141,20 +188,21 @@ def test_readme(superset: Superset, drivers: dict[str, Chrome], sample: Path) ->
     readme = Path(__file__).parents[1] / "js" / "README.md"
     (example,) = re.findall(r"```typescript\n(.*?)```", readme.read_text(), re.DOTALL)
     frontend = sample / "frontend"
-    (frontend / "src" / "readme.ts").write_text(
-        example.replace("const {", "declare const uuid: string;\nconst {", 1)
-    )
+    (frontend / "src" / "readme.ts").write_text(example)
     run_program(frontend, "npx", "tsc", "--noEmit", "-p", ".")
     answer = superset.client("admin").request(
         "POST", "/api/v1/dashboard/", json={"dashboard_title": "of the README"}
     )
-    uuid = str(
-        sql("SELECT uuid FROM dashboards WHERE id = %s", answer.json()["id"])[0][0]
+    path = f"/api/v1/dashboard/{answer.json()['id']}"
+    uuid = superset.client("admin").get(path).json()["result"]["uuid"]
+    example, replaced = re.subn(
+        r"const uuid = '.*?'", f"const uuid = '{uuid}'", example
     )
+    assert replaced == 1
     code = example.split("\n", 1)[1].replace("const { persistent }", "const context")
     found = run(
         drivers["admin"],
-        f"const uuid = '{uuid}'; {code.replace('persistent', 'context.persistent')}"
+        f"{code.replace('persistent', 'context.persistent')}"
         "return [snippet, entries.length, count, entry.value];",
     )
     assert found == [{"sql": "SELECT 1"}, 1, 1, {"sql": "SELECT 1"}]
@@ -164,6 +212,30 @@ def test_readme(superset: Superset, drivers: dict[str, Chrome], sample: Path) ->
         ("logo", False, "application/octet-stream", None),
         ("token", True, "application/json", None),
     ]
+
+
+def test_readme_makes_the_package(work: Path) -> None:
+    """What it says in the folder that it names, from a clone."""
+    root = Path(__file__).parents[1]
+    readme = (root / "js" / "README.md").read_text()
+    assert "in the folder `superset-addon/js`" in readme
+    (commands,) = re.findall(r"^    (npm .*pack)$", readme, re.MULTILINE)
+    clone = work / "clone"
+    built = ("node_modules", "dist", "*.tgz")
+    shutil.copytree(root / "js", clone, ignore=shutil.ignore_patterns(*built))
+    for command in commands.split(" && "):
+        run_program(clone, *command.split())
+    (tarball,) = clone.glob("*.tgz")
+    assert f"/js/{tarball.name}\n" in readme
+
+
+@pytest.mark.parametrize("exact", ["false", "true"])
+def test_types(exact: str, sample: Path) -> None:
+    """A condition that may be undefined, which would be none, does not compile."""
+    frontend = sample / "frontend"
+    (frontend / "src" / "types.ts").write_text(TYPES)
+    command = ("npx", "tsc", "--noEmit", "-p", ".")
+    run_program(frontend, *command, "--exactOptionalPropertyTypes", exact)
 
 
 def test_json(drivers: dict[str, Chrome]) -> None:
@@ -372,6 +444,166 @@ def test_conditions(encrypt: str, drivers: dict[str, Chrome]) -> None:
     assert first != second == value
     assert [answer[0] for answer in (absent, stale, unmade)] == [412] * 3
     assert stored("is_encrypted, version") == [(encrypt == "true", 2)]
+
+
+def test_condition_that_is_none(drivers: dict[str, Chrome]) -> None:
+    """ifMatch without an ETag is refused before anything is written."""
+    answers = run(
+        drivers["gamma"],
+        """
+        await persistent.set('k', 1);
+        const entry = await persistent.getEntry('missing');
+        const out = [];
+        for (const ifMatch of [entry?.etag, null, 7]) {
+          out.push(
+            await failure(persistent.set('missing', 1, {ifMatch})),
+            await failure(persistent.set('k', 2, {ifMatch, ifAbsent: true})),
+            await failure(persistent.remove('k', {ifMatch})),
+            await failure(persistent.setMany([{key: 'k', value: 2, ifMatch}])));
+        }
+        return out;
+        """,
+    )
+    message = "ifMatch must be an ETag; ifAbsent is for a new entry"
+    assert answers == [["TypeError", message]] * 12
+    assert stored("key, version") == [("k", 1)]
+
+
+def test_what_is_missing(superset: Superset, drivers: dict[str, Chrome]) -> None:
+    """Only a missing entry is none; what it would be in is an error if it is missing."""
+    answer = superset.client("admin").request(
+        "POST", "/api/v1/dashboard/", json={"dashboard_title": "without entries"}
+    )
+    uuid = str(
+        sql("SELECT uuid FROM dashboards WHERE id = %s", answer.json()["id"])[0][0]
+    )
+    none, missing = run(
+        drivers["admin"],
+        f"""
+        const all = async storage => [
+          await failure(storage.get('k')), await failure(storage.getEntry('k')),
+          await failure(storage.getBytes('k')), await failure(storage.remove('k'))];
+        const storage = (id, options) => getContext(id, options).storage.persistent;
+        const none = [];
+        for (const there of [persistent, persistent.shared,
+            persistent.resource('dashboard', '{uuid}'),
+            persistent.resource('thing', 'none')]) {{
+          none.push(await all(there));
+        }}
+        const missing = [];
+        for (const other of [storage('acme.sampel'), storage('acme.sampel').shared,
+            storage('acme.sampel').resource('thing', 'none'),
+            persistent.resource('dashboard', '00000000-0000-0000-0000-000000000001'),
+            persistent.resource('dashboard', 'no-uuid'),
+            persistent.resource('chart', '00000000-0000-0000-0000-000000000001')]) {{
+          missing.push(await all(other));
+        }}
+        const real = window.fetch;
+        // the token comes from its place, and what else is asked for goes astray
+        const root = '{superset.variables.get("SUPERSET_APP_ROOT", "")}';
+        window.fetch = (url, init) => real(
+          url.endsWith('csrf_token/') ? url : url.replace(root, root + '/astray'), init);
+        try {{
+          missing.push(await all(storage('acme.sample', {{applicationRoot: root}})));
+        }} finally {{
+          window.fetch = real;
+        }}
+        return [none, missing];
+        """,
+    )
+    for found in none:
+        assert found == [["no failure", None]] * 4
+    for answers in missing:
+        assert [status for status, _ in answers] == [404] * 4, answers
+
+
+FOREIGN = [
+    # status, type, body
+    (200, "text/html", "<html>log in</html>"),
+    (200, "application/json", "oops"),
+    (200, "application/json", ""),
+    (200, "application/json", "{}"),
+    (200, "application/json", "null"),
+    (200, "application/json", "[]"),
+    (200, "application/json", '{"result": [{}], "count": 1}'),
+    (200, "application/json", '{"result": {"key": "other"}, "message": "OK"}'),
+    (201, "application/json", '{"result": []}'),
+    (202, "text/plain", "later"),
+    (204, "text/html", None),
+    (302, "text/html", None),
+    (404, "text/html", "<html>nginx</html>"),
+    (404, "application/json", '{"errors": [{"message": "Not found"}]}'),
+    (404, "application/json", "null"),
+    (404, "text/plain", '{"message": "Not found"}'),
+    (429, "text/plain", "slow"),
+    (500, "application/json", "null"),
+    (502, "text/html", "<html>bad gateway</html>"),
+]
+
+
+@pytest.mark.parametrize(("status", "kind", "body"), FOREIGN)
+def test_foreign_answer(
+    status: int, kind: str, body: str | None, drivers: dict[str, Chrome]
+) -> None:
+    """What comes from a login page or a proxy is never an answer of the store."""
+    answers = run(
+        drivers["gamma"],
+        f"""
+        const real = window.fetch;
+        const foreign = () => new Response({json.dumps(body)}, {{
+          status: {status}, headers: {{'Content-Type': {json.dumps(kind)}}} }});
+        const storage = () => getContext('acme.sample').storage.persistent;
+        const calls = [
+          s => s.get('k'), s => s.getEntry('k'), s => s.getBytes('k'),
+          s => s.set('k', 1), s => s.remove('k'), s => s.list({{page: 0, pageSize: 1}}),
+          s => s.getMany(['k']), s => s.setMany([{{key: 'k', value: 1}}]),
+          s => s.removeMany(['k'])];
+        const writes = [s => s.set('k', 1), s => s.getMany(['k'])];
+        window.fetch = async (url, init) =>
+          url.endsWith('/csrf_token/') ? real(url, init) : foreign();
+        try {{
+          const out = [];
+          for (const call of calls) out.push(await failure(call(storage())));
+          window.fetch = async (url, init) =>
+            url.endsWith('/csrf_token/') ? foreign() : real(url, init);
+          for (const call of writes) out.push(await failure(call(storage())));
+          return out;
+        }} finally {{
+          window.fetch = real;
+        }}
+        """,
+    )
+    assert [answer[0] for answer in answers] == [status] * 11, answers
+    if 200 <= status < 300:
+        words = f"HTTP status {status} ({kind})"
+        assert all(message.startswith(words) for _, message in answers), answers
+    assert stored("key") == []
+
+
+def test_redirected_answer(drivers: dict[str, Chrome]) -> None:
+    """Where a redirect has led is no answer, even if it looks like one."""
+    answers = run(
+        drivers["gamma"],
+        """
+        await persistent.set('k', 1);
+        const real = window.fetch;
+        window.fetch = async (url, init) => Object.defineProperty(
+          await real(url, init), 'redirected', {value: true});
+        const storage = () => getContext('acme.sample').storage.persistent;
+        try {
+          const out = [];
+          for (const call of [s => s.get('k'), s => s.get('none'), s => s.set('k', 1),
+              s => s.remove('k'), s => s.list({page: 0, pageSize: 1}),
+              s => s.getMany(['k'])]) {
+            out.push(await failure(call(storage())));
+          }
+          return out;
+        } finally {
+          window.fetch = real;
+        }
+        """,
+    )
+    assert [answer[0] for answer in answers] == [200, 404, 200, 200, 200, 200]
 
 
 def test_shared_and_resources(drivers: dict[str, Chrome]) -> None:

@@ -13,7 +13,7 @@ export type JsonValue =
   | JsonValue[]
   | { [key: string]: JsonValue };
 
-/** An answer of the server that is not what was asked for. */
+/** An answer that is not what was asked for, from the server or something before it. */
 export class StorageError extends Error {
   /** HTTP status: 401 and 403 rights, 412 another version, 413 too large, 507 quota. */
   readonly status: number;
@@ -36,6 +36,18 @@ export interface Condition {
   /** Only where there is no entry; else a StorageError with status 412. */
   ifAbsent?: boolean;
 }
+
+/**
+ * What is passed, without names that are not known, and with an `ifMatch` that is an
+ * ETag where it is passed: undefined would be no condition.
+ */
+export type Checked<Passed, Known> = {
+  [Name in keyof Passed]: Name extends 'ifMatch'
+    ? string
+    : Name extends keyof Known
+      ? Passed[Name]
+      : never;
+};
 
 export interface SetOptions extends Condition {
   /** Encrypt at rest. Without it an entry stays as it is: never less secret. */
@@ -99,15 +111,18 @@ export interface StorageAccessor {
   /** The value, or null where there is none; of bytes their base64. */
   get<T = JsonValue>(key: string): Promise<T | null>;
   /** Makes or replaces an entry; gives its ETag (not in Superset's own). */
-  set(
+  set<Options extends SetOptions & Checked<Options, SetOptions>>(
     key: string,
     value: JsonValue | Uint8Array,
-    options?: SetOptions,
+    options?: Options,
   ): Promise<string>;
   /** One page of entries with their values, by key. */
   list(options: ListOptions): Promise<ListResult>;
   /** Removes an entry; it is no error where there is none, unless `ifMatch` is given. */
-  remove(key: string, condition?: Condition): Promise<void>;
+  remove<Options extends Condition & Checked<Options, Condition>>(
+    key: string,
+    condition?: Options,
+  ): Promise<void>;
   /** Not in Superset's own: the value with its version. */
   getEntry(key: string): Promise<Entry | null>;
   /** Not in Superset's own: the value as bytes, whatever they are. */
@@ -115,7 +130,9 @@ export interface StorageAccessor {
   /** Not in Superset's own: those of up to 100 keys that there are, by key. */
   getMany(keys: string[]): Promise<Map<string, FoundEntry>>;
   /** Not in Superset's own: sets up to 100 entries, all or none; gives their ETags. */
-  setMany(entries: NewEntry[]): Promise<string[]>;
+  setMany<Entry extends NewEntry & Checked<Entry, NewEntry>>(
+    entries: Entry[],
+  ): Promise<string[]>;
   /** Not in Superset's own: removes up to 100 entries, all or none. */
   removeMany(keys: string[]): Promise<void>;
 }
@@ -156,15 +173,16 @@ export function getContext(
     throw new TypeError('the id of an extension is publisher.name');
   }
   const server = new Server(options.applicationRoot ?? applicationRoot());
-  const accessor = (scope: string) =>
+  const accessor = (scope: string, isOfResource = false) =>
     new ScopeAccessor(
       server,
       `/api/v1/extensions/${publisher}/${name}/storage/persistent/${scope}/`,
+      isOfResource,
     );
   const persistent = Object.assign(accessor('user'), {
     shared: accessor('global'),
     resource: (type: string, uuid: string) =>
-      accessor(`resources/${segment(type, 'type')}/${segment(uuid, 'uuid')}`),
+      accessor(`resources/${segment(type, 'type')}/${segment(uuid, 'uuid')}`, true),
   });
   return {
     extension: { id: extensionId, publisher, name },
@@ -224,8 +242,9 @@ class Server {
 
   private async fetchCsrfToken(): Promise<string> {
     const answer = await this.fetch('/api/v1/security/csrf_token/');
-    if (!answer.ok) throw await refusal(answer);
-    return (await answer.json()).result;
+    const { result } = await jsonOf<{ result?: unknown }>(answer);
+    if (typeof result !== 'string' || result === '') throw foreign(answer);
+    return result;
   }
 
   private fetch(path: string, init: RequestInit = {}): Promise<Response> {
@@ -253,7 +272,7 @@ async function refusal(answer: Response): Promise<StorageError> {
   let index: number | undefined;
   try {
     const body = await answer.json();
-    index = body.operation;
+    if (typeof body.operation === 'number') index = body.operation;
     message = body.message ?? body.msg ?? body.errors?.[0]?.message;
   } catch {
     // no JSON: a proxy's own words
@@ -265,14 +284,68 @@ async function refusal(answer: Response): Promise<StorageError> {
   );
 }
 
+/** Gives the error that an answer is, which says success and is not the store's. */
+function foreign(answer: Response): StorageError {
+  const type = answer.headers.get('Content-Type') ?? 'without a type';
+  return new StorageError(
+    answer.status,
+    `HTTP status ${answer.status} (${type}), but not from the storage: ` +
+      'a login page, or a proxy on the way',
+  );
+}
+
+/** Throws unless an answer is the server's own, with status 200. */
+async function expectSuccess(answer: Response): Promise<void> {
+  if (!answer.ok) throw await refusal(answer);
+  // where a redirect led is another request's answer
+  if (answer.status !== 200 || answer.redirected) throw foreign(answer);
+}
+
+/** Gives the object that an answer of success has as JSON. */
+async function jsonOf<T extends object>(answer: Response): Promise<T> {
+  await expectSuccess(answer);
+  if (!isJson(answer)) throw foreign(answer);
+  const text = await answer.text();
+  let body: unknown;
+  try {
+    body = JSON.parse(text);
+  } catch {
+    throw foreign(answer);
+  }
+  if (!isObject(body)) throw foreign(answer);
+  return body as T;
+}
+
+/** Gives the version that each answer about one entry has. */
+function versionOf(answer: Response): string {
+  const version = answer.headers.get('Entry-Version');
+  if (version === null || !/^"[0-9a-f-]{36}-\d+"$/.test(version)) throw foreign(answer);
+  return version;
+}
+
+function isJson(answer: Response): boolean {
+  return isJsonType(answer.headers.get('Content-Type') ?? '');
+}
+
+function isJsonType(contentType: string): boolean {
+  return contentType.split(';')[0]?.trim().toLowerCase() === JSON_TYPE;
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
 class ScopeAccessor implements StorageAccessor {
   private readonly server: Server;
 
   private readonly path: string;
 
-  constructor(server: Server, path: string) {
+  private readonly isOfResource: boolean;
+
+  constructor(server: Server, path: string, isOfResource: boolean) {
     this.server = server;
     this.path = path;
+    this.isOfResource = isOfResource;
   }
 
   async get<T = JsonValue>(key: string): Promise<T | null> {
@@ -282,15 +355,14 @@ class ScopeAccessor implements StorageAccessor {
   async getEntry(key: string): Promise<Entry | null> {
     const answer = await this.read(key);
     if (answer === null) return null;
-    const type = answer.headers.get('Content-Type')?.split(';')[0];
-    const isBinary = type !== JSON_TYPE;
+    const isBinary = !isJson(answer);
     return {
       value: isBinary
         ? encodeBase64(new Uint8Array(await answer.arrayBuffer()))
         : parseJson(key, await answer.text()),
       codec: isBinary ? 'binary' : 'json',
       isBinary,
-      etag: answer.headers.get('Entry-Version') ?? '',
+      etag: versionOf(answer),
     };
   }
 
@@ -310,8 +382,9 @@ class ScopeAccessor implements StorageAccessor {
       headers: { 'Content-Type': JSON_TYPE, ...conditionHeaders(options) },
       body: JSON.stringify(body),
     });
-    if (!answer.ok) throw await refusal(answer);
-    return answer.headers.get('Entry-Version') ?? '';
+    const { result } = await jsonOf<{ result?: unknown }>(answer);
+    if (!isObject(result) || result.key !== key) throw foreign(answer);
+    return versionOf(answer);
   }
 
   async list(options: ListOptions): Promise<ListResult> {
@@ -321,11 +394,9 @@ class ScopeAccessor implements StorageAccessor {
     });
     if (options.category !== undefined) query.set('category', options.category);
     const answer = await this.server.request(`${this.path}?${query}`);
-    if (!answer.ok) throw await refusal(answer);
-    const { result, count } = await answer.json();
-    const entries = await Promise.all(
-      result.map(({ key }: { key: string }) => this.listEntry(key)),
-    );
+    const { result, count } = await jsonOf<{ result?: unknown; count?: unknown }>(answer);
+    if (typeof count !== 'number' || !isListOfKeys(result)) throw foreign(answer);
+    const entries = await Promise.all(result.map(({ key }) => this.listEntry(key)));
     return { entries: entries.filter(entry => entry !== null), count };
   }
 
@@ -334,7 +405,9 @@ class ScopeAccessor implements StorageAccessor {
       method: 'DELETE',
       headers: conditionHeaders(condition),
     });
-    if (!answer.ok && answer.status !== 404) throw await refusal(answer);
+    if (await this.isMissing(answer)) return;
+    const { message } = await jsonOf<{ message?: unknown }>(answer);
+    if (message !== 'Deleted') throw foreign(answer);
   }
 
   async getMany(keys: string[]): Promise<Map<string, FoundEntry>> {
@@ -354,8 +427,7 @@ class ScopeAccessor implements StorageAccessor {
         op: 'set',
         key,
         ...encodeEntry(value, options),
-        ...(options.ifMatch !== undefined && { if_match: options.ifMatch }),
-        ...(options.ifAbsent && { if_none_match: '*' }),
+        ...conditionFields(options),
       })),
     );
     return results.map(({ version }) => `"${version}"`);
@@ -373,8 +445,15 @@ class ScopeAccessor implements StorageAccessor {
       headers: { 'Content-Type': JSON_TYPE },
       body: JSON.stringify({ operations }),
     });
-    if (!answer.ok) throw await refusal(answer);
-    return (await answer.json()).result;
+    const { result } = await jsonOf<{ result?: unknown }>(answer);
+    if (
+      !isListOfKeys(result) ||
+      result.length !== operations.length ||
+      !operations.every(({ key }, at) => result[at]?.key === key)
+    ) {
+      throw foreign(answer);
+    }
+    return result as Readout[];
   }
 
   /** Gives an entry of a list, or null where it has gone meanwhile. */
@@ -393,9 +472,21 @@ class ScopeAccessor implements StorageAccessor {
   /** Gives the answer with an entry's bytes, or null where there is no entry. */
   private async read(key: string): Promise<Response | null> {
     const answer = await this.server.request(this.pathOf(key));
-    if (answer.status === 404) return null;
-    if (!answer.ok) throw await refusal(answer);
+    if (await this.isMissing(answer)) return null;
+    await expectSuccess(answer);
+    versionOf(answer);
     return answer;
+  }
+
+  /** Does an answer say that there is no such entry, and not that all else is missing? */
+  private async isMissing(answer: Response): Promise<boolean> {
+    if (answer.status !== 404 || answer.redirected || !isJson(answer)) return false;
+    const body: unknown = await answer.clone().json().catch(() => null);
+    if (!isObject(body) || body.message !== 'Not found') return false;
+    if (!this.isOfResource) return true;
+    // That is also what is said of a dashboard or chart; its list tells them apart.
+    await jsonOf(await this.server.request(`${this.path}?page_size=1`));
+    return true;
   }
 
   private pathOf(key: string): string {
@@ -404,10 +495,31 @@ class ScopeAccessor implements StorageAccessor {
 }
 
 function conditionHeaders(condition: Condition): Record<string, string> {
-  const headers: Record<string, string> = {};
-  if (condition.ifMatch !== undefined) headers['If-Match'] = condition.ifMatch;
-  if (condition.ifAbsent) headers['If-None-Match'] = '*';
-  return headers;
+  const { if_match: match, if_none_match: noneMatch } = conditionFields(condition);
+  return {
+    ...(match !== undefined && { 'If-Match': match }),
+    ...(noneMatch !== undefined && { 'If-None-Match': noneMatch }),
+  };
+}
+
+/** Gives a condition as the fields of an operation. */
+function conditionFields(condition: Condition): Record<string, string> {
+  const fields: Record<string, string> = {};
+  if ('ifMatch' in condition) {
+    if (typeof condition.ifMatch !== 'string') {
+      throw new TypeError('ifMatch must be an ETag; ifAbsent is for a new entry');
+    }
+    fields.if_match = condition.ifMatch;
+  }
+  if (condition.ifAbsent) fields.if_none_match = '*';
+  return fields;
+}
+
+function isListOfKeys(result: unknown): result is { key: string }[] {
+  return (
+    Array.isArray(result) &&
+    result.every(one => isObject(one) && typeof one.key === 'string')
+  );
 }
 
 /** Gives the fields of a request's body that make an entry. */
@@ -433,7 +545,7 @@ interface Readout {
 }
 
 function decodeReadout({ key, ...found }: Readout): FoundEntry {
-  const isBinary = found.value_type.split(';')[0] !== JSON_TYPE;
+  const isBinary = !isJsonType(found.value_type);
   const entry: FoundEntry = {
     key,
     value: null,
