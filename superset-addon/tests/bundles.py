@@ -21,14 +21,13 @@ REMOTE_ENTRY = """
 window.acme_myExt = {
   init: () => {},
   get: async () => () => {
-    const { authentication } = window.superset;
     %s
   },
 };
 """
 
 ENTRYPOINT = """
-from flask import Response, g
+from flask import Response
 from flask_appbuilder.api import expose, protect
 from superset.extensions import db
 from superset_core.rest_api.api import RestApi
@@ -40,14 +39,7 @@ class MyApi(RestApi):
     @expose("/examples", methods=("GET",))
     @protect()
     def examples(self) -> Response:
-        from types import SimpleNamespace
-        from uuid import UUID
-
-        names = {
-            "user_id": g.user.id,
-            "payload": b"state",
-            "dashboard": SimpleNamespace(uuid=UUID(int=1)),
-        }
+        names = {}
         for example in EXAMPLES:
             exec(example, names)
         db.session.commit()

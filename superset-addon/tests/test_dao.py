@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import date, datetime, timezone
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -36,20 +35,16 @@ def test_readme_examples(dao: Any) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     examples = [block for block in blocks if "DAO" in block]
     assert len(examples) == 3
-    names: dict[str, Any] = {
-        "user_id": 1,
-        "payload": b"state",
-        "dashboard": SimpleNamespace(uuid=uuid4()),
-    }
+    names: dict[str, Any] = {}
     exec(examples[0], names)
     assert names["value"] == b'{"lang":"fr"}'
     state = dao.get(
         EXT,
         "state",
         resource_type="dashboard",
-        resource_uuid=str(names["dashboard"].uuid),
+        resource_uuid="6f1c0d1e-5f0a-4c3b-9d5e-2f8a7b6c4d3e",
     )
-    assert state.value == b"state"
+    assert state.value == b'{"zoom":3}'
     exec(examples[1], names)
     assert [entry.key for entry in names["newest"]] == ["snippet:2", "snippet:1"]
     assert (names["renamed"].key, names["renamed"].version) == ("snippet:3", 2)

@@ -562,13 +562,15 @@ def test_first_value_of_the_readme(second: Superset) -> None:
         README.read_text(),
         re.MULTILINE | re.DOTALL,
     )
-    subprocess.run(
+    done = subprocess.run(
         [Path(sys.executable).with_name("superset"), "shell"],
         cwd=second.folder,
         env=second.environment(),
         input=typed,
         text=True,
+        stdout=subprocess.PIPE,
         check=True,
         timeout=END,
     )
+    assert repr(b'"hello"') in done.stdout
     assert fernet(SECRET_KEY).decrypt(token()) == b'"hello"'

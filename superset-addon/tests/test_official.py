@@ -8,14 +8,17 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
 
 from bundles import tool
@@ -101,9 +104,9 @@ def test_no_context(official: Any) -> None:
 def test_context_tells_extension_and_user(official: Any) -> None:
     from superset_core.extensions.context import get_context
 
-    with official.extension_context(NOTES, user_id=7) as context:
+    with official.extension_context(NOTES, user_id=5) as context:
         assert get_context() is context
-        assert (context.extension.id, context.user_id) == (NOTES, 7)
+        assert (context.extension.id, context.user_id) == (NOTES, 5)
         assert (context.extension.publisher, context.extension.name) == (
             "acme",
             "notes",
@@ -121,12 +124,12 @@ def test_user_of_the_request_unless_named(official: Any, app: Any) -> None:
         with official.extension_context(NOTES) as context:
             assert context.user_id == g.user.id
             context.storage.persistent.set("k", "gamma's")
-        with official.extension_context(NOTES, user_id=7) as context:
+        with official.extension_context(NOTES, user_id=5) as context:
             assert context.storage.persistent.get("k") is None
-            context.storage.persistent.set("k", "7's")
+            context.storage.persistent.set("k", "5's")
         gamma = g.user.id
     found = sql(f"SELECT user_fk, created_by_fk FROM {TABLE} ORDER BY id")
-    assert found == [(gamma, gamma), (7, 7)]
+    assert found == [(gamma, gamma), (5, 5)]
 
 
 def test_no_user(official: Any) -> None:
@@ -152,6 +155,295 @@ def test_bad_contexts(official: Any) -> None:
     for unknown in ("acme.unknown", "notes", "", "acme/notes"):
         with pytest.raises(LookupError), official.extension_context(unknown, 1):
             pass
+    for bad in (None, 5, b"acme.notes", object()):
+        with (
+            pytest.raises(TypeError, match="must be a manifest"),
+            official.extension_context(bad, 1),
+        ):
+            pass
+
+
+def open_transactions() -> list[Any]:
+    """Give what sessions of Superset's role do that have a transaction open."""
+    return sql(
+        "SELECT state, query FROM pg_stat_activity"
+        " WHERE usename = 'superset' AND xact_start IS NOT NULL"
+    )
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_user_that_is_not_there(official: Any, in_transaction: bool) -> None:
+    """Nothing would ever delete the entries; and to ask leaves no transaction open."""
+    from superset.extensions import db, security_manager
+
+    db.session.remove()
+    gone = max(sql("SELECT max(id) FROM ab_user")[0]) + 1
+    for user_id in (0, -1, gone, 2**31, 2**70):
+        if in_transaction:
+            db.session.execute("SELECT 1")
+        with (
+            pytest.raises(LookupError, match=f"there is no user {user_id}"),
+            official.extension_context(NOTES, user_id),
+        ):
+            pass
+    with official.extension_context(NOTES, 1):
+        assert bool(open_transactions()) is in_transaction
+        # one that the caller's transaction has made
+        role = security_manager.find_role("Gamma")
+        made = security_manager.user_model(
+            username="new", first_name="n", last_name="n", email="n", roles=[role]
+        )
+        db.session.add(made)
+        db.session.flush()
+        with official.extension_context(NOTES, made.id) as context:
+            assert context.user_id == made.id
+        db.session.rollback()
+
+
+def test_context_of_one_request_is_not_of_another(official: Any, app: Any) -> None:
+    """Nor of none, nor is one of none of a request: each has its own user."""
+    from superset_core.extensions.context import get_context
+    from superset_core.extensions.storage.persistent import PersistentState
+
+    def outside() -> None:
+        for call in (get_context, lambda: PersistentState.get("k")):
+            with pytest.raises(RuntimeError, match="must be called in an extension"):
+                call()
+
+    with app.test_request_context("/one"):
+        left_open = official.extension_context(NOTES, user_id=1)
+        left_open.__enter__()
+        PersistentState.set("k", "of 1")
+        with app.test_request_context("/two"):
+            outside()
+            with official.extension_context(NOTES, user_id=2) as context:
+                assert context.storage.persistent.get("k") is None
+            outside()
+        assert PersistentState.get("k") == "of 1"
+    outside()
+    with app.test_request_context("/three"):
+        outside()
+    left_open.__exit__(None, None, None)
+    left_open = official.extension_context(NOTES, user_id=1)
+    left_open.__enter__()
+    with app.test_request_context("/four"):
+        outside()
+    assert PersistentState.get("k") == "of 1"
+    left_open.__exit__(None, None, None)
+    outside()
+
+
+def test_left_in_another_order(official: Any) -> None:
+    from superset_core.extensions.context import get_context
+
+    def within(extension_id: str, user_id: int) -> Iterator[Any]:
+        with official.extension_context(extension_id, user_id) as context:
+            yield context
+            assert get_context() is context
+            yield context
+
+    first, second = within(NOTES, 1), within(OTHER, 2)
+    next(first), next(second)
+    first.close()
+    assert get_context() is next(second)
+    second.close()
+    with pytest.raises(RuntimeError):
+        get_context()
+    third = within(NOTES, 1)
+    next(third)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(third.close).result()
+    with pytest.raises(RuntimeError):
+        get_context()
+
+
+def test_left_in_a_copy(official: Any) -> None:
+    """What was left is valid in no copy of the context, in an event loop either."""
+    import asyncio
+
+    from superset_core.extensions.context import get_context
+
+    with official.extension_context(NOTES, 1) as context:
+        copy = copy_context()
+        assert copy.run(get_context) is context
+    with pytest.raises(RuntimeError):
+        copy.run(get_context)
+
+    async def numbers() -> Any:
+        with official.extension_context(NOTES, 1):
+            yield 1
+            yield 2
+
+    async def loop() -> None:
+        async for _ in numbers():
+            break
+
+    async def work(extension_id: str, user_id: int) -> None:
+        with official.extension_context(extension_id, user_id) as context:
+            await asyncio.sleep(0)
+            assert get_context() is context
+            assert await asyncio.to_thread(get_context) is context
+
+    async def together() -> None:
+        await asyncio.gather(work(NOTES, 1), work(OTHER, 1), work(NOTES, 2))
+
+    for run in (loop, together):
+        asyncio.run(run())
+        with pytest.raises(RuntimeError):
+            get_context()
+
+
+# Threads in copies of a request's context
+
+
+def in_threads(count: int, work: Callable[[int], None]) -> None:
+    """Run it in threads that have the context and are there at the same time."""
+    together = threading.Barrier(count, timeout=60)
+    errors: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            together.wait()
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=copy_context().run, args=(run, number))
+        for number in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+
+
+@pytest.fixture
+def with_quota(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not request.param:
+        yield
+        return
+    from superset.extensions import db
+
+    name = "extension_storage.quota_per_extension"
+    sql(f"ALTER DATABASE superset SET {name} = 1000000")
+    db.session.remove()
+    db.engine.dispose()
+    try:
+        yield
+    finally:
+        sql(f"ALTER DATABASE superset RESET {name}")
+        db.session.remove()
+        db.engine.dispose()
+        sql(  # they count as long as they are not told to stop
+            f"ALTER TABLE {TABLE} DISABLE TRIGGER extension_storage_count,"
+            " DISABLE TRIGGER extension_storage_count_rows"
+        )
+
+
+@pytest.mark.parametrize("with_quota", [False, True], indirect=True)
+@pytest.mark.parametrize("in_transaction", [False, True])
+@pytest.mark.parametrize("count", [6, 80])
+def test_parallel_threads(
+    official: Any, app: Any, count: int, in_transaction: bool, with_quota: None
+) -> None:
+    """What each stores is committed, and no session stays in a transaction."""
+    from flask import g
+    from superset.extensions import db, security_manager
+    from superset.utils.decorators import transaction
+
+    def work(number: int) -> None:
+        storage = context.storage
+        storage.persistent.set(f"k{number}", number)
+        assert storage.persistent.get(f"k{number}") == number
+        storage.persistent.shared.set(f"s{number}", number)
+        storage.secrets.set(f"t{number}", number)
+        assert f"t{number}" in storage.secrets.list_names()
+        assert list_(storage.persistent).count > 0
+        storage.persistent.shared.remove(f"s{number}")
+        assert not db.session.registry.has()
+
+    def request() -> None:
+        in_threads(count, work)
+        assert open_transactions() == []
+
+    db.session.remove()
+    with app.test_request_context("/x"):
+        g.user = security_manager.find_user("gamma")
+        gamma = g.user.id
+        with official.extension_context(NOTES) as context:
+            db.session.commit()  # the user expires; no thread may load it
+            (transaction()(request) if in_transaction else request)()
+        db.session.remove()
+    found = sql(f"SELECT key, user_fk, created_by_fk FROM {TABLE}")
+    assert sorted(found) == sorted(
+        (f"{kind}{number}", gamma, gamma) for number in range(count) for kind in "kt"
+    )
+
+
+def test_thread_and_transaction_of_the_request(
+    official: Any, app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each commits what is its own; a lock of the one does not stop both for good."""
+    from superset.extensions import db
+    from superset.utils.decorators import transaction
+    from superset_core.extensions.storage.persistent import PersistentState
+
+    from superset_extension_storage.errors import InvalidArgument, StorageBusy
+    from superset_extension_storage.official import sessions
+
+    monkeypatch.setattr(sessions, "LOCK_TIMEOUT", "100ms")
+
+    def refused(_: int) -> None:
+        with pytest.raises(InvalidArgument):
+            PersistentState.set("k" * 256, 1)
+        with pytest.raises(StorageBusy):
+            PersistentState.set("request's", "thread's")
+        assert PersistentState.get("request's") is None
+        assert not db.session.registry.has()
+
+    def own_transaction(_: int) -> None:
+        db.session.execute("CREATE TEMPORARY TABLE thread_s () ON COMMIT DROP")
+        PersistentState.get("k")
+        assert db.session.execute("SELECT * FROM thread_s").all() == []
+        db.session.remove()
+
+    @transaction()
+    def request(fail: bool) -> None:
+        PersistentState.set("request's", 1)
+        in_threads(1, lambda _: PersistentState.set("thread's", 1))
+        assert rows("key") == [("thread's",)]
+        in_threads(1, refused)
+        in_threads(1, own_transaction)
+        assert PersistentState.get("request's") == 1
+        if fail:
+            raise KeyError
+
+    with app.test_request_context("/x"), storage(official):
+        with pytest.raises(KeyError):
+            request(True)
+        assert rows("key") == [("thread's",)]
+        PersistentState.remove("thread's")
+        request(False)
+        assert rows("key") == [("request's",), ("thread's",)]
+
+
+def test_user_that_no_one_has_loaded(official: Any, app: Any) -> None:
+    """A thread that asks first leaves the request its user, whole."""
+    from flask import g, session
+    from flask_login import current_user
+    from superset.extensions import db, security_manager
+
+    gamma = security_manager.find_user("gamma").id
+    with app.test_request_context("/x"):
+        session["_user_id"], g.user = str(gamma), current_user
+        with official.extension_context(NOTES) as context:
+            db.session.remove()
+            in_threads(6, lambda n: context.storage.persistent.set(f"k{n}", n))
+            assert open_transactions() == []
+        assert [role.name for role in g.user.roles] == ["Gamma"]
+    assert {user for (user,) in rows("user_fk")} == {gamma}
 
 
 def test_nested_contexts(official: Any) -> None:
@@ -240,8 +532,7 @@ def test_requests_and_contexts(official: Any, app: Any) -> None:
     with official.extension_context(NOTES, 1) as context:
         with app.test_request_context(rule):
             assert get_context().extension.id == OTHER
-        with app.test_request_context("/health"):
-            assert get_context() is context
+        assert get_context() is context
     for other in ("/health", "/extensions/list/", "/nowhere"):
         with app.test_request_context(other), pytest.raises(RuntimeError):
             get_context()
@@ -418,12 +709,65 @@ def test_foreign_pickles_are_not_read(official: Any, app: Any) -> None:
     assert Exploit.ran is False
 
 
+def test_what_was_pickled_is_not_renamed(official: Any) -> None:
+    """It would be lost: it is signed for its key."""
+    from superset_core.common.daos import ExtensionStorageDAO
+
+    with storage(official) as state:
+        state.persistent.set("k", {1}, set_options(codec="pickle"))
+        for _ in range(2):  # the transaction stays usable
+            with pytest.raises(ValueError, match="signed for its key"):
+                ExtensionStorageDAO.rename(NOTES, "k", "new", user_fk=1)
+        assert state.persistent.get("k", pickle=True) == {1}
+        assert state.persistent.get("new") is None
+
+
+def test_secrets_are_encrypted_whoever_writes_them(official: Any) -> None:
+    from superset.extensions import db
+    from superset_core.common.daos import ExtensionStorageDAO
+
+    from superset_extension_storage.dao import SECRETS
+
+    address = {**SECRETS, "user_fk": 1}
+    with storage(official) as state:
+        ExtensionStorageDAO.set(NOTES, "a", b'"1"', **address)
+        ExtensionStorageDAO.set(NOTES, "a", b'"2"', is_encrypted=True, **address)
+        many = [{"key": key, "value": b'"3"'} for key in ("b", "c")]
+        ExtensionStorageDAO.set_many(NOTES, many, **address)
+        ExtensionStorageDAO.rename(NOTES, "c", "d", **address)
+        for flag in (False, 0, "no"):
+            with pytest.raises(ValueError, match="of a secret must be True"):
+                ExtensionStorageDAO.set(NOTES, "a", b"1", is_encrypted=flag, **address)
+            with pytest.raises(ValueError, match=r"entries\[1\] of a secret must be"):
+                ExtensionStorageDAO.set_many(
+                    NOTES,
+                    [{"key": "e", "value": b"1", "is_encrypted": flag}],
+                    **address,
+                )
+        db.session.commit()
+        assert [state.secrets.get(key) for key in "abd"] == ["2", "3", "3"]
+    for encrypted, value in rows("is_encrypted, value"):
+        assert encrypted and bytes(value).startswith(b"gAAAA")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "options", "message"),
     [
         ("k", 1, {"codec": "yaml"}, "codec must be one of json, binary, pickle"),
         ("k", 1, {"codec": None}, "codec must be one of"),
-        ("k", {object()}, {}, "type set cannot be encoded as json"),
+        ("k", 1, {"codec": ["json"]}, "codec must be one of"),
+        ("k", 1, {"encrypt": "no"}, "encrypt must be True or False"),
+        ("k", 1, {"encrypt": None}, "encrypt must be True or False"),
+        ("k", {"a": [float("nan")]}, {}, "a number that is not finite"),
+        ("k", (float("-inf"),), {}, "a number that is not finite"),
+        ("k", {float("nan"): 1}, {}, "a number that is not finite"),
+        ("k", {1: "a", "1": "b"}, {}, "two keys of one text"),
+        ("k", [{None: "a", "null": "b"}], {}, "two keys of one text"),
+        ("k", {b"a": "a", "a": "b"}, {}, "two keys of one text"),
+        ("k", {"a": {1}}, {}, "a set, which JSON cannot hold"),
+        ("k", frozenset(), {}, "a set, which JSON cannot hold"),
+        ("k", [Decimal("1.1")], {}, "a Decimal, which JSON cannot hold"),
+        ("k", np.array([np.nan]), {}, "a number that is not finite"),
         ("k", object(), {}, "type object cannot be encoded as json"),
         ("k", b"\xff", {}, "type bytes cannot be encoded as json"),
         ("k", lambda: 1, {"codec": "pickle"}, "function cannot be encoded as pickle"),
@@ -449,6 +793,44 @@ def test_bad_values(
             with pytest.raises(InvalidArgument, match=message):
                 state.secrets.set(key, value)
     assert rows("key") == []
+
+
+def test_options_of_other_types(official: Any) -> None:
+    with storage(official) as state:
+        for options in ({"encrypt": True}, "json", 0):
+            with pytest.raises(ValueError, match="must be PersistentSetOptions"):
+                state.persistent.set("k", 1, options)
+        for options in ({"page": 0, "page_size": 1}, None, set_options()):
+            with pytest.raises(ValueError, match="must be PersistentListOptions"):
+                state.persistent.list(options)
+        for bad in (
+            {"resource_type": b"x"},
+            {"resource_type": "x", "resource_uuid": 5},
+        ):
+            with pytest.raises(ValueError, match="must be a string"):
+                list_(state.persistent, **bad)
+    assert rows("key") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"NaN", "is not JSON"),
+        (b'"\xff"', "is not JSON"),
+        (b"", "is not JSON"),
+        (b"1" * 5000, "has a number of more digits than Python reads"),
+        (b"[" * 100000 + b"]" * 100000, "is nested too deep for Python to read"),
+    ],
+)
+def test_json_that_python_does_not_read(
+    official: Any, content: bytes, message: str
+) -> None:
+    from superset_core.common.daos import ExtensionStorageDAO
+
+    with storage(official) as state:
+        ExtensionStorageDAO.set(NOTES, "k", content, user_fk=1)
+        with pytest.raises(ValueError, match=message):
+            state.persistent.get("k")
 
 
 def test_recursion(official: Any) -> None:
@@ -642,7 +1024,7 @@ def test_list(official: Any) -> None:
             assert keys == ["c", "b", "a"]
             assert state.persistent.get("c") == "C" and state.secrets.get("c") == "c"
             assert state.secrets.list_names() == ["a", "b", "c"]
-        for page, page_size in ((None, 1), (0, "2"), (0.0, 1)):
+        for page, page_size in ((None, 1), (0, "2"), (0.0, 1), (True, 1)):
             with pytest.raises(ValueError, match="must be integers"):
                 list_(state.persistent, page, page_size)
     with official.extension_context(OTHER, user_id=1) as context:
@@ -1160,11 +1542,10 @@ def test_readme_examples(official: Any) -> None:
     section = section.partition("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 2
-    names: dict[str, Any] = {"user_id": 1, "notes": [], "manifest": None}
+    names: dict[str, Any] = {}
     with official.extension_context(NOTES, user_id=1):
         exec(blocks[0], names)
     assert names["theme"] == "dark" and names["token"] == "s3cret"
-    names["app"] = official.context.current_app._get_current_object()
     exec(blocks[1].replace("acme.my-ext", NOTES), names)
     assert sql(f"SELECT user_fk FROM {TABLE} WHERE key = 'report'") == [(1,)]
 

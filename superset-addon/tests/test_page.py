@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -276,6 +277,26 @@ def test_markup_in_names(admin: Client) -> None:
     assert tables_of(page(admin))["es-usage"][0][0] == name
 
 
+def test_invisible_characters_in_names(admin: Client) -> None:
+    """They could have a name read as another one."""
+    write("acme.\u202egnp", 1, 1)
+    write("acme.z", 1, 1, "a lost secret", key="k\u2066\x1b")
+    tables = tables_of(page(admin))
+    assert "'acme.\\u202egnp'" in [row[0] for row in tables["es-usage"]]
+    assert tables["es-unreadable"][0][2] == "'k\\u2066\\x1b1'"
+
+
+def test_files_are_not_those_of_an_older_version(admin: Client) -> None:
+    """Browsers keep them for a year: what has changed has another URL."""
+    html = admin.get(PAGE).text
+    for name in ("page.css", "page.js"):
+        (url,) = re.findall(rf'"([^"]*{re.escape(name)}[^"]*)"', html)
+        content = admin.get(url)
+        assert content.status_code == 200
+        digest = hashlib.sha256(content.content).hexdigest()
+        assert re.fullmatch(r".*\?v=([0-9a-f]{12})", url)[1] == digest[:12]
+
+
 def test_empty(admin: Client) -> None:
     main = page(admin)
     assert "Nothing is stored yet. The store is ready." in text_of(main)
@@ -338,13 +359,61 @@ def test_estimates(admin: Client, large: None) -> None:
     links = [link.get("href") for link in main.iter("a")]
     assert links == ["?usage=exact", "?keys=all#es-keys"]
 
-    # What the links give
-    main = page(admin, "?usage=exact")
+    # What the links give, in either order
+    main = page(admin, links[0])
     rows = {row[0]: row for row in tables_of(main)["es-usage"]}
     assert rows["acme.many"][1:4] == ["170,000", "0 %", "119.0 MB"]
     assert "about" not in text_of(main.find("section"))
-    main = page(admin, "?keys=all")
+    (link,) = main.iter("a")
+    both = page(admin, link.get("href"))
+    main = page(admin, links[1])
     assert [row[3] for row in tables_of(main)["es-keys"]] == ["60,000"]
+    assert "Figures with “about” are estimates from" in text_of(main)
+    (link,) = main.iter("a")
+    assert text_of(both) == text_of(page(admin, link.get("href")))
+    assert [row[3] for row in tables_of(both)["es-keys"]] == ["60,000"]
+    assert tables_of(both)["es-usage"] == list(rows.values())
+    assert not list(both.iter("a"))
+
+
+def test_small_extensions_beside_large_ones(
+    app: Any, running: Superset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No statement but the sample's reads the table from its beginning."""
+    from superset_extension_storage import report
+
+    for number in range(5):
+        write(f"acme.big-{number}", 8_000, 300)
+    for number in range(20):
+        write(f"acme.one-{number}", 1, 1)
+    sql(f"ANALYZE {TABLE}")
+    ((kinds,),) = sql(
+        "SELECT n_distinct FROM pg_stats"
+        " WHERE tablename = 'extension_storage' AND attname = 'extension_id'"
+    )
+    assert 0 < kinds < 26
+    run, plans = report._run, {}
+
+    def explained(statement: str, **arguments: Any) -> list[Any]:
+        plans[statement] = "\n".join(
+            line for (line,) in run(f"EXPLAIN {statement}", **arguments)
+        )
+        return run(statement, **arguments)
+
+    monkeypatch.setattr(report, "_run", explained)
+    monkeypatch.setattr(report, "EXACT_PAGES", 1)
+    monkeypatch.setattr(report, "SAMPLE_PAGES", 100)
+    with app.app_context():
+        found = {u.extension_id: u for u in report.usage_report(False, None).extensions}
+    assert "Sample Scan on extension_storage" in plans.pop(report._SAMPLE)
+    for statement in (report._NAMES, report._COUNTED_APART):
+        assert "on extension_storage" in plans[statement]
+    for plan in plans.values():
+        assert not re.search("(Seq|Bitmap Heap) Scan on extension_storage ", plan), plan
+        assert "JIT" not in plan
+    assert len(found) == 25
+    for number in range(20):
+        assert found[f"acme.one-{number}"].entries == 1
 
 
 def test_kept_bytes_are_exact(admin: Client, large: None, quota: int) -> None:

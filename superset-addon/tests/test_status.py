@@ -71,7 +71,7 @@ def test_extensions_and_keys(app: Any) -> None:
     assert re.fullmatch("[0-9a-f]{8}", first["fingerprint"])
     assert (first["entries"], first["removable"]) == (2, False)
     assert first["oldest"] <= first["newest"] and "T" in first["oldest"]
-    assert [key["removable"] for key in others] == [True, True]
+    assert [key["removable"] for key in others] == [True, False]
 
 
 def test_times_that_no_datetime_holds(app: Any) -> None:
@@ -172,11 +172,80 @@ def test_unreadable_entries_are_named(app: Any) -> None:
     assert report["unreadable"][0]["user_fk"] == 7
 
 
-def test_store_that_cannot_be_asked(tmp_path: Path) -> None:
-    with other_database(tmp_path, "superset") as superset:
-        done = superset.run("extension-storage-status", "--json", check=False)
-        assert done.returncode == 1
-        assert "Error: " in done.stderr and "Traceback" not in done.stderr
+MISSING = "the extension extension_storage is not in the metadata database"
+SET_UP = "Run superset init-extension-storage"
+
+
+@pytest.mark.parametrize(
+    ("statements", "config", "words"),
+    [
+        ([], {}, [MISSING, SET_UP]),
+        (
+            [
+                "CREATE EXTENSION pgcrypto; CREATE SCHEMA ext_storage",
+                "CREATE EXTENSION extension_storage SCHEMA ext_storage VERSION '1.1'",
+            ],
+            {},
+            ["version 1.1", "needs 1.2", SET_UP],
+        ),
+        (
+            [
+                "CREATE EXTENSION pgcrypto; CREATE SCHEMA ext_storage",
+                "CREATE EXTENSION extension_storage SCHEMA ext_storage",
+            ],
+            {},
+            ["permission denied for schema ext_storage", SET_UP],
+        ),
+        (
+            ["CREATE EXTENSION extension_storage CASCADE"],
+            {},
+            ['schema "ext_storage" does not exist', SET_UP],
+        ),
+        (
+            [],
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": "notalist"},
+            ["EXTENSION_STORAGE_ENCRYPTION_KEYS must be a list of strings"],
+        ),
+        (
+            [],
+            {"EXTENSION_STORAGE_ENCRYPTION_KEYS": ["", "x"]},
+            ["EXTENSION_STORAGE_ENCRYPTION_KEYS, item 1, must not be empty"],
+        ),
+        (
+            [],
+            {"EXTENSION_STORAGE_KEYS_BY": "post"},
+            ["EXTENSION_STORAGE_KEYS_BY must be one of"],
+        ),
+    ],
+)
+def test_store_that_cannot_be_asked(
+    tmp_path: Path, statements: list[str], config: dict[str, Any], words: list[str]
+) -> None:
+    """A line says what to do; for monitoring it is in the JSON, too."""
+    with other_database(tmp_path, "postgres", *statements) as superset:
+        superset.config.update(config)
+        for arguments in ((), ("--json",)):
+            done = superset.run("extension-storage-status", *arguments, check=False)
+            assert done.returncode == 1
+            assert "Traceback" not in done.stderr + done.stdout
+            assert len(re.findall("^Error: ", done.stderr, re.MULTILINE)) == 1
+            assert all(word in done.stderr for word in words), done.stderr
+        last = json.loads(done.stdout.splitlines()[-1])
+        assert last["exit_code"] == 1 and set(last) == {"error", "exit_code"}
+        assert f"Error: {last['error']}\n" in done.stderr
+
+
+def test_keys_that_others_need(app: Any) -> None:
+    """Superset needs its SECRET_KEY, whatever the entries need."""
+    table = lines(status(app)[1])
+    found = {line[0]: line[-1] for line in table}
+    assert found["extension_storage.secret_key"] == "no: Superset itself needs it"
+    assert found["extension_storage.encryption_keys, item 2"] == "yes"
+    keys = {key["source"]: key for key in status(app, "--json")[1]["keys"]}
+    own = keys["extension_storage.secret_key"]
+    assert (own["removable"], own["remark"]) == (False, "Superset itself needs it")
+    other = keys["extension_storage.encryption_keys, item 2"]
+    assert (other["removable"], other["remark"]) == (True, None)
 
 
 def test_without_the_line_in_the_configuration(
@@ -184,7 +253,7 @@ def test_without_the_line_in_the_configuration(
 ) -> None:
     from superset_extension_storage.status import status as command
 
-    monkeypatch.delitem(app.config, "EXTENSION_STORAGE_SCHEMA")
+    monkeypatch.delitem(app.extensions, "extension_storage")
     done = app.test_cli_runner().invoke(command)
     assert done.exit_code == 1
     assert "import install as FLASK_APP_MUTATOR" in done.stderr
@@ -197,8 +266,9 @@ def test_not_postgresql(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with app.app_context():
         monkeypatch.setattr(db.session.get_bind().dialect, "name", "sqlite")
-    done = app.test_cli_runner().invoke(command)
+    done = app.test_cli_runner().invoke(command, ["--json"])
     assert done.exit_code == 1 and "PostgreSQL" in done.stderr
+    assert "PostgreSQL" in json.loads(done.stdout)["error"]
 
 
 def test_bad_option(installed: Superset) -> None:

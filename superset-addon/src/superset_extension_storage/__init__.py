@@ -23,8 +23,9 @@ def install(app: Flask) -> None:
 
     from . import official
     from .api import ExtensionStorageRestApi
+    from .cli import refuse_configuration
     from .dao import ExtensionStorageDAO
-    from .keys import COPY, EXTENSION, Keys
+    from .keys import COPY, EXTENSION, Keys, KeysUnusable
     from .page import add_page
 
     app.config.setdefault("EXTENSION_STORAGE_SCHEMA", "ext_storage")
@@ -34,7 +35,10 @@ def install(app: Flask) -> None:
     app.config.setdefault("EXTENSION_STORAGE_DIRECT_URI", None)
     app.config.setdefault("EXTENSION_STORAGE_ANY_NAME", False)
 
-    keys = app.extensions[EXTENSION] = Keys(app.config)
+    try:
+        keys = app.extensions[EXTENSION] = Keys(app.config)
+    except KeysUnusable as error:
+        refuse_configuration(error)
     keys.attach(db.engine)
     superset_core.common.daos.ExtensionStorageDAO = ExtensionStorageDAO
     official.install(app)

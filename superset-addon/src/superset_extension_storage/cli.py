@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import signal
 import sys
@@ -15,9 +17,11 @@ from flask.cli import with_appcontext
 from sqlalchemy.exc import DBAPIError
 
 from .errors import ExtensionStorageError, from_database
-from .keys import EXTENSION, SERVER, quoted
+from .keys import EXTENSION, SERVER, KeysUnusable, quoted
 
 NEEDED_VERSION = "1.2"
+
+STATUS = "extension-storage-status"  # the name of that command
 
 # Exit codes; 2 is Click's, for options that cannot be used.
 COULD_NOT_RUN = 1
@@ -53,6 +57,40 @@ def fail(message: str, code: int = COULD_NOT_RUN) -> NoReturn:
     raise failure
 
 
+NOT_INSTALLED = (
+    "superset_config.py lacks the line: from superset_extension_storage import install"
+    " as FLASK_APP_MUTATOR"
+)
+
+
+class ConfigurationUnusable(click.ClickException):
+    """What keeps Superset from starting, said in a line and, if asked for, in JSON."""
+
+    as_json = False
+
+    def show(self, file: Any = None) -> None:
+        if self.as_json:
+            click.echo(json.dumps({"error": self.message, "exit_code": COULD_NOT_RUN}))
+        super().show(file)
+
+
+def refuse_configuration(error: KeysUnusable) -> NoReturn:
+    """Refuse keys: a command, whichever it is, without a traceback."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        raise error
+    # Superset logs a traceback of each error before the command ends.
+    logging.getLogger("superset.app").addFilter(
+        lambda record: (
+            not record.exc_info
+            or not isinstance(record.exc_info[1], ConfigurationUnusable)
+        )
+    )
+    failure = ConfigurationUnusable(f"superset_config.py cannot be used: {error}")
+    failure.as_json = context.invoked_subcommand == STATUS and "--json" in sys.argv
+    raise failure from None
+
+
 def in_a_line(error: ExtensionStorageError | DBAPIError) -> str:
     """Give the words of an error, and what to do about it."""
     if isinstance(error, DBAPIError):
@@ -73,12 +111,9 @@ def of_an_operator(command: Callable[..., None]) -> Callable[..., None]:
     def run(**options: Any) -> None:
         from flask import current_app
 
-        if EXTENSION not in current_app.extensions:
-            fail(
-                "superset_config.py lacks the line: from superset_extension_storage"
-                " import install as FLASK_APP_MUTATOR"
-            )
         try:
+            if EXTENSION not in current_app.extensions:
+                fail(NOT_INSTALLED)
             _check_server()
             command(**options)
         except (ExtensionStorageError, DBAPIError) as error:
@@ -104,7 +139,6 @@ def init() -> None:
 def _set_up() -> list[str]:
     """Do what is missing, as a whole or not at all; tell what there is now."""
     from flask import current_app
-    from superset.extensions import db
 
     schema = current_app.config["EXTENSION_STORAGE_SCHEMA"]
     report = [_check_server()]
@@ -115,42 +149,52 @@ def _set_up() -> list[str]:
         for what, table, call, arguments in ATTACHED
         if not _is_attached(table, arguments)
     }
+    # Not by CASCADE, which would put pgcrypto into the same schema.
     install = [
+        "CREATE EXTENSION IF NOT EXISTS pgcrypto",
         f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}",
-        f"CREATE EXTENSION extension_storage SCHEMA {quoted(schema)} CASCADE",
+        f"CREATE EXTENSION extension_storage SCHEMA {quoted(schema)}",
     ]
-    administrator = "".join(
-        f"    {statement};\n"
-        for statement in [
-            *([] if installed else install),
-            f"SELECT {quoted(schema)}.ext_storage_grant({_literal(quoted(role))}, 'admin')",
-            *attach.values(),
-        ]
+    grant = (
+        f"SELECT {quoted(schema)}.ext_storage_grant({_literal(quoted(role))}, 'admin')"
     )
-    refusal = click.ClickException(
-        "The role of Superset may not do this. The owner or an administrator of"
-        f" database {db.session.get_bind().url.database} must run\n{administrator}"
-        "Then run this command again."
-    )
+    # What is still to be done by another role, if this one may not.
+    left = [*([] if installed else install), grant, *attach.values()]
+    may_use = False
     try:
         if not installed:
             for statement in install:
                 _execute(statement)
         report.append(_update(installed))
-        if not _may_use(schema):
-            raise refusal
+        may_use = _may_use(schema)
+        if not may_use:
+            raise _refusal(left)
         report.append(f"Rights: role {role} may use the store")
         for statement in attach.values():
             _execute(statement)
     except DBAPIError as error:
         if from_database(error).sqlstate == "42501":
-            raise refusal from None
+            if may_use and installed:
+                left.remove(grant)
+            raise _refusal(left) from None
         raise
     return report + [
         f"Deleted {what}: their entries are {'now' if what in attach else 'already'}"
         " purged with them"
         for what, *_ in ATTACHED
     ]
+
+
+def _refusal(statements: list[str]) -> click.ClickException:
+    from superset.extensions import db
+
+    listed = "".join(f"    {statement};\n" for statement in statements)
+    return click.ClickException(
+        "The role of Superset may not do this. In database"
+        f" {db.session.get_bind().url.database} a superuser, or who owns the extension"
+        " and, for what attaches a table, that table, must run\n"
+        f"{listed}Then run this command again."
+    )
 
 
 def _check_server() -> str:
@@ -202,11 +246,17 @@ def _update(before: str | None) -> str:
     return f"Extension: {version}, updated from {before}"
 
 
-def _check_version(version: str) -> None:
+def is_older(version: str) -> bool:
+    """Is a version of the extension older than the add-on needs?"""
+
     def numbers(version: str) -> list[int]:
         return [int(number) for number in re.findall(r"\d+", version)]
 
-    if numbers(version) < numbers(NEEDED_VERSION):
+    return numbers(version) < numbers(NEEDED_VERSION)
+
+
+def _check_version(version: str) -> None:
+    if is_older(version):
         fail(
             f"The extension is version {version}, the add-on needs {NEEDED_VERSION}:"
             " the administrator of the server updates its package, and the"
@@ -293,7 +343,9 @@ def _report_keys() -> None:
         elif not key.removable:
             verdict = "it is needed"
         elif source == "SECRET_KEY":
-            verdict = "no entry needs it"
+            verdict = "no entry needs it, but Superset does"
+        elif is_of_the_server(key.source):
+            verdict = f"it may be removed as far as {OF_THE_SERVER}"
         else:
             verdict = "it may be removed"
         click.echo(
@@ -304,6 +356,18 @@ def _report_keys() -> None:
         fail(f"Entries that no key reads: {unreadable}.", UNREADABLE)
     if not encrypts:
         fail("No encryption key is configured.")
+
+
+# What a key is still needed for is known of the entries of one database.
+OF_THE_SERVER = (
+    "this database goes: the file is that of all databases of the server, and each"
+    " must be asked"
+)
+
+
+def is_of_the_server(source: str) -> bool:
+    """Does a key come from the file that serves all databases of the server?"""
+    return source.startswith("extension_storage.encryption_keys_file,")
 
 
 def key_source(source: str) -> str:

@@ -9,6 +9,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
 from types import SimpleNamespace
@@ -74,6 +75,9 @@ _LIMITS = {"integer": 2**31, "bigint": 2**63}
 # one among them that secrets of extensions have.
 RESERVED_TYPES = "superset."
 SECRETS = {"resource_type": "superset.secrets", "resource_uuid": "secrets"}
+
+# The type of values that are signed for their address.
+PICKLED = "application/x-python-pickle"
 
 
 def is_reserved(resource_type: str) -> bool:
@@ -221,6 +225,20 @@ def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
         ) from None
 
 
+@contextmanager
+def savepoint() -> Iterator[None]:
+    """Keep the caller's transaction usable where what is in it fails.
+
+    The session's own savepoints would flush what the caller has changed.
+    """
+    try:
+        begun = db.session.connection().begin_nested()
+    except SQLAlchemyError as error:
+        raise from_database(error) from None
+    with begun:
+        yield
+
+
 def qualified(function: str) -> str:
     """Give a function's name with the extension's schema."""
     quote = db.session.get_bind().dialect.identifier_preparer.quote
@@ -316,6 +334,17 @@ def _check_value(name: str, value: Any) -> None:
             f" {MAX_VALUE_SIZE} that a value may have",
             "54000",
         )
+
+
+def _encryption_of(
+    name: str, is_encrypted: bool | None, resource_type: str | None
+) -> bool | None:
+    """Give what an entry's `is_encrypted` is to be: True for a secret."""
+    if resource_type != SECRETS["resource_type"]:
+        return is_encrypted
+    if is_encrypted not in (None, True):
+        raise InvalidArgument(f"{name} of a secret must be True", "22023")
+    return True
 
 
 def _check_selection(method: str, selection: dict[str, Any]) -> None:
@@ -419,7 +448,7 @@ class ExtensionStorageDAO:
         """Make an entry or replace its value, type, category and description.
 
         `is_encrypted=None` keeps what the entry has, which is False for a new
-        one. `if_version` writes only over that version, 0 only a new entry.
+        one; secrets are always encrypted. `if_version` writes only over that version, 0 only a new entry.
         `actor_fk` is noted as who did it, else the current user.
         """
         _check_value("value", value)
@@ -435,7 +464,7 @@ class ExtensionStorageDAO:
             resource_uuid=resource_uuid,
             category=category,
             description=description,
-            is_encrypted=is_encrypted,
+            is_encrypted=_encryption_of("is_encrypted", is_encrypted, resource_type),
             actor_fk=get_user_id() if actor_fk is None else actor_fk,
             if_version=if_version,
         )
@@ -514,6 +543,14 @@ class ExtensionStorageDAO:
                     "22023",
                 )
             _check_value(f"value of entries[{number}]", entry["value"])
+        new = {
+            argument: [entry.get(field) for entry in entries]
+            for field, argument in _NEW_ENTRY.items()
+        }
+        new["is_encrypted"] = [
+            _encryption_of(f"is_encrypted of entries[{number}]", flag, resource_type)
+            for number, flag in enumerate(new["is_encrypted"], 1)
+        ]
         rows = call(
             "ext_storage_set_many",
             _ENTRY,
@@ -522,10 +559,7 @@ class ExtensionStorageDAO:
             resource_type=resource_type,
             resource_uuid=resource_uuid,
             actor_fk=get_user_id() if actor_fk is None else actor_fk,
-            **{
-                argument: [entry.get(field) for entry in entries]
-                for field, argument in _NEW_ENTRY.items()
-            },
+            **new,
         )
         return [Entry(*_fields(row)) for row in rows]
 
@@ -594,25 +628,34 @@ class ExtensionStorageDAO:
         """Give an entry another key; None where there is no entry.
 
         It keeps its uuid and value. A new key that has an entry is an error, KeyTaken.
+        One that was pickled cannot be renamed: it is signed for its key.
         """
         try:
-            (row,) = call(
-                "ext_storage_rename",
-                _ENTRY,
-                extension_id=extension_id,
-                key=key,
-                new_key=new_key,
-                user_fk=user_fk,
-                resource_type=resource_type,
-                resource_uuid=resource_uuid,
-                if_version=if_version,
-                actor_fk=get_user_id() if actor_fk is None else actor_fk,
-            )
+            with savepoint():
+                (row,) = call(
+                    "ext_storage_rename",
+                    _ENTRY,
+                    extension_id=extension_id,
+                    key=key,
+                    new_key=new_key,
+                    user_fk=user_fk,
+                    resource_type=resource_type,
+                    resource_uuid=resource_uuid,
+                    if_version=if_version,
+                    actor_fk=get_user_id() if actor_fk is None else actor_fk,
+                )
+                entry = None if row[0] is None else Entry(*_fields(row))
+                if entry is not None and entry.value_type == PICKLED:
+                    raise InvalidArgument(
+                        "a pickled value is signed for its key and cannot be renamed:"
+                        " set it with the new key, and delete this one",
+                        "22023",
+                    )
         except StorageUnavailable as error:
             if error.sqlstate != "42710":  # what else has it, is a fault of the set-up
                 raise
             raise KeyTaken(error.message, error.sqlstate) from None
-        return None if row[0] is None else Entry(*_fields(row))
+        return entry
 
     @classmethod
     def list_global(cls, extension_id: str, **selection: Any) -> list[Entry]:

@@ -68,12 +68,12 @@ class Conflict(StorageBusy):
     """Another transaction was in the way; this one can begin again at once."""
 
 
-_SET_UP = (
-    "Run superset init-extension-storage: it sets the store up, or says what an"
-    " administrator of the database must do."
+SET_UP = (
+    "Run superset init-extension-storage: it sets the store up or updates it, or says"
+    " what an administrator of the database must do."
 )
 _RIGHTS = (
-    f"{_SET_UP} Where it finds no right missing, a row-level security policy of the"
+    f"{SET_UP} Where it finds no right missing, a row-level security policy of the"
     " store's table refuses the entry."
 )
 _KEYS = "The README of superset-extension-storage says where keys are configured."
@@ -124,7 +124,7 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
         "The database server lacks the file that it names: a library comes with the"
         " package of extension_storage, a key file is named by its configuration.",
     ),
-    "42": (StorageUnavailable, _SET_UP),
+    "42": (StorageUnavailable, SET_UP),
     "42501": (StorageUnavailable, _RIGHTS),
     "42703": (StorageUnavailable, _COLUMNS),
     "42804": (StorageUnavailable, _COLUMNS),
@@ -135,7 +135,7 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
         StorageUnavailable,
         "The database that SQLALCHEMY_DATABASE_URI names does not exist.",
     ),
-    "3F": (StorageUnavailable, _SET_UP),
+    "3F": (StorageUnavailable, SET_UP),
     "0A": (StorageUnavailable, _SERVER_LOG),
     "28": (
         StorageUnavailable,

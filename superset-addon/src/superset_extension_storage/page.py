@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from flask import Blueprint, current_app, request
+from flask import Blueprint, current_app, request, url_for
 from flask_appbuilder.api import expose
 from flask_appbuilder.security.decorators import has_access, permission_name
 from flask_babel import lazy_gettext
 from superset.superset_typing import FlaskResponse
 from superset.views.base import BaseSupersetView, get_spa_template_context
 
-from .cli import key_source
+from .cli import OF_THE_SERVER, is_of_the_server, key_source
 from .errors import ExtensionStorageError, StorageUnavailable
 from .report import EXAMPLES, TakesTooLong, key_report, usage_report
+from .status import printable
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +78,19 @@ class ExtensionStorageView(BaseSupersetView):
             time=_time,
             percent=_percent,
             scope=_scope,
+            printable=printable,
+            static=_static,
             source=key_source,
             removable=_removable,
         )
+
+
+def _static(name: str) -> str:
+    """Give the URL of a file, which browsers keep for a year, with its digest."""
+    content = Path(__file__).with_name("static").joinpath(name).read_bytes()
+    return url_for(
+        "extension_storage.static", filename=name, v=sha256(content).hexdigest()[:12]
+    )
 
 
 def add_page(appbuilder: Any) -> None:
@@ -162,6 +174,8 @@ def _removable(key: Any) -> str:
         return "Not known: other transactions may use it"
     if key_source(key.source) == "SECRET_KEY":
         return "No entry needs it, but Superset does"
+    if is_of_the_server(key.source):
+        return f"Yes, as far as {OF_THE_SERVER}"
     return "Yes"
 
 

@@ -17,8 +17,9 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from superset.extensions import db
 
+from .cli import NEEDED_VERSION, is_older
 from .dao import call, key_status, moment, qualified, spelled
-from .errors import ExtensionStorageError, StorageUnavailable, from_database
+from .errors import SET_UP, ExtensionStorageError, StorageUnavailable, from_database
 
 # A table of more pages is not read whole unless somebody asks for it.
 EXACT_PAGES = 16384
@@ -126,6 +127,14 @@ SELECT extension_id, sum(entries) AS rows,
 FROM page GROUP BY extension_id
 """
 
+# Have what follows in the transaction use the indexes.  LIMIT has the planner
+# believe that a scan of the table soon meets enough rows of any name: of a name
+# that is rare, that scan reads the whole table.
+_BY_INDEX = """
+SELECT set_config(name, 'off', true)
+FROM unnest(ARRAY['enable_seqscan', 'enable_bitmapscan', 'jit']) AS name
+"""
+
 # All names, each found in the index behind the one before.
 _NAMES = """
 WITH RECURSIVE name AS (
@@ -165,6 +174,7 @@ def usage_report(exact: bool, until: float | None) -> UsageReport:
     """
     with _reading():
         _limit_time(until)
+        check_version()
         ((pages, quota),) = _run(
             "SELECT pg_relation_size(CAST('{literal}' AS regclass))"
             " / CAST(current_setting('block_size') AS bigint),"
@@ -185,9 +195,28 @@ def usage_report(exact: bool, until: float | None) -> UsageReport:
     return UsageReport(found, int(float(quota or 0)), share)
 
 
+def check_version() -> None:
+    """Refuse an extension that is missing, or older than the add-on needs."""
+    found = _run(
+        "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
+    )
+    if not found:
+        raise StorageUnavailable(
+            "the extension extension_storage is not in the metadata database",
+            action=SET_UP,
+        )
+    if is_older(found[0].extversion):
+        raise StorageUnavailable(
+            f"the extension is version {found[0].extversion}, the add-on needs"
+            f" {NEEDED_VERSION}",
+            action=SET_UP,
+        )
+
+
 def _estimates(share: float) -> list[Usage]:
     sample = {row.extension_id: row for row in _run(_SAMPLE, share=share)}
     found = {name: _estimate(row, share) for name, row in sample.items()}
+    _run(_BY_INDEX)
     names = [name for (name,) in _run(_NAMES)]
     few = [n for n in names if n not in sample or sample[n].rows < FEW_ROWS]
     for row in _run(_COUNTED_APART, names=few[:COUNTED_APART], most=MOST_APART):

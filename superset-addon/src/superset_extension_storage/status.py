@@ -8,6 +8,19 @@ from typing import Any
 
 import click
 from flask.cli import with_appcontext
+from sqlalchemy.exc import SQLAlchemyError
+
+from .cli import (
+    COULD_NOT_RUN,
+    NOT_INSTALLED,
+    STATUS,
+    fail,
+    in_a_line,
+    is_of_the_server,
+    key_source,
+)
+from .errors import ExtensionStorageError, from_database
+from .keys import EXTENSION
 
 # What needs an operator, as bits of the exit code; 1 and 2 are click's own.
 UNREADABLE, QUOTA, OLD_KEY = 4, 8, 16
@@ -37,7 +50,7 @@ UNREADABLE_COLUMNS = (
 )
 
 
-@click.command("extension-storage-status")
+@click.command(STATUS)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on the last line.")
 @with_appcontext
 def status(as_json: bool) -> None:
@@ -47,13 +60,13 @@ def status(as_json: bool) -> None:
     extension uses more than 90 % of its quota and 16 where an old key is still
     needed; 1 where the store cannot be asked.
     """
-    from .errors import ExtensionStorageError
-
     try:
         report = _report()
-    except ExtensionStorageError as error:
-        hint = f"\n{error.hint}" if error.hint else ""
-        raise click.ClickException(f"{error.message}{hint}") from None
+    except (click.ClickException, ExtensionStorageError, SQLAlchemyError) as error:
+        message = _in_words(error)
+        if as_json:
+            click.echo(json.dumps({"error": message, "exit_code": COULD_NOT_RUN}))
+        fail(message)
     if as_json:
         click.echo(json.dumps(report, default=_plain))
     else:
@@ -61,26 +74,34 @@ def status(as_json: bool) -> None:
     raise click.exceptions.Exit(report["exit_code"])
 
 
+def _in_words(error: Exception) -> str:
+    """Say what is wrong, and what to do about it."""
+    if isinstance(error, click.ClickException):
+        return error.message
+    if isinstance(error, SQLAlchemyError):
+        error = from_database(error)
+    return " ".join(filter(None, (in_a_line(error), error.action)))
+
+
 def _report() -> dict[str, Any]:
     from flask import current_app
+    from superset.extensions import db
+
+    if EXTENSION not in current_app.extensions:
+        fail(NOT_INSTALLED)
+    if db.session.get_bind().dialect.name != "postgresql":
+        fail("The metadata database is not PostgreSQL, which the store needs.")
 
     from .dao import call, key_status
+    from .report import check_version
 
-    if "EXTENSION_STORAGE_SCHEMA" not in current_app.config:
-        raise click.ClickException(
-            "superset_config.py does not install this package: it lacks"
-            " `from superset_extension_storage import install as FLASK_APP_MUTATOR`"
-        )
+    check_version()
     extensions = [_columns(row, EXTENSION_COLUMNS) for row in call("ext_storage_usage")]
     for extension in extensions:
         quota = extension["quota_bytes"]
         extension["share"] = extension["value_bytes"] / quota if quota else None
     rows = key_status()
-    keys = [
-        {**_columns(row, KEY_COLUMNS), "removable": row.removable}
-        for row in rows
-        if row.role != "unknown"
-    ]
+    keys = [_key(row) for row in rows if row.role != "unknown"]
     # Names are looked for where there is something to find: that reads all again.
     lost = any(row.role == "unknown" and row.entries for row in rows)
     unreadable = [
@@ -102,6 +123,16 @@ def _report() -> dict[str, Any]:
         "unreadable": unreadable,
         "exit_code": exit_code,
     }
+
+
+def _key(row: Any) -> dict[str, Any]:
+    """Tell of a key whether it may be removed, and of what that is not known."""
+    removable, remark = row.removable, None
+    if removable and key_source(row.source) == "SECRET_KEY":
+        removable, remark = False, "Superset itself needs it"
+    elif removable and is_of_the_server(row.source):
+        remark = "other databases of the server may need it"
+    return {**_columns(row, KEY_COLUMNS), "removable": removable, "remark": remark}
 
 
 def _columns(row: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -130,7 +161,17 @@ def _print(report: dict[str, Any]) -> None:
         [
             (
                 *(_short(key[column]) for column in KEY_COLUMNS),
-                "unknown" if key["removable"] is None else _short(key["removable"]),
+                ": ".join(
+                    filter(
+                        None,
+                        (
+                            "unknown"
+                            if key["removable"] is None
+                            else _short(key["removable"]),
+                            key["remark"],
+                        ),
+                    )
+                ),
             )
             for key in report["keys"]
         ],
@@ -155,7 +196,7 @@ def _print_table(
     if not rows:
         click.echo(f"{instead}\n")
         return
-    table = [heads, *(tuple(map(_printable, row)) for row in rows)]
+    table = [heads, *(tuple(map(printable, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row, kinds in zip(table, [rows[0], *rows], strict=True):
         cells = (
@@ -166,7 +207,7 @@ def _print_table(
     click.echo()
 
 
-def _printable(value: Any) -> str:
+def printable(value: Any) -> str:
     """Spell out what would do something to a terminal or to the table."""
     text = str(value)
     return text if text.isprintable() else ascii(text)

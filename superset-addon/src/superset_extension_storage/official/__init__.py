@@ -14,7 +14,7 @@ from types import ModuleType
 
 from flask import Flask
 
-from . import context, ephemeral, persistent, secrets
+from . import context, ephemeral, persistent, secrets, sessions
 from .context import extension_context
 
 __all__ = ["extension_context", "install"]
@@ -27,6 +27,7 @@ def install(app: Flask) -> None:
     """Put the modules in place, where Superset has none or a setting says so."""
     app.config.setdefault("EXTENSION_STORAGE_REPLACE_API", False)
     app.config.setdefault("EXTENSION_STORAGE_UNPICKLE", [])
+    sessions.install(app)
     if sys.modules.get(CONTEXT) is context:
         return  # by another application of this process
     if not any(name in sys.modules or find_spec(name) for name in (CONTEXT, STORAGE)):

@@ -6,20 +6,22 @@ import hashlib
 import json as standard_json
 import pickle
 from collections.abc import Mapping
+from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 from flask import current_app
 from itsdangerous import BadSignature, Signer
 from superset.utils import json
 
-from ..dao import Entry
+from ..dao import PICKLED, Entry
 from ..errors import ExtensionStorageError, InvalidArgument
 
 JSON, BINARY, PICKLE = "json", "binary", "pickle"
 MIME_TYPES = {
     JSON: "application/json",
     BINARY: "application/octet-stream",
-    PICKLE: "application/x-python-pickle",
+    PICKLE: PICKLED,
 }
 
 
@@ -36,7 +38,7 @@ def codec_of(entry: Entry) -> str:
 
 def encode(codec: str, value: Any, address: Mapping[str, Any]) -> bytes:
     """Give the bytes of a value, which are never in the message of an error."""
-    if codec not in MIME_TYPES:
+    if not isinstance(codec, str) or codec not in MIME_TYPES:
         raise InvalidArgument(
             f"codec must be one of {', '.join(MIME_TYPES)}, not {ascii(codec)}", "22023"
         )
@@ -46,8 +48,13 @@ def encode(codec: str, value: Any, address: Mapping[str, Any]) -> bytes:
         return bytes(value)
     try:
         if codec == JSON:
+            _check_json(value)
             return json.dumps(value, default=_json_of).encode()
         pickled = pickle.dumps(value)
+    except _Inexact as error:
+        raise InvalidArgument(
+            f"value has {error}, which JSON cannot hold", "22023"
+        ) from None
     except Exception:
         raise InvalidArgument(
             f"value of type {type(value).__name__} cannot be encoded as {codec}",
@@ -65,8 +72,16 @@ def decode(entry: Entry, address: Mapping[str, Any], unpickle: bool) -> Any:
     if codec == JSON:
         try:
             return json.loads(entry.value)
-        except (ValueError, RecursionError):
+        except (json.JSONDecodeError, UnicodeDecodeError):
             raise ValueUndecodable(f"{name} is not JSON") from None
+        except RecursionError:
+            raise ValueUndecodable(
+                f"{name} is nested too deep for Python to read"
+            ) from None
+        except ValueError:  # of int()
+            raise ValueUndecodable(
+                f"{name} has a number of more digits than Python reads"
+            ) from None
     if not unpickle:
         raise ValueUndecodable(
             f"{name} is pickled",
@@ -85,11 +100,50 @@ def decode(entry: Entry, address: Mapping[str, Any], unpickle: bool) -> Any:
         raise ValueUndecodable(f"{name} cannot be unpickled") from error
 
 
+class _Inexact(Exception):
+    """What would come back from JSON as something else; says what it is."""
+
+
+def _check_json(value: Any) -> None:
+    """Refuse what the encoder would turn into something else without a word.
+
+    Not what has one form in JSON: a tuple, a date, a key that is a number.
+    """
+    left, seen = [value], set()
+    while left:
+        part = left.pop()
+        if isinstance(part, float) and not isfinite(part):
+            raise _Inexact("a number that is not finite")
+        if isinstance(part, (set, frozenset)):
+            raise _Inexact("a set")
+        if isinstance(part, Decimal):
+            raise _Inexact("a Decimal")
+        if not isinstance(part, (dict, list, tuple)) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            left += (key for key in part if isinstance(key, float))
+            if len(set(map(_key_of, part))) < len(part):
+                raise _Inexact("two keys of one text")
+        left += part.values() if isinstance(part, dict) else part
+
+
+def _key_of(key: Any) -> Any:
+    """Give the text that the encoder makes of a key, or what it refuses as it is."""
+    if isinstance(key, bytes):
+        return key.decode()
+    if key is None or isinstance(key, (bool, int, float)):
+        return standard_json.dumps(key)
+    return key
+
+
 def _json_of(value: Any) -> Any:
     """Convert as Superset does, which puts "[bytes]" for what is no text."""
     if isinstance(value, (bytes, memoryview)):
         raise TypeError
-    return json.json_iso_dttm_ser(value)
+    converted = json.json_iso_dttm_ser(value)
+    _check_json(converted)
+    return converted
 
 
 def _signer(address: Mapping[str, Any]) -> Signer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,13 +13,16 @@ from typing import Any
 
 from flask import current_app, has_request_context, request
 from flask.globals import request_ctx
+from sqlalchemy import select
+from superset.extensions import db, security_manager
 from superset.extensions.context import get_current_extension_context
 from superset.extensions.utils import get_extensions
-from superset.utils.core import get_user_id
 from superset_core.extensions.types import BaseExtension, Manifest
 
 from .persistent import UserPersistentState
 from .secrets import UserSecretsState
+from .sessions import current_user_id
+from .state import MAX_INTEGER
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class ExtensionContext:
     @property
     def user_id(self) -> int | None:
         """The user that was named, else the one of the request, None for neither."""
-        return get_user_id() if self.named_user_id is None else self.named_user_id
+        named = self.named_user_id
+        return current_user_id() if named is None else named
 
     @property
     def storage(self) -> ExtensionStorage:
@@ -64,9 +69,28 @@ class ExtensionContext:
         return ExtensionStorage(self)
 
 
-# What extension_context() has entered last, and in which request, if in one.
-_entered: ContextVar[tuple[ExtensionContext, Any] | None] = ContextVar(
-    "extension_storage_context", default=None
+@dataclass(eq=False)
+class _Entered:
+    """A context that extension_context() has entered, and the request, if in one."""
+
+    context: ExtensionContext
+    request: weakref.ref[Any] | None
+    left: bool = False
+
+    def is_of(self, request: Any) -> bool:
+        """May code of a request, or of none, run as this?"""
+        if self.left:
+            return False
+        return (None if self.request is None else self.request()) is request
+
+    def is_over(self) -> bool:
+        return self.left or (self.request is not None and self.request() is None)
+
+
+# What was entered, in that order.  Copies of it, in threads and in generators that
+# are left late, have what was left: that is noted in it.
+_entered: ContextVar[tuple[_Entered, ...]] = ContextVar(
+    "extension_storage_contexts", default=()
 )
 
 
@@ -75,19 +99,19 @@ def get_context() -> ExtensionContext:
 
     Raises RuntimeError where that is no extension's.
     """
-    entered, within = _entered.get() or (None, None)
-    if entered is not None and within is _request():
-        return entered
+    request = _request()
+    for entered in reversed(_entered.get()):
+        if entered.is_of(request):
+            return entered.context
     if loading := get_current_extension_context():
         return ExtensionContext(loading.manifest)
     if manifest := _manifest_of_request():
         return ExtensionContext(manifest)
-    if entered is None:
-        raise RuntimeError(
-            "get_context() must be called in an extension: while it is loaded, in"
-            " a request to its API, or in extension_context()"
-        )
-    return entered
+    raise RuntimeError(
+        "get_context() must be called in an extension: while it is loaded, in a"
+        " request to its API, or in an extension_context() that was entered in the"
+        " same request, or outside of any, and not left"
+    )
 
 
 @contextmanager
@@ -99,13 +123,18 @@ def extension_context(
     For what neither a request nor the loading of an extension tells: threads,
     tasks and commands. The extension is its manifest or the id of one that is
     installed; without a user the one of the request or of `override_user`
-    stays. Contexts nest, and each thread has its own.
+    stays. Contexts nest, and each thread has its own. One is valid in the request
+    in which it was entered, or outside of requests, until it is left.
     """
     if isinstance(user_id, bool) or not isinstance(user_id, (int, type(None))):
         raise TypeError("user_id must be the integer id of a user")
+    if not isinstance(extension, (str, Manifest)):
+        raise TypeError("extension must be a manifest or the id of an extension")
     manifest = _installed(extension) if isinstance(extension, str) else extension
     if manifest is None:
         raise LookupError(f"no extension {ascii(extension)} is installed")
+    if user_id is not None and not _is_user(user_id):
+        raise LookupError(f"there is no user {user_id}")
     if sys.modules["superset_core.extensions.context"] is not sys.modules[__name__]:
         from superset.extensions.context import extension_context as superset_s_own
 
@@ -113,11 +142,27 @@ def extension_context(
             yield context
         return
     context = ExtensionContext(manifest, user_id)
-    token = _entered.set((context, _request()))
+    request = _request()
+    entered = _Entered(context, None if request is None else weakref.ref(request))
+    _entered.set((*(e for e in _entered.get() if not e.is_over()), entered))
     try:
         yield context
     finally:
-        _entered.reset(token)
+        entered.left = True  # wherever it has been copied to
+        _entered.set(tuple(e for e in _entered.get() if not e.is_over()))
+
+
+def _is_user(user_id: int) -> bool:
+    """Is there a user?  Nothing would delete the entries of one that is not."""
+    if not 0 < user_id <= MAX_INTEGER:
+        return False
+    users = security_manager.user_model.__table__
+    asked = select(users.c.id).where(users.c.id == user_id)
+    session = db.session() if db.session.registry.has() else None
+    if session is not None and session.in_transaction():
+        return session.connection().execute(asked).first() is not None
+    with db.engine.connect() as connection:  # so that no transaction stays open
+        return connection.execute(asked).first() is not None
 
 
 def _request() -> Any:

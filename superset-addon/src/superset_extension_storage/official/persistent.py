@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
+from uuid import UUID
 
 from ..dao import EntryWithValue, is_reserved
 from ..errors import (
@@ -13,6 +14,7 @@ from ..errors import (
     ValueUndecryptable,
 )
 from .codecs import JSON, ValueUndecodable, codec_of
+from .sessions import reads
 from .state import State, UserState, newest_first, with_values
 
 # A page of more than one entry has no more bytes of values.
@@ -35,6 +37,9 @@ class PersistentListOptions:
     page_size: int
     resource_type: str | None = None
     resource_uuid: str | None = None
+
+
+_LIST_OPTIONS = [option.name for option in fields(PersistentListOptions)]
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,15 @@ class SharedPersistentState(State):
 
         An entry that is encrypted stays so, whatever the options say.
         """
-        options = options or PersistentSetOptions()
+        options = PersistentSetOptions() if options is None else options
+        # Superset 7 has classes of its own with these fields.
+        if not hasattr(options, "codec") or not hasattr(options, "encrypt"):
+            raise InvalidArgument("options must be PersistentSetOptions", "22023")
+        if not isinstance(options.encrypt, bool):
+            raise InvalidArgument("encrypt must be True or False", "22023")
         self._set(key, value, options.codec, options.encrypt)
 
+    @reads
     def list(
         self, options: PersistentListOptions, *, pickle: bool = False
     ) -> PersistentListResult:
@@ -99,7 +110,14 @@ class SharedPersistentState(State):
 
         One whose value cannot be read raises the error when its value is used.
         """
-        if options.resource_type is not None and is_reserved(options.resource_type):
+        if not all(hasattr(options, name) for name in _LIST_OPTIONS):
+            raise InvalidArgument("options must be PersistentListOptions", "22023")
+        for name in ("resource_type", "resource_uuid"):
+            if not isinstance(getattr(options, name), (str, UUID, type(None))):
+                raise InvalidArgument(f"{name} must be a string", "22023")
+        if options.resource_type is not None and is_reserved(
+            str(options.resource_type)
+        ):
             raise InvalidArgument("resource_type is reserved", "22023")
         scope = {
             **self._scope(),

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from ..dao import SECRETS
 from .codecs import JSON
+from .sessions import reads
 from .state import State, UserState, entries_by_key
 
 
@@ -26,6 +27,7 @@ class SharedSecretsState(State):
         """Remove a secret if there is one, and commit as `set` does."""
         self._remove(key)
 
+    @reads
     def list_names(self) -> list[str]:
         """Give the keys of all secrets in order."""
         return [entry.key for entry in entries_by_key(self._scope())]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flask import current_app
-from superset.extensions import db
-from superset.utils.core import get_user_id
-from superset.utils.decorators import transaction
 
-from ..dao import LIST_STEP, Entry, EntryWithValue, ExtensionStorageDAO
+from ..dao import LIST_STEP, Entry, EntryWithValue, ExtensionStorageDAO, savepoint
 from ..errors import InvalidArgument
 from . import codecs
+from .sessions import current_user_id, reads, writes
 
 if TYPE_CHECKING:
     from .context import ExtensionContext
@@ -56,6 +52,7 @@ class State:
             raise InvalidArgument("key must be a string", "22023")
         return {**self._scope(), "key": key}
 
+    @reads
     def _get(self, key: str, unpickle: bool = False) -> Any:
         address = self._address(key)
         entry = read(address)
@@ -67,11 +64,11 @@ class State:
             entry, address, unpickle or address["extension_id"] in allowed
         )
 
-    @transaction(on_error=None)
+    @writes
     def _set(self, key: str, value: Any, codec: str, encrypt: bool) -> None:
         address = self._address(key)
         encoded = codecs.encode(codec, value, address)
-        with _savepoint():
+        with savepoint():
             ExtensionStorageDAO.set(
                 **address,
                 value=encoded,
@@ -80,10 +77,10 @@ class State:
                 actor_fk=_user_of(self._current()),
             )
 
-    @transaction(on_error=None)
+    @writes
     def _remove(self, key: str) -> None:
         address = self._address(key)
-        with _savepoint():
+        with savepoint():
             ExtensionStorageDAO.delete(**address)
 
 
@@ -101,31 +98,21 @@ class UserState(State):
 
 def _user_of(context: Any) -> int | None:
     # Superset's own contexts tell a user that was named, no other.
-    return get_user_id() if context.user_id is None else context.user_id
+    return current_user_id() if context.user_id is None else context.user_id
 
 
 def read(address: dict[str, Any]) -> Entry | None:
-    with _savepoint():
+    with savepoint():
         return ExtensionStorageDAO.get(**address)
-
-
-@contextmanager
-def _savepoint() -> Iterator[None]:
-    """Keep the caller's transaction usable where a statement fails.
-
-    The session's own savepoints would flush what the caller has changed.
-    """
-    with db.session.connection().begin_nested():
-        yield
 
 
 def newest_first(
     scope: dict[str, Any], page: int, page_size: int
 ) -> tuple[list[Entry], int]:
     """Give a page of a scope's entries, without values, and the number of all."""
-    if not isinstance(page, int) or not isinstance(page_size, int):
+    if type(page) is not int or type(page_size) is not int:  # True is an int, too
         raise InvalidArgument("page and page_size must be integers", "22023")
-    with _savepoint():
+    with savepoint():
         entries = ExtensionStorageDAO.list_scope(
             **scope,
             page=min(max(page, 0), MAX_INTEGER),
@@ -139,7 +126,7 @@ def with_values(scope: dict[str, Any], entries: list[Entry]) -> list[EntryWithVa
     """Read the values of entries, of those that are still there."""
     keys = [entry.key for entry in entries]
     found: list[EntryWithValue] = []
-    with _savepoint():
+    with savepoint():
         for first in range(0, len(keys), LIST_STEP):
             found += ExtensionStorageDAO.get_many(
                 **scope, keys=keys[first : first + LIST_STEP]
@@ -149,5 +136,5 @@ def with_values(scope: dict[str, Any], entries: list[Entry]) -> list[EntryWithVa
 
 def entries_by_key(scope: dict[str, Any]) -> list[Entry]:
     """Give all entries of a scope, without values."""
-    with _savepoint():
+    with savepoint():
         return ExtensionStorageDAO.list_scope(**scope)
