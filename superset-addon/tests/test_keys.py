@@ -388,7 +388,8 @@ def test_key_file_and_configuration(second: Superset, key_file: Path) -> None:
     assert report() == [
         "Key 1, F, line 1 of the server's key file: encrypts, 1 entries; it is needed",
         "Key 2, F, line 2 of the server's key file: decrypts, 0 entries; it may be"
-        " removed",
+        " removed as far as this database goes: the file is that of all databases of"
+        " the server, and each must be asked",
         "Key 3, F, SECRET_KEY: decrypts, 1 entries; it is needed",
     ]
 
