@@ -74,7 +74,7 @@ typedef struct Purge
 		.lock_entries = LOCK_ENTRIES(condition, use_index, __VA_ARGS__), \
 		.delete_entries = { \
 			.sql = "DELETE FROM " SQL_TABLE " WHERE " condition, \
-			.by_index = use_index, .counted = true, __VA_ARGS__ \
+			.by_index = use_index, __VA_ARGS__ \
 		} \
 	}
 
@@ -110,7 +110,8 @@ static Statement clear_users_statement = {
 	" CASE WHEN e.changed_by_fk" IS_GONE " THEN NULL ELSE e.changed_by_fk END"
 	" WHERE " NAMES_GONE,
 	STATEMENT_PARAMS(user_params),
-	.expand = expand_gone
+	.expand = expand_gone,
+	.keeps_bytes = true
 };
 
 #define NAMES_ANY "e.created_by_fk IS NOT NULL OR e.changed_by_fk IS NOT NULL"
@@ -119,7 +120,8 @@ static Statement lock_all_users_statement =
 LOCK_ENTRIES(NAMES_ANY, false,.params = NULL);
 static Statement clear_all_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk = NULL, changed_by_fk = NULL"
-	" WHERE " NAMES_ANY
+	" WHERE " NAMES_ANY,
+	.keeps_bytes = true
 };
 
 /* The arguments of the purge functions. */

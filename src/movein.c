@@ -130,9 +130,6 @@ static const StatementParam move_params[] = {
 	[MOVE_VALUE_SIZE] = {"value_size", INT4OID}
 };
 
-StaticAssertDecl(NUM_MOVE_PARAMS <= STATEMENT_MAX_PARAMS,
-				 "move_in has too many parameters");
-
 enum
 {
 	THERE_CHANGED_ON,
@@ -160,8 +157,7 @@ static Statement insert_statement = {
 	" COALESCE($uuid, pg_catalog.gen_random_uuid()), $category, $description,"
 	" $value, $value_type, $is_encrypted, $created_on, $changed_on,"
 	" $created_by_fk, $changed_by_fk, $value_size) ON CONFLICT DO NOTHING",
-	STATEMENT_PARAMS(move_params),
-	.counted = true
+	STATEMENT_PARAMS(move_params)
 };
 static Statement update_statement = {
 	.sql = "UPDATE " SQL_TABLE
@@ -174,8 +170,7 @@ static Statement update_statement = {
 	" AND (e.is_encrypted IS FALSE OR $is_encrypted)",
 	STATEMENT_PARAMS(move_params),
 	.expand = ExpandScope,
-	.by_index = true,
-	.counted = true
+	.by_index = true
 };
 
 typedef struct MoveIn

@@ -206,21 +206,20 @@ static Statement lock_statement = {
  */
 #define ITS_PLACE "[pg_catalog.width_bucket(CAST(e.id AS pg_catalog.int8), $ids)]"
 
-/* A rotation does not change how many bytes a quota counts. */
 static Statement write_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET value = ($new_values)" ITS_PLACE
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
 	AND_IS_ENCRYPTED " AND e.value" SQL_EQ "($old_values)" ITS_PLACE
 	" RETURNING @columns@",
 	STATEMENT_PARAMS(write_params), STATEMENT_COLUMNS(id_columns),
-	.by_index = true
+	.by_index = true, .keeps_bytes = true
 };
 static Statement write_one_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET value = $new_value"
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "$id"
 	AND_IS_ENCRYPTED " AND e.value" SQL_EQ "$old_value",
 	STATEMENT_PARAMS(one_params),
-	.by_index = true
+	.by_index = true, .keeps_bytes = true
 };
 
 /* Transactions that have written to the table, or may be about to. */

@@ -400,6 +400,21 @@ plan_by_index(SPIPlanPtr plan)
 	AtEOXact_GUC(true, nestlevel);
 }
 
+/* Does a statement write to the table extension_storage? */
+pg_attribute_unused()
+static bool
+writes_entries(const char *sql)
+{
+	static const char *const starts[] = {
+		"INSERT INTO " SQL_TABLE, "UPDATE " SQL_TABLE, "DELETE FROM " SQL_TABLE
+	};
+
+	for (size_t i = 0; i < lengthof(starts); i++)
+		if (strncmp(sql, starts[i], strlen(starts[i])) == 0)
+			return true;
+	return false;
+}
+
 /* Returns the plan of a statement for a shape, made (anew) if need be. */
 static SPIPlanPtr
 get_plan(const Connection *connection, Statement *statement, int shape)
@@ -407,7 +422,8 @@ get_plan(const Connection *connection, Statement *statement, int shape)
 	SPIPlanPtr	plan;
 
 	Assert(shape >= 0 && shape < STATEMENT_MAX_SHAPES);
-	Assert(connection->quota_prepared || !statement->counted);
+	Assert(connection->quota_prepared || statement->keeps_bytes ||
+		   !writes_entries(statement->sql));
 	use_schema(connection->schema);
 
 	/*

@@ -58,7 +58,8 @@ typedef struct Statement
 	const StatementColumn *columns;
 	StatementExpand expand;
 	bool		by_index;		/* never anything but an index scan */
-	bool		counted;		/* changes bytes that a quota counts */
+	bool		keeps_bytes;	/* writes entries, but no byte that a quota
+								 * counts */
 	struct
 	{
 		SPIPlanPtr	plan;
@@ -66,10 +67,14 @@ typedef struct Statement
 	}			kept[STATEMENT_MAX_SHAPES];
 } Statement;
 
+/* The number of an array's elements; more than allowed do not compile. */
+#define AT_MOST(array, most) \
+	(lengthof(array) + 0 * sizeof(char[lengthof(array) <= (most) ? 1 : -1]))
+
 #define STATEMENT_PARAMS(array) \
-	.nparams = lengthof(array), .params = (array)
+	.nparams = AT_MOST(array, STATEMENT_MAX_PARAMS), .params = (array)
 #define STATEMENT_COLUMNS(array) \
-	.ncolumns = lengthof(array), .columns = (array)
+	.ncolumns = AT_MOST(array, STATEMENT_MAX_COLUMNS), .columns = (array)
 
 /* What a statement is run with. */
 typedef struct StatementArgs

@@ -112,9 +112,6 @@ static const StatementParam set_params[] = {
 	[SET_PARAM_EXPECTED_VERSION] = {"expected_version", INT8OID}
 };
 
-StaticAssertDecl(NUM_SET_PARAMS <= STATEMENT_MAX_PARAMS,
-				 "set has too many parameters");
-
 /* The arguments of set_many. */
 enum
 {
@@ -292,8 +289,7 @@ static Statement insert_statement = {
 	" $now, $now, $actor_fk, $actor_fk, $value_size)"
 	" ON CONFLICT (extension_id, user_fk, resource_type, resource_uuid, key)"
 	" DO NOTHING RETURNING @columns@",
-	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
-	.counted = true
+	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns)
 };
 
 #define UPDATE_ENTRY \
@@ -307,23 +303,23 @@ static Statement insert_statement = {
 static Statement update_statement = {
 	.sql = UPDATE_ENTRY " RETURNING @columns@",
 	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
-	.expand = ExpandScope, .by_index = true, .counted = true
+	.expand = ExpandScope, .by_index = true
 };
 static Statement update_expected_statement = {
 	.sql = UPDATE_ENTRY " AND " AS_EXPECTED " RETURNING @columns@",
 	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
-	.expand = ExpandScope, .by_index = true, .counted = true
+	.expand = ExpandScope, .by_index = true
 };
 static Statement delete_statement = {
 	.sql = "DELETE FROM " SQL_TABLE THE_ENTRY
 	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)",
 	STATEMENT_PARAMS(delete_params),
-	.expand = ExpandScope, .by_index = true, .counted = true
+	.expand = ExpandScope, .by_index = true
 };
 static Statement delete_prefix_statement = {
 	.sql = "DELETE FROM " SQL_TABLE " WHERE @scope@",
 	STATEMENT_PARAMS(prefix_params),
-	.expand = ExpandScope, .by_index = true, .counted = true
+	.expand = ExpandScope, .by_index = true
 };
 static Statement rename_statement = {
 	.sql = "UPDATE " SQL_TABLE
@@ -333,7 +329,7 @@ static Statement rename_statement = {
 	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)"
 	" RETURNING @columns@",
 	STATEMENT_PARAMS(rename_params), STATEMENT_COLUMNS(entry_columns),
-	.expand = ExpandScope, .by_index = true, .counted = true
+	.expand = ExpandScope, .by_index = true
 };
 
 PG_FUNCTION_INFO_V1(ext_storage_set);
