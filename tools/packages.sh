@@ -87,7 +87,7 @@ need_build() {
 
 need_test() {
     need_build
-    need libipc-run-perl python3-cryptography
+    need libipc-run-perl python3-cryptography openssl
 }
 
 need_lint() {

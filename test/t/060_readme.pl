@@ -18,10 +18,18 @@ my @blocks = $readme =~ /^```sql\n(.*?)^```$/msg;
 my $uninstall = pop @blocks;
 my @runbook = $readme =~ /`((?:CALL|SELECT)[^`]*;)`/g;
 my $node = PostgreSQL::Test::Cluster->new('main');
-my $file = $node->basedir . '/keys';
+my $file = $node->basedir . '/extension_storage.keys';
 
-append_to_file($file, "a secret\n");
-chmod 0600, $file or die "chmod $file: $!";
+# The commands of a section that are about the key file, for this user and folder.
+sub key_file_commands
+{
+	my ($title) = @_;
+	my ($commands) = grep { /\.keys/ } section($title) =~ /^ *```sh\n(.*?)^ *```$/msg;
+
+	return $commands =~ s{/etc/postgresql/15/main}{$node->basedir}egr =~ s/-o postgres -g postgres //gr;
+}
+
+system_or_bail('sh', '-ec', key_file_commands('Install it'));
 $node->init;
 $node->append_conf('postgresql.conf',
 	"shared_preload_libraries = 'extension_storage'\n"
@@ -87,6 +95,18 @@ for my $call ($example =~ /^=> (.*?;)\n/msg)
 	$answered .= "=> $call\n" . $out =~ s/ +$//mgr . "\n";
 }
 is($answered =~ s{\n+\z}{}r, $example =~ s{\n+\z}{}r, 'the examples answer as shown');
+
+# -- a new first line --
+
+my $keys = 'SELECT count(*) FROM ext_storage.ext_storage_configured_keys()';
+is($node->safe_psql('postgres', $keys), 1, 'the key file has a line');
+system_or_bail('sh', '-ec', key_file_commands('Rotate keys'));
+is(sprintf('%o', (stat $file)[2] & 07777), '600', 'the new key file is the server\'s alone');
+$node->reload;
+ok($node->poll_query_until('postgres', "SELECT ($keys) = 2"), 'it has two');
+is($node->safe_psql('postgres',
+		q{SELECT count(*) FROM ext_storage.ext_storage_get_entry('acme.notes', 'login', 7)}),
+	1, 'what was encrypted with the old one is read');
 
 # -- what there is, and what the README lists --
 
