@@ -8,8 +8,8 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "fmgr.h"
 #include "entry.h"
+#include "fmgr.h"
 #include "keyring.h"
 #include "quota.h"
 #include "rotation.h"

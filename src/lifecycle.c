@@ -36,18 +36,21 @@ static const StatementParam resource_params[] = {
 	[RESOURCE_PARAM_UUIDS] = {"resource_uuids", TEXTARRAYOID}
 };
 
-static const StatementColumn lock_columns[] = {{"locked", INT4OID, NOT_NULL}};
-static const StatementColumn count_columns[] = {{"locked", INT8OID, NOT_NULL}};
+static const StatementColumn lock_columns[] = {{"locked", INT8OID, NOT_NULL}};
 
-/* Locks the entries that match a condition, in the order of set_many. */
-#define LOCK_ENTRIES(condition, use_index, ...) \
+/* Locks rows in their order, and counts them. */
+#define LOCK_ROWS(rows, use_index, ...) \
 	{ \
-		.sql = "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM " SQL_TABLE \
-		" WHERE " condition " ORDER BY e.extension_id, e.user_fk," \
-		" e.resource_type, e.resource_uuid, e.key FOR UPDATE) AS locked", \
-		STATEMENT_COLUMNS(count_columns), \
+		.sql = "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM " rows \
+		" FOR UPDATE) AS locked", \
+		STATEMENT_COLUMNS(lock_columns), \
 		.by_index = use_index, __VA_ARGS__ \
 	}
+
+/* The entries that match a condition, in the order of set_many. */
+#define LOCK_ENTRIES(condition, use_index, ...) \
+	LOCK_ROWS(SQL_TABLE " WHERE " condition " ORDER BY e.extension_id, e.user_fk," \
+			  " e.resource_type, e.resource_uuid, e.key", use_index, __VA_ARGS__)
 
 /*
  * How the entries that match a condition go: where bytes are counted, the
@@ -63,14 +66,10 @@ typedef struct Purge
 
 #define PURGE(condition, use_index, ...) \
 	{ \
-		.lock_usage = { \
-			.sql = "SELECT 1 FROM @schema@.extension_storage_usage AS u" \
+		.lock_usage = LOCK_ROWS("@schema@.extension_storage_usage AS u" \
 			" WHERE u.extension_id" SQL_EQ "ANY (ARRAY(SELECT e.extension_id FROM " \
-			SQL_TABLE " WHERE " condition "))" \
-			" ORDER BY u.extension_id FOR UPDATE", \
-			STATEMENT_COLUMNS(lock_columns), \
-			.by_index = use_index, __VA_ARGS__ \
-		}, \
+			SQL_TABLE " WHERE " condition ")) ORDER BY u.extension_id", \
+			use_index, __VA_ARGS__), \
 		.lock_entries = LOCK_ENTRIES(condition, use_index, __VA_ARGS__), \
 		.delete_entries = { \
 			.sql = "DELETE FROM " SQL_TABLE " WHERE " condition, \

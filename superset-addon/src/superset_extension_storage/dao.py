@@ -448,8 +448,9 @@ class ExtensionStorageDAO:
         """Make an entry or replace its value, type, category and description.
 
         `is_encrypted=None` keeps what the entry has, which is False for a new
-        one; secrets are always encrypted. `if_version` writes only over that version, 0 only a new entry.
-        `actor_fk` is noted as who did it, else the current user.
+        one; secrets are always encrypted. `if_version` writes only over that
+        version, 0 only a new entry. `actor_fk` is noted as who did it, else the
+        current user.
         """
         _check_value("value", value)
         (row,) = call(

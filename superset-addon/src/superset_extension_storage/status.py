@@ -136,8 +136,7 @@ def _key(row: Any) -> dict[str, Any]:
 
 
 def _columns(row: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """Take the named columns; None for one that an older extension has not."""
-    return {name: getattr(row, name, None) for name in names}
+    return {name: getattr(row, name) for name in names}
 
 
 def _print(report: dict[str, Any]) -> None:
