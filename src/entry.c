@@ -75,14 +75,14 @@ EntryInit(void)
 }
 
 /*
- * CheckArguments
+ * AssertArguments
  *		Asserts that an SQL function is declared with the arguments that its C
  *		function takes.
  */
 void
-CheckArguments(FunctionCallInfo fcinfo pg_attribute_unused(),
-			   const ArgumentInfo *arguments pg_attribute_unused(),
-			   int narguments pg_attribute_unused())
+AssertArguments(FunctionCallInfo fcinfo pg_attribute_unused(),
+				const ArgumentInfo *arguments pg_attribute_unused(),
+				int narguments pg_attribute_unused())
 {
 #ifdef USE_ASSERT_CHECKING
 	HeapTuple	function = SearchSysCache1(PROCOID,
@@ -95,9 +95,44 @@ CheckArguments(FunctionCallInfo fcinfo pg_attribute_unused(),
 	Assert(PG_NARGS() == narguments);
 	Assert(get_func_arg_info(function, &types, &names, &modes) >= narguments);
 	for (int i = 0; i < narguments; i++)
+	{
+		Assert(arguments[i].name != NULL);
 		Assert(strcmp(names[i], arguments[i].name) == 0);
+		Assert(types[i] == arguments[i].type);
+	}
 	ReleaseSysCache(function);
 #endif
+}
+
+/*
+ * AssertResult
+ *		Asserts that an SQL function is declared with the columns that its C
+ *		function returns.  The declaration of an older release may end earlier.
+ */
+void
+AssertResult(TupleDesc tupdesc pg_attribute_unused(),
+			 const StatementColumn *columns pg_attribute_unused(),
+			 int ncolumns pg_attribute_unused())
+{
+#ifdef USE_ASSERT_CHECKING
+	Assert(tupdesc->natts <= ncolumns);
+	for (int i = 0; i < tupdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
+
+		Assert(columns[i].name != NULL);
+		Assert(strcmp(NameStr(att->attname), columns[i].name) == 0);
+		Assert(att->atttypid == columns[i].type);
+	}
+#endif
+}
+
+static void
+report_null(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+			 errmsg("%s must not be null", name)));
 }
 
 /*
@@ -109,9 +144,7 @@ RequireArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 				int argno)
 {
 	if (PG_ARGISNULL(argno))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null", arguments[argno].name)));
+		report_null(arguments[argno].name);
 }
 
 /*
@@ -152,9 +185,7 @@ CheckText(const text *value, const char *name, int max_chars, bool required)
 		case TEXT_FITS:
 			break;
 		case TEXT_IS_NULL:
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("%s must not be null", name)));
+			report_null(name);
 			break;
 		case TEXT_IS_EMPTY:
 			ereport(ERROR,
@@ -183,7 +214,7 @@ TextArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno)
 	const ArgumentInfo *info = &arguments[argno];
 	text	   *arg = PG_ARGISNULL(argno) ? NULL : PG_GETARG_TEXT_PP(argno);
 
-	Assert(info->max_chars > 0);
+	Assert(info->type == TEXTOID && info->max_chars > 0);
 	CheckText(arg, info->name, info->max_chars, info->required);
 	return arg;
 }
@@ -199,7 +230,21 @@ TextParam(StatementArgs *args, int param, FunctionCallInfo fcinfo,
 	text	   *arg = TextArgument(fcinfo, arguments, argno);
 
 	if (arg != NULL)
-		StatementSet(args, param, PointerGetDatum(arg));
+		StatementSet(args, param, TEXTOID, PointerGetDatum(arg));
+}
+
+/*
+ * ValueParam
+ *		Takes an argument of the call that is no text as a parameter of a
+ *		statement.
+ */
+void
+ValueParam(StatementArgs *args, int param, FunctionCallInfo fcinfo,
+		   const ArgumentInfo *arguments, int argno)
+{
+	if (!PG_ARGISNULL(argno))
+		StatementSet(args, param, arguments[argno].type,
+					 PG_GETARG_DATUM(argno));
 }
 
 /*
@@ -286,11 +331,9 @@ AddressParams(StatementArgs *args, FunctionCallInfo fcinfo,
 			  address->at[PARAM_EXTENSION_ID]);
 	if (address->at[PARAM_KEY] >= 0)
 		TextParam(args, PARAM_KEY, fcinfo, arguments, address->at[PARAM_KEY]);
+	ValueParam(args, PARAM_USER_FK, fcinfo, arguments, user_fk);
 	if (!PG_ARGISNULL(user_fk))
-	{
-		StatementSet(args, PARAM_USER_FK, PG_GETARG_DATUM(user_fk));
 		args->shape |= SHAPE_USER;
-	}
 	if (PG_ARGISNULL(resource_type) != PG_ARGISNULL(resource_uuid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -298,7 +341,7 @@ AddressParams(StatementArgs *args, FunctionCallInfo fcinfo,
 	if (!PG_ARGISNULL(resource_type))
 	{
 		TextParam(args, PARAM_RESOURCE_TYPE, fcinfo, arguments, resource_type);
-		StatementSet(args, PARAM_RESOURCE_UUID,
+		StatementSet(args, PARAM_RESOURCE_UUID, TEXTOID,
 					 PointerGetDatum(ResourceUuidArgument(fcinfo, arguments,
 														  resource_uuid)));
 		args->shape |= SHAPE_RESOURCE;
@@ -357,7 +400,8 @@ ArrayArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno,
 
 	if (PG_ARGISNULL(argno))
 		return -1;
-	array = PG_GETARG_ARRAYTYPE_P(argno);
+	array = DatumGetArrayTypeP(ArgumentValue(fcinfo, arguments, argno,
+											 get_array_type(type)));
 	if (ARR_NDIM(array) > 1 || ARR_ELEMTYPE(array) != type)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -481,10 +525,6 @@ void
 RequireKey(const StatementArgs *args, bool there_is, const char *needed)
 {
 	if (!there_is)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NO_KEY),
-				 errmsg("no encryption key is configured"),
-				 errdetail("The value of %s %s encrypted.",
-						   DescribeEntry(args->values, args->nulls), needed),
-				 errhint("Set extension_storage.encryption_keys_file.")));
+		ReportNoKey(psprintf("The value of %s %s encrypted.",
+							 DescribeEntry(args->values, args->nulls), needed));
 }

@@ -30,6 +30,7 @@
 typedef struct ArgumentInfo
 {
 	const char *name;
+	Oid			type;
 	int			max_chars;		/* of a text, 0 if it is none */
 	bool		required;		/* neither null nor an empty text */
 } ArgumentInfo;
@@ -95,25 +96,25 @@ enum
 };
 
 #define ADDRESS_ARGUMENTS \
-	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true}, \
-	[ADDRESS_ARG_KEY] = {"key", MAX_KEY_CHARS, true}, \
-	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false}, \
-	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true}, \
-	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
+	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true}, \
+	[ADDRESS_ARG_KEY] = {"key", TEXTOID, MAX_KEY_CHARS, true}, \
+	[ADDRESS_ARG_USER_FK] = {"user_fk", INT4OID, 0, false}, \
+	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", TEXTOID, MAX_RESOURCE_TYPE_CHARS, true}, \
+	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", TEXTOID, MAX_RESOURCE_UUID_CHARS, true}
 
 /* With an array of keys in the place of the key. */
 #define KEYS_ARGUMENTS \
-	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true}, \
-	[ADDRESS_ARG_KEY] = {"keys", 0, true}, \
-	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false}, \
-	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true}, \
-	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
+	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true}, \
+	[ADDRESS_ARG_KEY] = {"keys", TEXTARRAYOID, 0, true}, \
+	[ADDRESS_ARG_USER_FK] = {"user_fk", INT4OID, 0, false}, \
+	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", TEXTOID, MAX_RESOURCE_TYPE_CHARS, true}, \
+	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", TEXTOID, MAX_RESOURCE_UUID_CHARS, true}
 
 #define SCOPE_ARGUMENTS \
-	[SCOPE_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true}, \
-	[SCOPE_ARG_USER_FK] = {"user_fk", 0, false}, \
-	[SCOPE_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true}, \
-	[SCOPE_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
+	[SCOPE_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true}, \
+	[SCOPE_ARG_USER_FK] = {"user_fk", INT4OID, 0, false}, \
+	[SCOPE_ARG_RESOURCE_TYPE] = {"resource_type", TEXTOID, MAX_RESOURCE_TYPE_CHARS, true}, \
+	[SCOPE_ARG_RESOURCE_UUID] = {"resource_uuid", TEXTOID, MAX_RESOURCE_UUID_CHARS, true}
 
 /* Where a function has the arguments that address an entry. */
 typedef struct AddressArguments
@@ -169,12 +170,30 @@ extern const AddressArguments scope_address;
 /* For @scope@ and @order@, see ExpandScope. */
 #define THE_ENTRY " WHERE @scope@ AND e.key" SQL_EQ "$key"
 
+/* A new row, and a new value of an old one; the rest are parameters. */
+#define INSERT_ENTRY(uuid, created_on, changed_on, created_by, changed_by) \
+	"INSERT INTO " SQL_TABLE \
+	" (extension_id, key, user_fk, resource_type, resource_uuid, uuid," \
+	" category, description, value, value_type, is_encrypted," \
+	" created_on, changed_on, created_by_fk, changed_by_fk, value_size)" \
+	" VALUES ($extension_id, $key, $user_fk, $resource_type, $resource_uuid, " \
+	uuid ", $category, $description, $value, $value_type, $is_encrypted, " \
+	created_on ", " changed_on ", " created_by ", " changed_by ", $value_size)"
+#define UPDATE_ENTRY(changed_on, changed_by) \
+	"UPDATE " SQL_TABLE \
+	" SET category = $category, description = $description, value = $value," \
+	" value_type = $value_type, is_encrypted = $is_encrypted," \
+	" changed_on = " changed_on ", changed_by_fk = " changed_by "," \
+	" value_size = $value_size, version = e.version" SQL_PLUS "1" THE_ENTRY
+
 /* How many keys one call can name in an array. */
 #define MAX_KEYS 1000
 
 extern void EntryInit(void);
-extern void CheckArguments(FunctionCallInfo fcinfo,
-						   const ArgumentInfo *arguments, int narguments);
+extern void AssertArguments(FunctionCallInfo fcinfo,
+							const ArgumentInfo *arguments, int narguments);
+extern void AssertResult(TupleDesc tupdesc, const StatementColumn *columns,
+						 int ncolumns);
 extern TextFault FindTextFault(const text *value, int max_chars, bool required,
 							   int *nchars);
 extern void CheckText(const text *value, const char *name, int max_chars,
@@ -183,6 +202,8 @@ extern text *TextArgument(FunctionCallInfo fcinfo,
 						  const ArgumentInfo *arguments, int argno);
 extern void RequireArgument(FunctionCallInfo fcinfo,
 							const ArgumentInfo *arguments, int argno);
+extern void ValueParam(StatementArgs *args, int param, FunctionCallInfo fcinfo,
+					   const ArgumentInfo *arguments, int argno);
 extern void TextParam(StatementArgs *args, int param, FunctionCallInfo fcinfo,
 					  const ArgumentInfo *arguments, int argno);
 extern text *ResourceUuidArgument(FunctionCallInfo fcinfo,
@@ -203,5 +224,27 @@ extern bool CanonicalUuid(const char *text, int len, char *canonical);
 extern char *DescribeEntry(const Datum *address, const char *nulls);
 extern void RequireKey(const StatementArgs *args, bool there_is,
 					   const char *needed);
+
+/* The arguments of a function, in an array whose places an enum names. */
+#define CheckArguments(fcinfo, arguments, count) \
+	AssertArguments(fcinfo, arguments, NUMBER_OF(arguments, count))
+
+/* The same of the columns that it returns. */
+#define CheckResult(tupdesc, columns, count) \
+	AssertResult(tupdesc, columns, NUMBER_OF(columns, count))
+
+/*
+ * ArgumentValue
+ *		Returns an argument that is not null, and must be declared with the type
+ *		that the caller reads it as.
+ */
+static inline Datum
+ArgumentValue(FunctionCallInfo fcinfo,
+			  const ArgumentInfo *arguments pg_attribute_unused(), int argno,
+			  Oid type pg_attribute_unused())
+{
+	Assert(arguments[argno].type == type);
+	return PG_GETARG_DATUM(argno);
+}
 
 #endif							/* ENTRY_H */

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * errors.h
- *	  The SQLSTATEs of this extension, and errors that hide what they must not show.
+ *	  The SQLSTATEs of this extension, the errors that several parts of it raise,
+ *	  and how an error hides what it must not show.
  *
  *-------------------------------------------------------------------------
  */
@@ -46,6 +47,48 @@ static inline void
 HideStatementEnd(ErrorContextCallback * hidden)
 {
 	error_context_stack = hidden->previous;
+}
+
+/* Reports that there is no key; the detail, if it is not NULL, what for. */
+static inline void
+ReportNoKey(const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_ES_NO_KEY),
+			 errmsg("no encryption key is configured"),
+			 detail != NULL ? errdetail_internal("%s", detail) : 0,
+			 errhint("Set extension_storage.encryption_keys_file.")));
+}
+
+/* Reports that pg_strong_random() has failed. */
+static inline void
+ReportNoRandomBytes(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INTERNAL_ERROR),
+			 errmsg("could not generate random bytes")));
+}
+
+#define TABLES_AS_MADE \
+	errhint("The columns of the extension's tables must be as it made them.")
+
+/* Reports a null where no column of ours can have one. */
+static inline void
+ReportNullColumn(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("column \"%s\" is null", name),
+			 TABLES_AS_MADE));
+}
+
+/* Reports that a trigger function was called as another function is. */
+static inline void
+ReportNoTrigger(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+			 errmsg("function was not called by trigger manager")));
 }
 
 #endif							/* ERRORS_H */

@@ -29,29 +29,48 @@ PG_FUNCTION_INFO_V1(fernet_timestamp);
 enum
 {
 	ENCRYPT_ARG_MESSAGE,
-	ENCRYPT_ARG_KEY
+	ENCRYPT_ARG_KEY,
+	NUM_ENCRYPT_ARGS
 };
 
 static const ArgumentInfo encrypt_arguments[] = {
-	[ENCRYPT_ARG_MESSAGE] = {"message", 0, true},
-	[ENCRYPT_ARG_KEY] = {"key", 0, true}
+	[ENCRYPT_ARG_MESSAGE] = {"message", BYTEAOID, 0, true},
+	[ENCRYPT_ARG_KEY] = {"key", TEXTOID, 0, true}
 };
 
 enum
 {
 	DECRYPT_ARG_TOKEN,
 	DECRYPT_ARG_KEY,
-	DECRYPT_ARG_TTL
+	DECRYPT_ARG_TTL,
+	NUM_DECRYPT_ARGS
 };
 
 static const ArgumentInfo decrypt_arguments[] = {
-	[DECRYPT_ARG_TOKEN] = {"token", 0, true},
-	[DECRYPT_ARG_KEY] = {"key", 0, true},
-	[DECRYPT_ARG_TTL] = {"ttl", 0, false}
+	[DECRYPT_ARG_TOKEN] = {"token", TEXTOID, 0, true},
+	[DECRYPT_ARG_KEY] = {"key", TEXTOID, 0, true},
+	[DECRYPT_ARG_TTL] = {"ttl", INTERVALOID, 0, false}
 };
 
-static const ArgumentInfo derive_key_arguments[] = {{"secret", 0, true}};
-static const ArgumentInfo timestamp_arguments[] = {{"token", 0, true}};
+enum
+{
+	DERIVE_KEY_ARG_SECRET,
+	NUM_DERIVE_KEY_ARGS
+};
+
+static const ArgumentInfo derive_key_arguments[] = {
+	[DERIVE_KEY_ARG_SECRET] = {"secret", TEXTOID, 0, true}
+};
+
+enum
+{
+	TIMESTAMP_ARG_TOKEN,
+	NUM_TIMESTAMP_ARGS
+};
+
+static const ArgumentInfo timestamp_arguments[] = {
+	[TIMESTAMP_ARG_TOKEN] = {"token", TEXTOID, 0, true}
+};
 
 /* Wipes and frees the copy of an argument that was toasted. */
 static void
@@ -105,7 +124,7 @@ key_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno)
 	text	   *arg;
 
 	RequireArgument(fcinfo, arguments, argno);
-	arg = PG_GETARG_TEXT_PP(argno);
+	arg = DatumGetTextPP(ArgumentValue(fcinfo, arguments, argno, TEXTOID));
 	if (FernetKeyFromText(VARDATA_ANY(arg), VARSIZE_ANY_EXHDR(arg), &key) != FERNET_OK)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -149,7 +168,8 @@ report_bad_token(FernetStatus status)
 static int64
 ttl_argument(FunctionCallInfo fcinfo, int argno)
 {
-	Interval   *ttl = PG_GETARG_INTERVAL_P(argno);
+	Interval   *ttl = DatumGetIntervalP(ArgumentValue(fcinfo, decrypt_arguments,
+													  argno, INTERVALOID));
 	int64		seconds = ((int64) ttl->month * DAYS_PER_MONTH + ttl->day) *
 	SECS_PER_DAY + ttl->time / USECS_PER_SEC;
 
@@ -186,10 +206,11 @@ fernet_encrypt(PG_FUNCTION_ARGS)
 	uint8		iv[FERNET_IV_LEN];
 
 	HideStatementBegin(&hidden);
-	CheckArguments(fcinfo, encrypt_arguments, lengthof(encrypt_arguments));
+	CheckArguments(fcinfo, encrypt_arguments, NUM_ENCRYPT_ARGS);
 	RequireArgument(fcinfo, encrypt_arguments, ENCRYPT_ARG_MESSAGE);
 	cipher = key_argument(fcinfo, encrypt_arguments, ENCRYPT_ARG_KEY);
-	message = PG_GETARG_BYTEA_PP(ENCRYPT_ARG_MESSAGE);
+	message = DatumGetByteaPP(ArgumentValue(fcinfo, encrypt_arguments,
+											ENCRYPT_ARG_MESSAGE, BYTEAOID));
 	token = FernetNewToken(VARSIZE_ANY_EXHDR(message), iv);
 	if (FernetSeal(cipher, FernetNow(), iv,
 				   (const uint8 *) VARDATA_ANY(message),
@@ -219,12 +240,13 @@ fernet_decrypt(PG_FUNCTION_ARGS)
 	int64		ttl = 0;
 
 	HideStatementBegin(&hidden);
-	CheckArguments(fcinfo, decrypt_arguments, lengthof(decrypt_arguments));
+	CheckArguments(fcinfo, decrypt_arguments, NUM_DECRYPT_ARGS);
 	RequireArgument(fcinfo, decrypt_arguments, DECRYPT_ARG_TOKEN);
 	cipher = key_argument(fcinfo, decrypt_arguments, DECRYPT_ARG_KEY);
 	if (!PG_ARGISNULL(DECRYPT_ARG_TTL))
 		ttl = ttl_argument(fcinfo, DECRYPT_ARG_TTL);
-	token = PG_GETARG_TEXT_PP(DECRYPT_ARG_TOKEN);
+	token = DatumGetTextPP(ArgumentValue(fcinfo, decrypt_arguments,
+										 DECRYPT_ARG_TOKEN, TEXTOID));
 	result = palloc(VARHDRSZ + FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
 
 	/* decrypted where it is decoded to */
@@ -255,9 +277,7 @@ fernet_generate_key(PG_FUNCTION_ARGS pg_attribute_unused())
 	FernetKey	key;
 
 	if (!pg_strong_random(&key, sizeof(key)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random bytes")));
+		ReportNoRandomBytes();
 	PG_RETURN_TEXT_P(key_to_text(&key));
 }
 
@@ -275,10 +295,10 @@ fernet_derive_key(PG_FUNCTION_ARGS)
 	size_t		len;
 
 	HideStatementBegin(&hidden);
-	CheckArguments(fcinfo, derive_key_arguments,
-				   lengthof(derive_key_arguments));
-	RequireArgument(fcinfo, derive_key_arguments, 0);
-	secret = PG_GETARG_TEXT_PP(0);
+	CheckArguments(fcinfo, derive_key_arguments, NUM_DERIVE_KEY_ARGS);
+	RequireArgument(fcinfo, derive_key_arguments, DERIVE_KEY_ARG_SECRET);
+	secret = DatumGetTextPP(ArgumentValue(fcinfo, derive_key_arguments,
+										  DERIVE_KEY_ARG_SECRET, TEXTOID));
 	if (VARSIZE_ANY_EXHDR(secret) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -293,7 +313,7 @@ fernet_derive_key(PG_FUNCTION_ARGS)
 		explicit_bzero(utf8, len);
 		pfree(utf8);
 	}
-	wipe_copy(fcinfo, 0, secret);
+	wipe_copy(fcinfo, DERIVE_KEY_ARG_SECRET, secret);
 	HideStatementEnd(&hidden);
 	PG_RETURN_TEXT_P(key_to_text(&key));
 }
@@ -315,9 +335,10 @@ fernet_timestamp(PG_FUNCTION_ARGS)
 	TimestampTz result;
 
 	HideStatementBegin(&hidden);
-	CheckArguments(fcinfo, timestamp_arguments, lengthof(timestamp_arguments));
-	RequireArgument(fcinfo, timestamp_arguments, 0);
-	token = PG_GETARG_TEXT_PP(0);
+	CheckArguments(fcinfo, timestamp_arguments, NUM_TIMESTAMP_ARGS);
+	RequireArgument(fcinfo, timestamp_arguments, TIMESTAMP_ARG_TOKEN);
+	token = DatumGetTextPP(ArgumentValue(fcinfo, timestamp_arguments,
+										 TIMESTAMP_ARG_TOKEN, TEXTOID));
 	bytes = palloc(FernetDecodedLen(VARSIZE_ANY_EXHDR(token)));
 	status = FernetDecode(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token), bytes,
 						  &decoded);

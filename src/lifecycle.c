@@ -10,6 +10,7 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "entry.h"
+#include "errors.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "quota.h"
@@ -22,13 +23,31 @@
 #include "utils/tuplestore.h"
 
 /* What a purge names: all entries of these. */
-static const StatementParam extension_params[] = {{"extension_id", TEXTOID}};
-static const StatementParam user_params[] = {{"users", INT8ARRAYOID}};
+enum
+{
+	EXTENSION_PARAM_ID,
+	NUM_EXTENSION_PARAMS
+};
+
+static const StatementParam extension_params[] = {
+	[EXTENSION_PARAM_ID] = {"extension_id", TEXTOID}
+};
+
+enum
+{
+	USER_PARAM_USERS,
+	NUM_USER_PARAMS
+};
+
+static const StatementParam user_params[] = {
+	[USER_PARAM_USERS] = {"users", INT8ARRAYOID}
+};
 
 enum
 {
 	RESOURCE_PARAM_TYPE,
-	RESOURCE_PARAM_UUIDS
+	RESOURCE_PARAM_UUIDS,
+	NUM_RESOURCE_PARAMS
 };
 
 static const StatementParam resource_params[] = {
@@ -36,14 +55,22 @@ static const StatementParam resource_params[] = {
 	[RESOURCE_PARAM_UUIDS] = {"resource_uuids", TEXTARRAYOID}
 };
 
-static const StatementColumn lock_columns[] = {{"locked", INT8OID, NOT_NULL}};
+enum
+{
+	LOCK_LOCKED,
+	NUM_LOCK_COLUMNS
+};
+
+static const StatementColumn lock_columns[] = {
+	[LOCK_LOCKED] = {"locked", INT8OID, NOT_NULL}
+};
 
 /* Locks rows in their order, and counts them. */
 #define LOCK_ROWS(rows, use_index, ...) \
 	{ \
 		.sql = "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM " rows \
 		" FOR UPDATE) AS locked", \
-		STATEMENT_COLUMNS(lock_columns), \
+		STATEMENT_COLUMNS(lock_columns, NUM_LOCK_COLUMNS), \
 		.by_index = use_index, __VA_ARGS__ \
 	}
 
@@ -79,18 +106,18 @@ typedef struct Purge
 
 static Purge purge_extension =
 PURGE("e.extension_id" SQL_EQ "$extension_id", true,
-	  STATEMENT_PARAMS(extension_params));
+	  STATEMENT_PARAMS(extension_params, NUM_EXTENSION_PARAMS));
 static Purge purge_users =
-PURGE("e.user_fk" SQL_EQ "ANY ($users)", true, STATEMENT_PARAMS(user_params));
+PURGE("e.user_fk" SQL_EQ "ANY ($users)", true, STATEMENT_PARAMS(user_params, NUM_USER_PARAMS));
 static Purge purge_all_users =
 PURGE("e.user_fk IS NOT NULL", false,.params = NULL);
 static Purge purge_resources =
 PURGE("e.resource_type" SQL_EQ "$resource_type"
 	  " AND e.resource_uuid" SQL_EQ "ANY ($resource_uuids)", true,
-	  STATEMENT_PARAMS(resource_params));
+	  STATEMENT_PARAMS(resource_params, NUM_RESOURCE_PARAMS));
 static Purge purge_all_resources =
 PURGE("e.resource_type" SQL_EQ "$resource_type", false,
-	  STATEMENT_PARAMS(resource_params));
+	  STATEMENT_PARAMS(resource_params, NUM_RESOURCE_PARAMS));
 
 static bool expand_gone(StringInfo sql, const char *placeholder, int shape);
 
@@ -100,7 +127,7 @@ static bool expand_gone(StringInfo sql, const char *placeholder, int shape);
 #define NAMES_GONE "e.created_by_fk" IS_GONE " OR e.changed_by_fk" IS_GONE
 
 static Statement lock_users_statement =
-LOCK_ENTRIES(NAMES_GONE, false, STATEMENT_PARAMS(user_params),
+LOCK_ENTRIES(NAMES_GONE, false, STATEMENT_PARAMS(user_params, NUM_USER_PARAMS),
 			 .expand = expand_gone);
 static Statement clear_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk ="
@@ -108,7 +135,7 @@ static Statement clear_users_statement = {
 	" changed_by_fk ="
 	" CASE WHEN e.changed_by_fk" IS_GONE " THEN NULL ELSE e.changed_by_fk END"
 	" WHERE " NAMES_GONE,
-	STATEMENT_PARAMS(user_params),
+	STATEMENT_PARAMS(user_params, NUM_USER_PARAMS),
 	.expand = expand_gone,
 	.keeps_bytes = true
 };
@@ -124,20 +151,36 @@ static Statement clear_all_users_statement = {
 };
 
 /* The arguments of the purge functions. */
-static const ArgumentInfo purge_extension_arguments[] = {
-	{"extension_id", MAX_EXTENSION_ID_CHARS, true}
+enum
+{
+	PURGE_ARG_EXTENSION_ID,
+	NUM_PURGE_EXTENSION_ARGS
 };
-static const ArgumentInfo purge_user_arguments[] = {{"user_fk", 0, true}};
+
+static const ArgumentInfo purge_extension_arguments[] = {
+	[PURGE_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true}
+};
+
+enum
+{
+	PURGE_ARG_USER_FK,
+	NUM_PURGE_USER_ARGS
+};
+
+static const ArgumentInfo purge_user_arguments[] = {
+	[PURGE_ARG_USER_FK] = {"user_fk", INT4OID, 0, true}
+};
 
 enum
 {
 	PURGE_ARG_RESOURCE_TYPE,
-	PURGE_ARG_RESOURCE_UUID
+	PURGE_ARG_RESOURCE_UUID,
+	NUM_PURGE_RESOURCE_ARGS
 };
 
 static const ArgumentInfo purge_resource_arguments[] = {
-	[PURGE_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
-	[PURGE_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
+	[PURGE_ARG_RESOURCE_TYPE] = {"resource_type", TEXTOID, MAX_RESOURCE_TYPE_CHARS, true},
+	[PURGE_ARG_RESOURCE_UUID] = {"resource_uuid", TEXTOID, MAX_RESOURCE_UUID_CHARS, true}
 };
 
 PG_FUNCTION_INFO_V1(ext_storage_purge_extension);
@@ -233,10 +276,10 @@ ext_storage_purge_extension(PG_FUNCTION_ARGS)
 {
 	StatementArgs args;
 
-	CheckArguments(fcinfo, purge_extension_arguments,
-				   lengthof(purge_extension_arguments));
+	CheckArguments(fcinfo, purge_extension_arguments, NUM_PURGE_EXTENSION_ARGS);
 	StatementArgsInit(&args);
-	TextParam(&args, 0, fcinfo, purge_extension_arguments, 0);
+	TextParam(&args, EXTENSION_PARAM_ID, fcinfo, purge_extension_arguments,
+			  PURGE_ARG_EXTENSION_ID);
 	return purge_for_caller(fcinfo, &purge_extension, &args);
 }
 
@@ -250,12 +293,13 @@ ext_storage_purge_user(PG_FUNCTION_ARGS)
 	StatementArgs args;
 	Datum		user;
 
-	CheckArguments(fcinfo, purge_user_arguments,
-				   lengthof(purge_user_arguments));
-	RequireArgument(fcinfo, purge_user_arguments, 0);
-	user = Int64GetDatum(PG_GETARG_INT32(0));
+	CheckArguments(fcinfo, purge_user_arguments, NUM_PURGE_USER_ARGS);
+	RequireArgument(fcinfo, purge_user_arguments, PURGE_ARG_USER_FK);
+	user = Int64GetDatum(DatumGetInt32(ArgumentValue(fcinfo,
+													 purge_user_arguments,
+													 PURGE_ARG_USER_FK, INT4OID)));
 	StatementArgsInit(&args);
-	StatementSet(&args, 0, user_array(&user, 1));
+	StatementSet(&args, USER_PARAM_USERS, INT8ARRAYOID, user_array(&user, 1));
 	return purge_for_caller(fcinfo, &purge_users, &args);
 }
 
@@ -270,15 +314,15 @@ ext_storage_purge_resource(PG_FUNCTION_ARGS)
 	StatementArgs args;
 	Datum		uuid;
 
-	CheckArguments(fcinfo, purge_resource_arguments,
-				   lengthof(purge_resource_arguments));
+	CheckArguments(fcinfo, purge_resource_arguments, NUM_PURGE_RESOURCE_ARGS);
 	StatementArgsInit(&args);
 	TextParam(&args, RESOURCE_PARAM_TYPE, fcinfo, purge_resource_arguments,
 			  PURGE_ARG_RESOURCE_TYPE);
 	uuid = PointerGetDatum(ResourceUuidArgument(fcinfo,
 												purge_resource_arguments,
 												PURGE_ARG_RESOURCE_UUID));
-	StatementSet(&args, RESOURCE_PARAM_UUIDS, text_array(&uuid, 1));
+	StatementSet(&args, RESOURCE_PARAM_UUIDS, TEXTARRAYOID,
+				 text_array(&uuid, 1));
 	return purge_for_caller(fcinfo, &purge_resources, &args);
 }
 
@@ -289,9 +333,7 @@ trigger_data(FunctionCallInfo fcinfo, int nargs)
 	TriggerData *trigdata;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function was not called by trigger manager")));
+		ReportNoTrigger();
 	trigdata = (TriggerData *) fcinfo->context;
 	if (!TRIGGER_FIRED_AFTER(trigdata->tg_event) ||
 		!TRIGGER_FIRED_FOR_STATEMENT(trigdata->tg_event) ||
@@ -396,7 +438,8 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 			if (user_id(lfirst(cell), &users[nusers]))
 				nusers++;
 		}
-		StatementSet(&args, 0, user_array(users, nusers));
+		StatementSet(&args, USER_PARAM_USERS, INT8ARRAYOID,
+					 user_array(users, nusers));
 		run_purge(&connection, &purge_users, &args, true);
 		if (StatementIsDistributed(&connection))
 			args.shape = SHAPE_DISTRIBUTED;
@@ -424,7 +467,7 @@ ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 	int			nuuids = 0;
 
 	StatementArgsInit(&args);
-	StatementSet(&args, RESOURCE_PARAM_TYPE,
+	StatementSet(&args, RESOURCE_PARAM_TYPE, TEXTOID,
 				 CStringGetTextDatum(trigdata->tg_trigger->tgargs[0]));
 	StatementConnect(&connection, fcinfo, false);
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
@@ -442,7 +485,8 @@ ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 				text = canonical;
 			uuids[nuuids++] = CStringGetTextDatum(text);
 		}
-		StatementSet(&args, RESOURCE_PARAM_UUIDS, text_array(uuids, nuuids));
+		StatementSet(&args, RESOURCE_PARAM_UUIDS, TEXTARRAYOID,
+					 text_array(uuids, nuuids));
 		run_purge(&connection, &purge_resources, &args, true);
 	}
 	SPI_finish();

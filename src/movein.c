@@ -61,15 +61,36 @@ enum
 };
 
 static const ArgumentInfo move_arguments[] = {
-	[MOVE_ARG_SOURCE] = {"source", 0, true},
-	[MOVE_ARG_BATCH_SIZE] = {"batch_size", 0, true},
-	[MOVE_ARG_DRY_RUN] = {"dry_run", 0, true},
-	[MOVE_ARG_SCANNED] = {"scanned", 0, false},
-	[MOVE_ARG_MOVED] = {"moved", 0, false},
-	[MOVE_ARG_PRESENT] = {"present", 0, false},
-	[MOVE_ARG_DUPLICATES] = {"duplicates", 0, false},
-	[MOVE_ARG_UNREADABLE] = {"unreadable", 0, false},
-	[MOVE_ARG_FAILED] = {"failed", 0, false}
+	[MOVE_ARG_SOURCE] = {"source", REGCLASSOID, 0, true},
+	[MOVE_ARG_BATCH_SIZE] = {"batch_size", INT4OID, 0, true},
+	[MOVE_ARG_DRY_RUN] = {"dry_run", BOOLOID, 0, true},
+	[MOVE_ARG_SCANNED] = {"scanned", INT8OID, 0, false},
+	[MOVE_ARG_MOVED] = {"moved", INT8OID, 0, false},
+	[MOVE_ARG_PRESENT] = {"present", INT8OID, 0, false},
+	[MOVE_ARG_DUPLICATES] = {"duplicates", INT8OID, 0, false},
+	[MOVE_ARG_UNREADABLE] = {"unreadable", INT8OID, 0, false},
+	[MOVE_ARG_FAILED] = {"failed", INT8OID, 0, false}
+};
+
+/* Its result. */
+enum
+{
+	MOVE_SCANNED,
+	MOVE_MOVED,
+	MOVE_PRESENT,
+	MOVE_DUPLICATES,
+	MOVE_UNREADABLE,
+	MOVE_FAILED,
+	NUM_MOVE_RESULTS
+};
+
+static const StatementColumn move_results[] = {
+	[MOVE_SCANNED] = {"scanned", INT8OID, NOT_NULL},
+	[MOVE_MOVED] = {"moved", INT8OID, NOT_NULL},
+	[MOVE_PRESENT] = {"present", INT8OID, NOT_NULL},
+	[MOVE_DUPLICATES] = {"duplicates", INT8OID, NOT_NULL},
+	[MOVE_UNREADABLE] = {"unreadable", INT8OID, NOT_NULL},
+	[MOVE_FAILED] = {"failed", INT8OID, NOT_NULL}
 };
 
 /* The columns that are taken over; also the parameters of the insert. */
@@ -90,6 +111,13 @@ enum
 	NUM_MOVE_PARAMS
 };
 
+/* And what is read with them. */
+enum
+{
+	SOURCE_ID = NUM_SOURCE_COLUMNS,
+	NUM_READ_COLUMNS
+};
+
 static const StatementColumn source_columns[] = {
 	ADDRESS_COLUMNS,
 	[MOVE_UUID] = {"uuid", UUIDOID, NULLABLE},
@@ -107,11 +135,13 @@ static const StatementColumn source_columns[] = {
 /* What its texts must be, as those of a set. */
 static const ArgumentInfo source_texts[NUM_SOURCE_COLUMNS] = {
 	ADDRESS_ARGUMENTS,
-	[MOVE_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
-	[MOVE_DESCRIPTION] = {"description", MAX_DESCRIPTION_CHARS, false},
-	[MOVE_VALUE_TYPE] = {"value_type", MAX_VALUE_TYPE_CHARS, true}
+	[MOVE_CATEGORY] = {"category", TEXTOID, MAX_CATEGORY_CHARS, false},
+	[MOVE_DESCRIPTION] = {"description", TEXTOID, MAX_DESCRIPTION_CHARS, false},
+	[MOVE_VALUE_TYPE] = {"value_type", TEXTOID, MAX_VALUE_TYPE_CHARS, true}
 };
 
+StaticAssertDecl(lengthof(source_columns) == NUM_SOURCE_COLUMNS,
+				 "every column that is taken over is declared");
 StaticAssertDecl((int) ADDRESS_ARG_RESOURCE_UUID == (int) PARAM_RESOURCE_UUID,
 				 "arguments and parameters of an address are in one order");
 
@@ -144,31 +174,23 @@ static const StatementColumn there_columns[] = {
 
 static Statement there_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
-	STATEMENT_PARAMS(move_params), STATEMENT_COLUMNS(there_columns),
+	STATEMENT_PARAMS(move_params, NUM_MOVE_PARAMS),
+	STATEMENT_COLUMNS(there_columns, NUM_THERE_COLUMNS),
 	.expand = ExpandScope,
 	.by_index = true
 };
 static Statement insert_statement = {
-	.sql = "INSERT INTO " SQL_TABLE
-	" (extension_id, key, user_fk, resource_type, resource_uuid, uuid,"
-	" category, description, value, value_type, is_encrypted,"
-	" created_on, changed_on, created_by_fk, changed_by_fk, value_size)"
-	" VALUES ($extension_id, $key, $user_fk, $resource_type, $resource_uuid,"
-	" COALESCE($uuid, pg_catalog.gen_random_uuid()), $category, $description,"
-	" $value, $value_type, $is_encrypted, $created_on, $changed_on,"
-	" $created_by_fk, $changed_by_fk, $value_size) ON CONFLICT DO NOTHING",
-	STATEMENT_PARAMS(move_params)
+	.sql = INSERT_ENTRY("COALESCE($uuid, pg_catalog.gen_random_uuid())",
+						"$created_on", "$changed_on", "$created_by_fk",
+						"$changed_by_fk") " ON CONFLICT DO NOTHING",
+	STATEMENT_PARAMS(move_params, NUM_MOVE_PARAMS)
 };
 static Statement update_statement = {
-	.sql = "UPDATE " SQL_TABLE
-	" SET category = $category, description = $description, value = $value,"
-	" value_type = $value_type, is_encrypted = $is_encrypted,"
-	" changed_on = $changed_on, changed_by_fk = $changed_by_fk,"
-	" value_size = $value_size, version = e.version" SQL_PLUS "1"
-	THE_ENTRY " AND $changed_on IS NOT NULL AND (e.changed_on IS NULL"
+	.sql = UPDATE_ENTRY("$changed_on", "$changed_by_fk")
+	" AND $changed_on IS NOT NULL AND (e.changed_on IS NULL"
 	" OR e.changed_on OPERATOR(pg_catalog.<) $changed_on)"
 	" AND (e.is_encrypted IS FALSE OR $is_encrypted)",
-	STATEMENT_PARAMS(move_params),
+	STATEMENT_PARAMS(move_params, NUM_MOVE_PARAMS),
 	.expand = ExpandScope,
 	.by_index = true
 };
@@ -218,15 +240,6 @@ known_column(const char *name)
 	return NULL;
 }
 
-/* Can the type of a column be read as the declared one? */
-static bool
-is_readable(Oid found, Oid type)
-{
-	return found == type ||
-		(type == TEXTOID && found == VARCHAROID) ||
-		(type == INT8OID && found == INT4OID);
-}
-
 /*
  * Raises an error unless the source has the columns of the first
  * implementation, and no other one, whose data would be left behind.
@@ -249,7 +262,7 @@ check_columns(Relation source)
 		if (column == NULL)
 			appendStringInfo(&wrong, "%s%s (unknown)", wrong.len > 0 ? ", " : "",
 							 NameStr(att->attname));
-		else if (!is_readable(att->atttypid, column->type))
+		else if (!TypeHolds(column->type, att->atttypid))
 			appendStringInfo(&wrong, "%s%s (%s instead of %s)",
 							 wrong.len > 0 ? ", " : "", NameStr(att->attname),
 							 format_type_be(att->atttypid),
@@ -541,7 +554,7 @@ complete_address(SourceRow *row)
 		char		canonical[UUID_TEXT_LEN + 1];
 
 		if (CanonicalUuid(VARDATA_ANY(uuid), VARSIZE_ANY_EXHDR(uuid), canonical))
-			StatementSet(args, PARAM_RESOURCE_UUID,
+			StatementSet(args, PARAM_RESOURCE_UUID, TEXTOID,
 						 CStringGetTextDatum(canonical));
 		if (!text_fits(row, PARAM_RESOURCE_TYPE) ||
 			!text_fits(row, PARAM_RESOURCE_UUID))
@@ -578,9 +591,9 @@ complete_row(MoveIn *move, SourceRow *row)
 	Size		size;
 	KeyringItem item = {0};
 
-	StatementSet(args, MOVE_IS_ENCRYPTED, BoolGetDatum(is_encrypted));
+	StatementSet(args, MOVE_IS_ENCRYPTED, BOOLOID, BoolGetDatum(is_encrypted));
 	if (args->nulls[MOVE_VALUE_TYPE] == 'n')
-		StatementSet(args, MOVE_VALUE_TYPE,
+		StatementSet(args, MOVE_VALUE_TYPE, TEXTOID,
 					 CStringGetTextDatum("application/json"));
 	if (args->nulls[MOVE_VALUE] == 'n')
 	{
@@ -616,7 +629,7 @@ complete_row(MoveIn *move, SourceRow *row)
 		if (!size_fits(row, size, max_value_size))
 			return false;
 	}
-	StatementSet(args, MOVE_VALUE_SIZE, Int32GetDatum((int32) size));
+	StatementSet(args, MOVE_VALUE_SIZE, INT4OID, Int32GetDatum((int32) size));
 	return true;
 }
 
@@ -653,13 +666,15 @@ move_row(MoveIn *move, SourceRow *row)
 	if (is_there &&
 		(args->nulls[MOVE_CHANGED_ON] == 'n' ||
 		 (!nulls[THERE_CHANGED_ON] &&
-		  DatumGetTimestamp(there[THERE_CHANGED_ON]) >=
+		  DatumGetTimestamp(ColumnValue(there_columns, THERE_CHANGED_ON,
+										TIMESTAMPOID, there)) >=
 		  DatumGetTimestamp(args->values[MOVE_CHANGED_ON]))))
 	{
 		move->present++;
 		return;
 	}
-	if (is_there && DatumGetBool(there[THERE_IS_ENCRYPTED]) &&
+	if (is_there && DatumGetBool(ColumnValue(there_columns, THERE_IS_ENCRYPTED, BOOLOID,
+											 there)) &&
 		!DatumGetBool(args->values[MOVE_IS_ENCRYPTED]))
 	{
 		move->failed++;
@@ -747,22 +762,22 @@ move_batch(MoveIn *move, Datum *ids, int nids)
 	SetUserIdAndSecContext(saved_user, saved_context);
 	table = SPI_tuptable;
 	nrows = SPI_processed;
-	if (table->tupdesc->natts != NUM_SOURCE_COLUMNS + 1)
+	if (table->tupdesc->natts != NUM_READ_COLUMNS)
 		elog(ERROR, "source has %d columns", table->tupdesc->natts);
 	for (uint64 i = 0; i < nrows; i++)
 	{
 		MemoryContext old_context = MemoryContextSwitchTo(move->row_context);
 		SourceRow	row = {0};
-		Datum		values[NUM_SOURCE_COLUMNS + 1];
-		bool		nulls[NUM_SOURCE_COLUMNS + 1];
+		Datum		values[NUM_READ_COLUMNS];
+		bool		nulls[NUM_READ_COLUMNS];
 
 		CHECK_FOR_INTERRUPTS();
 		heap_deform_tuple(table->vals[i], table->tupdesc, values, nulls);
-		row.id = DatumGetInt64(values[NUM_SOURCE_COLUMNS]);
+		row.id = DatumGetInt64(values[SOURCE_ID]);
 		StatementArgsInit(&row.args);
 		for (int j = 0; j < NUM_SOURCE_COLUMNS; j++)
 			if (!nulls[j])
-				StatementSet(&row.args, j, values[j]);
+				StatementSet(&row.args, j, source_columns[j].type, values[j]);
 		take_row(move, &row);
 		move->scanned++;
 		MemoryContextSwitchTo(old_context);
@@ -821,28 +836,33 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 {
 	MoveIn		move = {0};
 	TupleDesc	tupdesc;
-	Datum		values[6];
-	bool		nulls[lengthof(values)] = {false};
+	Datum		values[NUM_MOVE_RESULTS];
+	bool		nulls[NUM_MOVE_RESULTS] = {false};
 
 	CheckArguments(fcinfo, move_arguments, NUM_MOVE_ARGS);
 	RequireArgument(fcinfo, move_arguments, MOVE_ARG_SOURCE);
 	RequireArgument(fcinfo, move_arguments, MOVE_ARG_BATCH_SIZE);
 	RequireArgument(fcinfo, move_arguments, MOVE_ARG_DRY_RUN);
-	move.batch_size = PG_GETARG_INT32(MOVE_ARG_BATCH_SIZE);
+	move.batch_size = DatumGetInt32(ArgumentValue(fcinfo, move_arguments,
+												  MOVE_ARG_BATCH_SIZE, INT4OID));
 	if (move.batch_size < 1 || move.batch_size > 10000)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("batch_size must be between 1 and 10000")));
-	move.dry_run = PG_GETARG_BOOL(MOVE_ARG_DRY_RUN);
+	move.dry_run = DatumGetBool(ArgumentValue(fcinfo, move_arguments,
+											  MOVE_ARG_DRY_RUN, BOOLOID));
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+	CheckResult(tupdesc, move_results, NUM_MOVE_RESULTS);
 	move.commits = fcinfo->context != NULL &&
 		IsA(fcinfo->context, CallContext) &&
 		!castNode(CallContext, fcinfo->context)->atomic;
 	move.started = GetCurrentTimestamp();
 
 	StatementConnect(&move.connection, fcinfo, move.commits);
-	move.source_oid = PG_GETARG_OID(MOVE_ARG_SOURCE);
+	move.source_oid = DatumGetObjectId(ArgumentValue(fcinfo, move_arguments,
+													 MOVE_ARG_SOURCE,
+													 REGCLASSOID));
 	check_source(&move);
 	move.row_context = AllocSetContextCreate(CurrentMemoryContext,
 											 "move in row",
@@ -867,12 +887,12 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 					move.duplicates, move.unreadable, move.failed)));
 	SPI_finish();
 
-	values[0] = Int64GetDatum(move.scanned);
-	values[1] = Int64GetDatum(move.moved);
-	values[2] = Int64GetDatum(move.present);
-	values[3] = Int64GetDatum(move.duplicates);
-	values[4] = Int64GetDatum(move.unreadable);
-	values[5] = Int64GetDatum(move.failed);
+	values[MOVE_SCANNED] = Int64GetDatum(move.scanned);
+	values[MOVE_MOVED] = Int64GetDatum(move.moved);
+	values[MOVE_PRESENT] = Int64GetDatum(move.present);
+	values[MOVE_DUPLICATES] = Int64GetDatum(move.duplicates);
+	values[MOVE_UNREADABLE] = Int64GetDatum(move.unreadable);
+	values[MOVE_FAILED] = Int64GetDatum(move.failed);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc),
 													  values, nulls)));
 }

@@ -120,12 +120,14 @@ static Statement fill_statement = {
 
 static Statement lock_usage_statement = {
 	.sql = LOCK_USAGE(FIND_USAGE),
-	STATEMENT_PARAMS(usage_params), STATEMENT_COLUMNS(usage_columns),
+	STATEMENT_PARAMS(usage_params, NUM_USAGE_PARAMS),
+	STATEMENT_COLUMNS(usage_columns, NUM_USAGE_COLUMNS),
 	.by_index = true
 };
 static Statement lock_placed_statement = {
 	.sql = LOCK_USAGE(PLACED_USAGE),
-	STATEMENT_PARAMS(usage_params), STATEMENT_COLUMNS(usage_columns),
+	STATEMENT_PARAMS(usage_params, NUM_USAGE_PARAMS),
+	STATEMENT_COLUMNS(usage_columns, NUM_USAGE_COLUMNS),
 	.by_index = true
 };
 static Statement add_usage_statement = {
@@ -133,12 +135,14 @@ static Statement add_usage_statement = {
 	" VALUES ($extension_id, $bytes) ON CONFLICT (extension_id) DO UPDATE"
 	" SET value_bytes = u.value_bytes" SQL_PLUS "excluded.value_bytes"
 	RETURN_USAGE,
-	STATEMENT_PARAMS(usage_params), STATEMENT_COLUMNS(usage_columns)
+	STATEMENT_PARAMS(usage_params, NUM_USAGE_PARAMS),
+	STATEMENT_COLUMNS(usage_columns, NUM_USAGE_COLUMNS)
 };
 static Statement add_placed_statement = {
 	.sql = "UPDATE " SQL_USAGE " SET value_bytes = u.value_bytes" SQL_PLUS
 	"$bytes" PLACED_USAGE RETURN_USAGE,
-	STATEMENT_PARAMS(usage_params), STATEMENT_COLUMNS(usage_columns),
+	STATEMENT_PARAMS(usage_params, NUM_USAGE_PARAMS),
+	STATEMENT_COLUMNS(usage_columns, NUM_USAGE_COLUMNS),
 	.by_index = true
 };
 
@@ -154,11 +158,16 @@ enum
 	NUM_OF_ALL_RESULTS
 };
 
-static const StatementColumn usage_of_all_columns[] = {
-	[OF_ALL_EXTENSION_ID] = {"extension_id", TEXTOID, NOT_NULL},
-	[OF_ALL_ENTRIES] = {"entries", INT8OID, NOT_NULL},
-	[OF_ALL_ENCRYPTED_ENTRIES] = {"encrypted_entries", INT8OID, NOT_NULL},
+#define USAGE_OF_ALL_COLUMNS \
+	[OF_ALL_EXTENSION_ID] = {"extension_id", TEXTOID, NOT_NULL}, \
+	[OF_ALL_ENTRIES] = {"entries", INT8OID, NOT_NULL}, \
+	[OF_ALL_ENCRYPTED_ENTRIES] = {"encrypted_entries", INT8OID, NOT_NULL}, \
 	[OF_ALL_VALUE_BYTES] = {"value_bytes", INT8OID, NOT_NULL}
+
+static const StatementColumn usage_of_all_columns[] = {USAGE_OF_ALL_COLUMNS};
+static const StatementColumn usage_results[] = {
+	USAGE_OF_ALL_COLUMNS,
+	[OF_ALL_QUOTA_BYTES] = {"quota_bytes", INT8OID, NOT_NULL}
 };
 
 /*
@@ -170,7 +179,7 @@ static Statement usage_of_all_statement = {
 	" pg_catalog.count(*) FILTER (WHERE e.is_encrypted),"
 	" CAST(pg_catalog.sum(" SQL_BYTES ") AS pg_catalog.int8)"
 	" FROM " SQL_TABLE " GROUP BY e.extension_id ORDER BY e.extension_id",
-	STATEMENT_COLUMNS(usage_of_all_columns)
+	STATEMENT_COLUMNS(usage_of_all_columns, NUM_OF_ALL_COLUMNS)
 };
 
 /* Bytes that a statement has changed and not written yet. */
@@ -507,12 +516,13 @@ run_usage(Connection *connection, Statement *placed_statement,
 	uint64		nrows = 0;
 
 	StatementArgsInit(&args);
-	StatementSet(&args, USAGE_PARAM_EXTENSION_ID,
+	StatementSet(&args, USAGE_PARAM_EXTENSION_ID, TEXTOID,
 				 PointerGetDatum(usage->extension_id));
-	StatementSet(&args, USAGE_PARAM_BYTES, Int64GetDatum(bytes));
+	StatementSet(&args, USAGE_PARAM_BYTES, INT8OID, Int64GetDatum(bytes));
 	if (usage->has_place)
 	{
-		StatementSet(&args, USAGE_PARAM_CTID, PointerGetDatum(&usage->ctid));
+		StatementSet(&args, USAGE_PARAM_CTID, TIDOID,
+					 PointerGetDatum(&usage->ctid));
 		nrows = StatementRunAsOwner(connection, placed_statement, &args);
 	}
 	if (nrows == 0)
@@ -521,9 +531,12 @@ run_usage(Connection *connection, Statement *placed_statement,
 		return -1;
 
 	StatementRow(statement, 0, row, nulls);
-	usage->ctid = *(ItemPointer) DatumGetPointer(row[USAGE_CTID]);
+	usage->ctid = *(ItemPointer) DatumGetPointer(ColumnValue(usage_columns,
+															 USAGE_CTID, TIDOID,
+															 row));
 	usage->has_place = true;
-	return DatumGetInt64(row[USAGE_VALUE_BYTES]);
+	return DatumGetInt64(ColumnValue(usage_columns, USAGE_VALUE_BYTES, INT8OID,
+									 row));
 }
 
 /*
@@ -652,11 +665,7 @@ count_row(const CountedTable *counted, HeapTuple tuple, TupleDesc tupdesc,
 	for (int i = 0; i < NUM_COUNTED_COLUMNS; i++)
 		values[i] = heap_getattr(tuple, counted->attnos[i], tupdesc, &nulls[i]);
 	if (nulls[COUNTED_EXTENSION_ID])
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("column \"%s\" is null",
-						counted_columns[COUNTED_EXTENSION_ID]),
-				 errhint("The columns of the extension's tables must be as it made them.")));
+		ReportNullColumn(counted_columns[COUNTED_EXTENSION_ID]);
 	bytes = sign * entry_bytes(counted, values, nulls);
 	usage = find_usage(values[COUNTED_EXTENSION_ID]);
 	if (usage->change != NULL && usage->change->nest_level == level)
@@ -732,9 +741,7 @@ trigger_data(FunctionCallInfo fcinfo, bool for_row)
 	TriggerData *trigdata;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function was not called by trigger manager")));
+		ReportNoTrigger();
 	trigdata = (TriggerData *) fcinfo->context;
 	if (!TRIGGER_FIRED_AFTER(trigdata->tg_event) ||
 		(TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) != 0) != for_row ||
@@ -815,6 +822,7 @@ ext_storage_usage(PG_FUNCTION_ARGS)
 
 	StatementArgsInit(&args);
 	InitMaterializedSRF(fcinfo, 0);
+	CheckResult(rsinfo->setDesc, usage_results, NUM_OF_ALL_RESULTS);
 	StatementConnect(&connection, fcinfo, false);
 	StatementRequireAllRows(&connection);
 	n = StatementRun(&connection, &usage_of_all_statement, &args, true);

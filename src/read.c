@@ -40,16 +40,17 @@ enum
 	LIST_ARG_PAGE,
 	LIST_ARG_PAGE_SIZE,
 	LIST_ARG_KEY_PREFIX,
-	LIST_ARG_AFTER_KEY
+	LIST_ARG_AFTER_KEY,
+	NUM_LIST_ARGS
 };
 
 static const ArgumentInfo list_arguments[] = {
 	SCOPE_ARGUMENTS,
-	[LIST_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
-	[LIST_ARG_PAGE] = {"page", 0, true},
-	[LIST_ARG_PAGE_SIZE] = {"page_size", 0, true},
-	[LIST_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false},
-	[LIST_ARG_AFTER_KEY] = {"after_key", MAX_KEY_CHARS, false}
+	[LIST_ARG_CATEGORY] = {"category", TEXTOID, MAX_CATEGORY_CHARS, false},
+	[LIST_ARG_PAGE] = {"page", INT4OID, 0, true},
+	[LIST_ARG_PAGE_SIZE] = {"page_size", INT4OID, 0, true},
+	[LIST_ARG_KEY_PREFIX] = {"key_prefix", TEXTOID, MAX_KEY_CHARS, false},
+	[LIST_ARG_AFTER_KEY] = {"after_key", TEXTOID, MAX_KEY_CHARS, false}
 };
 
 /* The arguments of list_newest. */
@@ -60,17 +61,18 @@ enum
 	NEWEST_ARG_PAGE_SIZE,
 	NEWEST_ARG_KEY_PREFIX,
 	NEWEST_ARG_AFTER_CHANGED_ON,
-	NEWEST_ARG_AFTER_KEY
+	NEWEST_ARG_AFTER_KEY,
+	NUM_NEWEST_ARGS
 };
 
 static const ArgumentInfo newest_arguments[] = {
 	SCOPE_ARGUMENTS,
-	[NEWEST_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
-	[NEWEST_ARG_PAGE] = {"page", 0, true},
-	[NEWEST_ARG_PAGE_SIZE] = {"page_size", 0, true},
-	[NEWEST_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false},
-	[NEWEST_ARG_AFTER_CHANGED_ON] = {"after_changed_on", 0, false},
-	[NEWEST_ARG_AFTER_KEY] = {"after_key", MAX_KEY_CHARS, false}
+	[NEWEST_ARG_CATEGORY] = {"category", TEXTOID, MAX_CATEGORY_CHARS, false},
+	[NEWEST_ARG_PAGE] = {"page", INT4OID, 0, true},
+	[NEWEST_ARG_PAGE_SIZE] = {"page_size", INT4OID, 0, true},
+	[NEWEST_ARG_KEY_PREFIX] = {"key_prefix", TEXTOID, MAX_KEY_CHARS, false},
+	[NEWEST_ARG_AFTER_CHANGED_ON] = {"after_changed_on", TIMESTAMPOID, 0, false},
+	[NEWEST_ARG_AFTER_KEY] = {"after_key", TEXTOID, MAX_KEY_CHARS, false}
 };
 
 /* The arguments of list_values. */
@@ -83,32 +85,34 @@ enum
 	VALUES_ARG_MAX_BYTES,
 	VALUES_ARG_NEWEST_FIRST,
 	VALUES_ARG_AFTER_CHANGED_ON,
-	VALUES_ARG_PAGE
+	VALUES_ARG_PAGE,
+	NUM_VALUES_ARGS
 };
 
 static const ArgumentInfo values_arguments[] = {
 	SCOPE_ARGUMENTS,
-	[VALUES_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
-	[VALUES_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false},
-	[VALUES_ARG_AFTER_KEY] = {"after_key", MAX_KEY_CHARS, false},
-	[VALUES_ARG_PAGE_SIZE] = {"page_size", 0, true},
-	[VALUES_ARG_MAX_BYTES] = {"max_bytes", 0, true},
-	[VALUES_ARG_NEWEST_FIRST] = {"newest_first", 0, true},
-	[VALUES_ARG_AFTER_CHANGED_ON] = {"after_changed_on", 0, false},
-	[VALUES_ARG_PAGE] = {"page", 0, true}
+	[VALUES_ARG_CATEGORY] = {"category", TEXTOID, MAX_CATEGORY_CHARS, false},
+	[VALUES_ARG_KEY_PREFIX] = {"key_prefix", TEXTOID, MAX_KEY_CHARS, false},
+	[VALUES_ARG_AFTER_KEY] = {"after_key", TEXTOID, MAX_KEY_CHARS, false},
+	[VALUES_ARG_PAGE_SIZE] = {"page_size", INT4OID, 0, true},
+	[VALUES_ARG_MAX_BYTES] = {"max_bytes", INT4OID, 0, true},
+	[VALUES_ARG_NEWEST_FIRST] = {"newest_first", BOOLOID, 0, true},
+	[VALUES_ARG_AFTER_CHANGED_ON] = {"after_changed_on", TIMESTAMPOID, 0, false},
+	[VALUES_ARG_PAGE] = {"page", INT4OID, 0, true}
 };
 
 /* The arguments of count. */
 enum
 {
 	COUNT_ARG_CATEGORY = NUM_SCOPE_ARGS,
-	COUNT_ARG_KEY_PREFIX
+	COUNT_ARG_KEY_PREFIX,
+	NUM_COUNT_ARGS
 };
 
 static const ArgumentInfo count_arguments[] = {
 	SCOPE_ARGUMENTS,
-	[COUNT_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
-	[COUNT_ARG_KEY_PREFIX] = {"key_prefix", MAX_KEY_CHARS, false}
+	[COUNT_ARG_CATEGORY] = {"category", TEXTOID, MAX_CATEGORY_CHARS, false},
+	[COUNT_ARG_KEY_PREFIX] = {"key_prefix", TEXTOID, MAX_KEY_CHARS, false}
 };
 
 static const ArgumentInfo get_many_arguments[] = {KEYS_ARGUMENTS};
@@ -117,7 +121,8 @@ static const StatementParam get_params[] = {ADDRESS_PARAMS};
 
 enum
 {
-	MANY_PARAM_KEYS = NUM_ADDRESS_PARAMS
+	MANY_PARAM_KEYS = NUM_ADDRESS_PARAMS,
+	NUM_MANY_PARAMS
 };
 
 static const StatementParam many_params[] = {
@@ -133,7 +138,8 @@ enum
 	LIST_PARAM_PREFIX_LAST,
 	LIST_PARAM_LIMIT,
 	LIST_PARAM_OFFSET,
-	LIST_PARAM_AFTER_CHANGED_ON
+	LIST_PARAM_AFTER_CHANGED_ON,
+	NUM_LIST_PARAMS
 };
 
 static const StatementParam list_params[] = {
@@ -160,6 +166,11 @@ static const StatementColumn value_entry_columns[] = {
 	ENTRY_COLUMNS,
 	[ENTRY_VALUE] = {"value", BYTEAOID, NOT_NULL}
 };
+static const StatementColumn problem_entry_columns[] = {
+	ENTRY_COLUMNS,
+	[ENTRY_VALUE] = {"value", BYTEAOID, NULLABLE},
+	[ENTRY_PROBLEM] = {"problem", TEXTOID, NULLABLE}
+};
 
 enum
 {
@@ -173,18 +184,28 @@ static const StatementColumn value_columns[] = {
 	[VALUE_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NOT_NULL}
 };
 
-static const StatementColumn count_columns[] = {{"count", INT8OID, NOT_NULL}};
+enum
+{
+	COUNT_COUNT,
+	NUM_COUNT_COLUMNS
+};
+
+static const StatementColumn count_columns[] = {
+	[COUNT_COUNT] = {"count", INT8OID, NOT_NULL}
+};
 
 static bool expand_newest(StringInfo sql, const char *placeholder, int shape);
 
 static Statement get_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
-	STATEMENT_PARAMS(get_params), STATEMENT_COLUMNS(value_columns),
+	STATEMENT_PARAMS(get_params, NUM_ADDRESS_PARAMS),
+	STATEMENT_COLUMNS(value_columns, NUM_VALUE_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 static Statement get_entry_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
-	STATEMENT_PARAMS(get_params), STATEMENT_COLUMNS(value_entry_columns),
+	STATEMENT_PARAMS(get_params, NUM_ADDRESS_PARAMS),
+	STATEMENT_COLUMNS(value_entry_columns, NUM_VALUE_ENTRY_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 #define LIST_BY_KEY \
@@ -194,12 +215,14 @@ static Statement get_entry_statement = {
 
 static Statement list_statement = {
 	.sql = LIST_BY_KEY,
-	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(entry_columns),
+	STATEMENT_PARAMS(list_params, NUM_LIST_PARAMS),
+	STATEMENT_COLUMNS(entry_columns, NUM_ENTRY_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 static Statement count_statement = {
 	.sql = "SELECT pg_catalog.count(*) FROM " SQL_TABLE " WHERE @scope@",
-	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(count_columns),
+	STATEMENT_PARAMS(list_params, NUM_LIST_PARAMS),
+	STATEMENT_COLUMNS(count_columns, NUM_COUNT_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 
@@ -220,17 +243,20 @@ StaticAssertDecl(2 * SHAPE_AFTER <= STATEMENT_MAX_SHAPES,
 
 static Statement newest_statement = {
 	.sql = LIST_NEWEST,
-	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(entry_columns),
+	STATEMENT_PARAMS(list_params, NUM_LIST_PARAMS),
+	STATEMENT_COLUMNS(entry_columns, NUM_ENTRY_COLUMNS),
 	.expand = expand_newest, .by_index = true
 };
 static Statement newest_values_statement = {
 	.sql = LIST_NEWEST,
-	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(value_entry_columns),
+	STATEMENT_PARAMS(list_params, NUM_LIST_PARAMS),
+	STATEMENT_COLUMNS(value_entry_columns, NUM_VALUE_ENTRY_COLUMNS),
 	.expand = expand_newest, .by_index = true
 };
 static Statement list_values_statement = {
 	.sql = LIST_BY_KEY,
-	STATEMENT_PARAMS(list_params), STATEMENT_COLUMNS(value_entry_columns),
+	STATEMENT_PARAMS(list_params, NUM_LIST_PARAMS),
+	STATEMENT_COLUMNS(value_entry_columns, NUM_VALUE_ENTRY_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 
@@ -242,7 +268,8 @@ static Statement get_many_statement = {
 	.sql = "SELECT @columns@ FROM pg_catalog.unnest($keys) WITH ORDINALITY"
 	" AS k (key, place), LATERAL (SELECT e.* FROM " SQL_TABLE
 	" WHERE @scope@ AND e.key" SQL_EQ "k.key LIMIT 1) AS e ORDER BY k.place",
-	STATEMENT_PARAMS(many_params), STATEMENT_COLUMNS(value_entry_columns),
+	STATEMENT_PARAMS(many_params, NUM_MANY_PARAMS),
+	STATEMENT_COLUMNS(value_entry_columns, NUM_VALUE_ENTRY_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 
@@ -265,6 +292,21 @@ expand_newest(StringInfo sql, const char *placeholder, int shape)
 						   "ROW(" CHANGED_ON ", e.key) OPERATOR(pg_catalog.<)"
 						   " ROW($after_changed_on, $key)" : "TRUE");
 	return true;
+}
+
+/* Is the value of an entry encrypted? */
+static bool
+is_encrypted(const Datum *row)
+{
+	return DatumGetBool(ColumnValue(value_entry_columns, ENTRY_IS_ENCRYPTED,
+									BOOLOID, row));
+}
+
+/* The value of an entry, as it is stored. */
+static Datum
+stored_value(const Datum *row)
+{
+	return ColumnValue(value_entry_columns, ENTRY_VALUE, BYTEAOID, row);
 }
 
 /* Decrypts a stored value, in memory of our own, in place. */
@@ -298,22 +340,23 @@ fetch_value(FunctionCallInfo fcinfo, const StatementArgs *args)
 	Datum		row[NUM_VALUE_COLUMNS];
 	bool		nulls[NUM_VALUE_COLUMNS];
 	bool		found;
+	Datum		value;
 
 	StatementConnect(&connection, fcinfo, false);
 	found = StatementFetch(&connection, &get_statement, args, true, row, nulls);
 	SPI_finish();
 	if (!found)
 		return NULL;
-	return DatumGetBool(row[VALUE_IS_ENCRYPTED]) ?
-		open_value(args, row[VALUE_VALUE]) :
-		(struct varlena *) DatumGetPointer(row[VALUE_VALUE]);
+	value = ColumnValue(value_columns, VALUE_VALUE, BYTEAOID, row);
+	return DatumGetBool(ColumnValue(value_columns, VALUE_IS_ENCRYPTED, BOOLOID, row)) ?
+		open_value(args, value) : (struct varlena *) DatumGetPointer(value);
 }
 
 /* Starts a call of get, get_json or get_entry. */
 static void
 get_params_of(StatementArgs *args, FunctionCallInfo fcinfo)
 {
-	CheckArguments(fcinfo, get_arguments, lengthof(get_arguments));
+	CheckArguments(fcinfo, get_arguments, NUM_ADDRESS_ARGS);
 	StatementArgsInit(args);
 	AddressParams(args, fcinfo, get_arguments, &entry_address);
 }
@@ -411,15 +454,16 @@ ext_storage_get_entry(PG_FUNCTION_ARGS)
 
 	get_params_of(&args, fcinfo);
 	StatementStartDecrypted(fcinfo);
+	CheckResult(rsinfo->setDesc, value_entry_columns, NUM_VALUE_ENTRY_COLUMNS);
 	StatementConnect(&connection, fcinfo, false);
 	found = StatementFetch(&connection, &get_entry_statement, &args, true, row,
 						   nulls);
 	SPI_finish();
 	if (found)
 	{
-		if (DatumGetBool(row[ENTRY_IS_ENCRYPTED]))
+		if (is_encrypted(row))
 			row[ENTRY_VALUE] =
-				PointerGetDatum(open_value(&args, row[ENTRY_VALUE]));
+				PointerGetDatum(open_value(&args, stored_value(row)));
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
 	}
 	return (Datum) 0;
@@ -437,7 +481,7 @@ filter_params(StatementArgs *args, FunctionCallInfo fcinfo,
 	TextParam(args, LIST_PARAM_PREFIX_FIRST, fcinfo, arguments, key_prefix);
 	if (!PG_ARGISNULL(key_prefix))
 	{
-		StatementSet(args, LIST_PARAM_PREFIX_LAST,
+		StatementSet(args, LIST_PARAM_PREFIX_LAST, TEXTOID,
 					 PrefixLast(DatumGetTextPP(args->values[LIST_PARAM_PREFIX_FIRST])));
 		args->shape |= SHAPE_PREFIX;
 	}
@@ -453,8 +497,9 @@ page_params(StatementArgs *args, FunctionCallInfo fcinfo,
 
 	RequireArgument(fcinfo, arguments, page_arg);
 	RequireArgument(fcinfo, arguments, page_size_arg);
-	page = PG_GETARG_INT32(page_arg);
-	page_size = PG_GETARG_INT32(page_size_arg);
+	page = DatumGetInt32(ArgumentValue(fcinfo, arguments, page_arg, INT4OID));
+	page_size = DatumGetInt32(ArgumentValue(fcinfo, arguments, page_size_arg,
+											INT4OID));
 	if (page < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -463,8 +508,9 @@ page_params(StatementArgs *args, FunctionCallInfo fcinfo,
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("page_size must be at least 1")));
-	StatementSet(args, LIST_PARAM_LIMIT, Int64GetDatum(page_size));
-	StatementSet(args, LIST_PARAM_OFFSET, Int64GetDatum(page * page_size));
+	StatementSet(args, LIST_PARAM_LIMIT, INT8OID, Int64GetDatum(page_size));
+	StatementSet(args, LIST_PARAM_OFFSET, INT8OID,
+				 Int64GetDatum(page * page_size));
 }
 
 /*
@@ -477,7 +523,7 @@ after_key_param(StatementArgs *args, FunctionCallInfo fcinfo,
 {
 	TextParam(args, PARAM_KEY, fcinfo, arguments, argno);
 	if (PG_ARGISNULL(argno))
-		StatementSet(args, PARAM_KEY, PointerGetDatum(cstring_to_text("")));
+		StatementSet(args, PARAM_KEY, TEXTOID, CStringGetTextDatum(""));
 }
 
 /*
@@ -489,7 +535,7 @@ after_change_params(StatementArgs *args, FunctionCallInfo fcinfo,
 					const ArgumentInfo *arguments, int changed_on, int key)
 {
 	Timestamp	after = PG_ARGISNULL(changed_on) ? DT_NOBEGIN :
-	PG_GETARG_TIMESTAMP(changed_on);
+	DatumGetTimestamp(ArgumentValue(fcinfo, arguments, changed_on, TIMESTAMPOID));
 
 	if (PG_ARGISNULL(key))
 	{
@@ -500,8 +546,24 @@ after_change_params(StatementArgs *args, FunctionCallInfo fcinfo,
 		return;
 	}
 	TextParam(args, PARAM_KEY, fcinfo, arguments, key);
-	StatementSet(args, LIST_PARAM_AFTER_CHANGED_ON, TimestampGetDatum(after));
+	StatementSet(args, LIST_PARAM_AFTER_CHANGED_ON, TIMESTAMPOID,
+				 TimestampGetDatum(after));
 	args->shape |= SHAPE_AFTER;
+}
+
+/* Returns the entries that a statement finds. */
+static void
+return_list(Statement *statement, FunctionCallInfo fcinfo,
+			const StatementArgs *args)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Connection	connection;
+
+	InitMaterializedSRF(fcinfo, 0);
+	CheckResult(rsinfo->setDesc, entry_columns, NUM_ENTRY_COLUMNS);
+	StatementConnect(&connection, fcinfo, false);
+	StatementReturn(&connection, statement, args, rsinfo);
+	SPI_finish();
 }
 
 /*
@@ -515,10 +577,9 @@ after_change_params(StatementArgs *args, FunctionCallInfo fcinfo,
 Datum
 ext_storage_list(PG_FUNCTION_ARGS)
 {
-	Connection	connection;
 	StatementArgs args;
 
-	CheckArguments(fcinfo, list_arguments, lengthof(list_arguments));
+	CheckArguments(fcinfo, list_arguments, NUM_LIST_ARGS);
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, list_arguments, &scope_address);
 	page_params(&args, fcinfo, list_arguments, LIST_ARG_PAGE,
@@ -527,11 +588,7 @@ ext_storage_list(PG_FUNCTION_ARGS)
 				  LIST_ARG_KEY_PREFIX);
 	after_key_param(&args, fcinfo, list_arguments, LIST_ARG_AFTER_KEY);
 
-	InitMaterializedSRF(fcinfo, 0);
-	StatementConnect(&connection, fcinfo, false);
-	StatementReturn(&connection, &list_statement, &args,
-					(ReturnSetInfo *) fcinfo->resultinfo);
-	SPI_finish();
+	return_list(&list_statement, fcinfo, &args);
 	return (Datum) 0;
 }
 
@@ -548,10 +605,9 @@ ext_storage_list(PG_FUNCTION_ARGS)
 Datum
 ext_storage_list_newest(PG_FUNCTION_ARGS)
 {
-	Connection	connection;
 	StatementArgs args;
 
-	CheckArguments(fcinfo, newest_arguments, lengthof(newest_arguments));
+	CheckArguments(fcinfo, newest_arguments, NUM_NEWEST_ARGS);
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, newest_arguments, &scope_address);
 	page_params(&args, fcinfo, newest_arguments, NEWEST_ARG_PAGE,
@@ -561,11 +617,7 @@ ext_storage_list_newest(PG_FUNCTION_ARGS)
 	after_change_params(&args, fcinfo, newest_arguments,
 						NEWEST_ARG_AFTER_CHANGED_ON, NEWEST_ARG_AFTER_KEY);
 
-	InitMaterializedSRF(fcinfo, 0);
-	StatementConnect(&connection, fcinfo, false);
-	StatementReturn(&connection, &newest_statement, &args,
-					(ReturnSetInfo *) fcinfo->resultinfo);
-	SPI_finish();
+	return_list(&newest_statement, fcinfo, &args);
 	return (Datum) 0;
 }
 
@@ -594,9 +646,9 @@ return_batch(ValueBatch *batch)
 
 	for (int i = 0; i < batch->nrows; i++)
 	{
-		if (!DatumGetBool(batch->rows[i][ENTRY_IS_ENCRYPTED]))
+		if (!is_encrypted(batch->rows[i]))
 			continue;
-		items[nitems].token = DatumGetByteaPCopy(batch->rows[i][ENTRY_VALUE]);
+		items[nitems].token = DatumGetByteaPCopy(stored_value(batch->rows[i]));
 		item_rows[nitems++] = i;
 	}
 	if (nitems > 0)
@@ -633,9 +685,9 @@ return_batch(ValueBatch *batch)
 static Size
 value_bytes(const Datum *row)
 {
-	Size		stored = toast_raw_datum_size(row[ENTRY_VALUE]) - VARHDRSZ;
+	Size		stored = toast_raw_datum_size(stored_value(row)) - VARHDRSZ;
 
-	return DatumGetBool(row[ENTRY_IS_ENCRYPTED]) ?
+	return is_encrypted(row) ?
 		FernetDecodedLen(stored) : stored;
 }
 
@@ -654,6 +706,8 @@ return_values(Connection *connection, Statement *statement,
 	uint64		nrows;
 	bool		full = false;
 
+	CheckResult(batch.rsinfo->setDesc, problem_entry_columns,
+				NUM_PROBLEM_ENTRY_COLUMNS);
 	batch.context = AllocSetContextCreate(CurrentMemoryContext,
 										  "entries with values",
 										  ALLOCSET_DEFAULT_SIZES);
@@ -704,9 +758,10 @@ ext_storage_list_values(PG_FUNCTION_ARGS)
 {
 	Connection	connection;
 	StatementArgs args;
+	int32		max_bytes;
 	bool		newest_first;
 
-	CheckArguments(fcinfo, values_arguments, lengthof(values_arguments));
+	CheckArguments(fcinfo, values_arguments, NUM_VALUES_ARGS);
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, values_arguments, &scope_address);
 	filter_params(&args, fcinfo, values_arguments, VALUES_ARG_CATEGORY,
@@ -714,12 +769,15 @@ ext_storage_list_values(PG_FUNCTION_ARGS)
 	page_params(&args, fcinfo, values_arguments, VALUES_ARG_PAGE,
 				VALUES_ARG_PAGE_SIZE);
 	RequireArgument(fcinfo, values_arguments, VALUES_ARG_MAX_BYTES);
-	if (PG_GETARG_INT32(VALUES_ARG_MAX_BYTES) < 0)
+	max_bytes = DatumGetInt32(ArgumentValue(fcinfo, values_arguments,
+											VALUES_ARG_MAX_BYTES, INT4OID));
+	if (max_bytes < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_bytes must not be negative")));
 	RequireArgument(fcinfo, values_arguments, VALUES_ARG_NEWEST_FIRST);
-	newest_first = PG_GETARG_BOOL(VALUES_ARG_NEWEST_FIRST);
+	newest_first = DatumGetBool(ArgumentValue(fcinfo, values_arguments,
+											  VALUES_ARG_NEWEST_FIRST, BOOLOID));
 	if (newest_first)
 		after_change_params(&args, fcinfo, values_arguments,
 							VALUES_ARG_AFTER_CHANGED_ON, VALUES_ARG_AFTER_KEY);
@@ -733,8 +791,7 @@ ext_storage_list_values(PG_FUNCTION_ARGS)
 	StatementStartDecrypted(fcinfo);
 	StatementConnect(&connection, fcinfo, false);
 	return_values(&connection, newest_first ? &newest_values_statement :
-				  &list_values_statement, &args, fcinfo,
-				  PG_GETARG_INT32(VALUES_ARG_MAX_BYTES));
+				  &list_values_statement, &args, fcinfo, max_bytes);
 	SPI_finish();
 	return (Datum) 0;
 }
@@ -754,12 +811,11 @@ ext_storage_get_many(PG_FUNCTION_ARGS)
 	Datum	   *keys;
 	int			nkeys;
 
-	CheckArguments(fcinfo, get_many_arguments,
-				   lengthof(get_many_arguments));
+	CheckArguments(fcinfo, get_many_arguments, NUM_ADDRESS_ARGS);
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, get_many_arguments, &keys_address);
 	nkeys = KeysArgument(fcinfo, get_many_arguments, ADDRESS_ARG_KEY, &keys);
-	StatementSet(&args, MANY_PARAM_KEYS,
+	StatementSet(&args, MANY_PARAM_KEYS, TEXTARRAYOID,
 				 PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1,
 												 false, TYPALIGN_INT)));
 
@@ -770,7 +826,7 @@ ext_storage_get_many(PG_FUNCTION_ARGS)
 	if (StatementIsDistributed(&connection))
 		for (int i = 0; i < nkeys; i++)
 		{
-			StatementSet(&args, PARAM_KEY, keys[i]);
+			StatementSet(&args, PARAM_KEY, TEXTOID, keys[i]);
 			return_values(&connection, &get_entry_statement, &args, fcinfo, -1);
 		}
 	else
@@ -791,10 +847,10 @@ ext_storage_count(PG_FUNCTION_ARGS)
 {
 	Connection	connection;
 	StatementArgs args;
-	Datum		row[lengthof(count_columns)];
-	bool		nulls[lengthof(count_columns)];
+	Datum		row[NUM_COUNT_COLUMNS];
+	bool		nulls[NUM_COUNT_COLUMNS];
 
-	CheckArguments(fcinfo, count_arguments, lengthof(count_arguments));
+	CheckArguments(fcinfo, count_arguments, NUM_COUNT_ARGS);
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, count_arguments, &scope_address);
 	filter_params(&args, fcinfo, count_arguments, COUNT_ARG_CATEGORY,
@@ -804,5 +860,5 @@ ext_storage_count(PG_FUNCTION_ARGS)
 	if (!StatementFetch(&connection, &count_statement, &args, true, row, nulls))
 		elog(ERROR, "count returned no row");
 	SPI_finish();
-	PG_RETURN_DATUM(row[0]);
+	PG_RETURN_DATUM(ColumnValue(count_columns, COUNT_COUNT, INT8OID, row));
 }

@@ -98,7 +98,8 @@ enum
 	WALK_PARAM_EXTENSION_ID,
 	WALK_PARAM_AFTER_ID,
 	WALK_PARAM_LAST_ID,
-	WALK_PARAM_LIMIT
+	WALK_PARAM_LIMIT,
+	NUM_WALK_PARAMS
 };
 
 static const StatementParam walk_params[] = {
@@ -128,8 +129,10 @@ enum
 {
 	WRITE_PARAM_EXTENSION_ID,
 	WRITE_PARAM_IDS,
-	WRITE_PARAM_OLD_VALUES,
-	WRITE_PARAM_NEW_VALUES
+	NUM_LOCK_PARAMS,
+	WRITE_PARAM_OLD_VALUES = NUM_LOCK_PARAMS,
+	WRITE_PARAM_NEW_VALUES,
+	NUM_WRITE_PARAMS
 };
 
 static const StatementParam lock_params[] = {
@@ -148,7 +151,16 @@ static const StatementParam one_params[] = {
 	[WRITE_PARAM_OLD_VALUES] = {"old_value", BYTEAOID},
 	[WRITE_PARAM_NEW_VALUES] = {"new_value", BYTEAOID}
 };
-static const StatementColumn id_columns[] = {{"id", INT8OID, NOT_NULL}};
+
+enum
+{
+	ID_ID,
+	NUM_ID_COLUMNS
+};
+
+static const StatementColumn id_columns[] = {
+	[ID_ID] = {"id", INT8OID, NOT_NULL}
+};
 
 /*
  * Without a parameter for all extensions: a distributed table has no generic
@@ -162,18 +174,20 @@ static const StatementColumn id_columns[] = {{"id", INT8OID, NOT_NULL}};
 
 static Statement total_statement = {
 	.sql = TOTALS(""),
-	STATEMENT_COLUMNS(total_columns)
+	STATEMENT_COLUMNS(total_columns, NUM_TOTAL_COLUMNS)
 };
 static Statement total_of_one_statement = {
 	.sql = TOTALS(" AND e.extension_id" SQL_EQ "$extension_id"),
-	STATEMENT_PARAMS(walk_params), STATEMENT_COLUMNS(total_columns)
+	STATEMENT_PARAMS(walk_params, NUM_WALK_PARAMS),
+	STATEMENT_COLUMNS(total_columns, NUM_TOTAL_COLUMNS)
 };
 static Statement walk_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.is_encrypted"
 	" AND e.id" SQL_GT "$after_id AND e.id" SQL_LE "$last_id"
 	" ORDER BY e.id LIMIT $limit",
-	STATEMENT_PARAMS(walk_params), STATEMENT_COLUMNS(row_columns),
+	STATEMENT_PARAMS(walk_params, NUM_WALK_PARAMS),
+	STATEMENT_COLUMNS(row_columns, NUM_ROW_COLUMNS),
 	.by_index = true
 };
 
@@ -188,14 +202,16 @@ static Statement read_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
 	AND_IS_ENCRYPTED " ORDER BY e.id",
-	STATEMENT_PARAMS(lock_params), STATEMENT_COLUMNS(row_columns),
+	STATEMENT_PARAMS(lock_params, NUM_LOCK_PARAMS),
+	STATEMENT_COLUMNS(row_columns, NUM_ROW_COLUMNS),
 	.by_index = true
 };
 static Statement lock_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
 	" ORDER BY e.id FOR NO KEY UPDATE SKIP LOCKED",
-	STATEMENT_PARAMS(lock_params), STATEMENT_COLUMNS(id_columns),
+	STATEMENT_PARAMS(lock_params, NUM_LOCK_PARAMS),
+	STATEMENT_COLUMNS(id_columns, NUM_ID_COLUMNS),
 	.by_index = true
 };
 
@@ -211,14 +227,15 @@ static Statement write_statement = {
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
 	AND_IS_ENCRYPTED " AND e.value" SQL_EQ "($old_values)" ITS_PLACE
 	" RETURNING @columns@",
-	STATEMENT_PARAMS(write_params), STATEMENT_COLUMNS(id_columns),
+	STATEMENT_PARAMS(write_params, NUM_WRITE_PARAMS),
+	STATEMENT_COLUMNS(id_columns, NUM_ID_COLUMNS),
 	.by_index = true, .keeps_bytes = true
 };
 static Statement write_one_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET value = $new_value"
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "$id"
 	AND_IS_ENCRYPTED " AND e.value" SQL_EQ "$old_value",
-	STATEMENT_PARAMS(one_params),
+	STATEMENT_PARAMS(one_params, NUM_WRITE_PARAMS),
 	.by_index = true, .keeps_bytes = true
 };
 
@@ -227,7 +244,8 @@ enum
 {
 	WRITER_PARAM_DATABASE,
 	WRITER_PARAM_TABLE,
-	WRITER_PARAM_LIMIT
+	WRITER_PARAM_LIMIT,
+	NUM_WRITER_PARAMS
 };
 
 enum
@@ -262,7 +280,8 @@ static Statement writer_statement = {
 	" AND l.granted AND (l.pid IS NULL"
 	" OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())"
 	" ORDER BY p.gid, l.pid LIMIT $limit",
-	STATEMENT_PARAMS(writer_params), STATEMENT_COLUMNS(writer_columns)
+	STATEMENT_PARAMS(writer_params, NUM_WRITER_PARAMS),
+	STATEMENT_COLUMNS(writer_columns, NUM_WRITER_COLUMNS)
 };
 
 /* One encrypted row, as read. */
@@ -336,18 +355,41 @@ enum
 };
 
 static const ArgumentInfo rotate_arguments[] = {
-	[ROTATE_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, false},
-	[ROTATE_ARG_BATCH_SIZE] = {"batch_size", 0, false},
-	[ROTATE_ARG_DRY_RUN] = {"dry_run", 0, false},
-	[ROTATE_ARG_SCANNED] = {"scanned", 0, false},
-	[ROTATE_ARG_ROTATED] = {"rotated", 0, false},
-	[ROTATE_ARG_CURRENT] = {"current", 0, false},
-	[ROTATE_ARG_FAILED] = {"failed", 0, false}
+	[ROTATE_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true},
+	[ROTATE_ARG_BATCH_SIZE] = {"batch_size", INT4OID, 0, false},
+	[ROTATE_ARG_DRY_RUN] = {"dry_run", BOOLOID, 0, false},
+	[ROTATE_ARG_SCANNED] = {"scanned", INT8OID, 0, false},
+	[ROTATE_ARG_ROTATED] = {"rotated", INT8OID, 0, false},
+	[ROTATE_ARG_CURRENT] = {"current", INT8OID, 0, false},
+	[ROTATE_ARG_FAILED] = {"failed", INT8OID, 0, false}
+};
+
+/* Its result. */
+enum
+{
+	ROTATE_SCANNED,
+	ROTATE_ROTATED,
+	ROTATE_CURRENT,
+	ROTATE_FAILED,
+	NUM_ROTATE_RESULTS
+};
+
+static const StatementColumn rotate_results[] = {
+	[ROTATE_SCANNED] = {"scanned", INT8OID, NOT_NULL},
+	[ROTATE_ROTATED] = {"rotated", INT8OID, NOT_NULL},
+	[ROTATE_CURRENT] = {"current", INT8OID, NOT_NULL},
+	[ROTATE_FAILED] = {"failed", INT8OID, NOT_NULL}
 };
 
 /* The arguments of verify. */
+enum
+{
+	VERIFY_ARG_EXTENSION_ID,
+	NUM_VERIFY_ARGS
+};
+
 static const ArgumentInfo verify_arguments[] = {
-	{"extension_id", MAX_EXTENSION_ID_CHARS, false}
+	[VERIFY_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true}
 };
 
 PG_FUNCTION_INFO_V1(ext_storage_rotate_keys);
@@ -368,9 +410,9 @@ read_row(EncryptedRow *row, const Statement *statement, uint64 n)
 		row->address[i] = values[i];
 		row->nulls[i] = nulls[i] ? 'n' : ' ';
 	}
-	row->id = DatumGetInt64(values[ROW_ID]);
-	row->uuid = values[ROW_UUID];
-	row->token = values[ROW_VALUE];
+	row->id = DatumGetInt64(ColumnValue(row_columns, ROW_ID, INT8OID, values));
+	row->uuid = ColumnValue(row_columns, ROW_UUID, UUIDOID, values);
+	row->token = ColumnValue(row_columns, ROW_VALUE, BYTEAOID, values);
 }
 
 /* Takes the argument extension_id; NULL for all. */
@@ -378,13 +420,7 @@ static text *
 extension_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 				   int argno)
 {
-	text	   *extension_id = TextArgument(fcinfo, arguments, argno);
-
-	if (extension_id != NULL && VARSIZE_ANY_EXHDR(extension_id) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be empty", arguments[argno].name)));
-	return extension_id;
+	return PG_ARGISNULL(argno) ? NULL : TextArgument(fcinfo, arguments, argno);
 }
 
 /*
@@ -397,10 +433,7 @@ static void
 require_keys(void)
 {
 	if (!KeyringEncrypts())
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NO_KEY),
-				 errmsg("no encryption key is configured"),
-				 errhint("Set extension_storage.encryption_keys_file.")));
+		ReportNoKey(NULL);
 }
 
 /* Warns about a row that is left as it is. */
@@ -464,11 +497,11 @@ returned_ids(const Statement *statement, uint64 *nids)
 	*nids = SPI_processed;
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		Datum		id;
-		bool		isnull;
+		Datum		row[NUM_ID_COLUMNS];
+		bool		nulls[NUM_ID_COLUMNS];
 
-		StatementRow(statement, i, &id, &isnull);
-		ids[i] = DatumGetInt64(id);
+		StatementRow(statement, i, row, nulls);
+		ids[i] = DatumGetInt64(ColumnValue(id_columns, ID_ID, INT8OID, row));
 	}
 	SPI_freetuptable(SPI_tuptable);
 	qsort(ids, *nids, sizeof(int64), compare_ids);
@@ -492,9 +525,9 @@ ids_param(StatementArgs *args, const Rotation *rotation, const int64 *ids,
 	for (int i = 0; i < nids; i++)
 		datums[i] = Int64GetDatum(ids[i]);
 	StatementArgsInit(args);
-	StatementSet(args, WRITE_PARAM_EXTENSION_ID,
+	StatementSet(args, WRITE_PARAM_EXTENSION_ID, TEXTOID,
 				 PointerGetDatum(rotation->extension_id));
-	StatementSet(args, WRITE_PARAM_IDS,
+	StatementSet(args, WRITE_PARAM_IDS, INT8ARRAYOID,
 				 PointerGetDatum(construct_array(datums, nids, INT8OID,
 												 sizeof(int64), FLOAT8PASSBYVAL,
 												 TYPALIGN_DOUBLE)));
@@ -539,20 +572,20 @@ write_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
 	if (nrows == 1)
 	{
 		StatementArgsInit(&args);
-		StatementSet(&args, WRITE_PARAM_EXTENSION_ID,
+		StatementSet(&args, WRITE_PARAM_EXTENSION_ID, TEXTOID,
 					 PointerGetDatum(rotation->extension_id));
-		StatementSet(&args, WRITE_PARAM_IDS, Int64GetDatum(ids[0]));
-		StatementSet(&args, WRITE_PARAM_OLD_VALUES, tokens[0]);
-		StatementSet(&args, WRITE_PARAM_NEW_VALUES, sealed[0]);
+		StatementSet(&args, WRITE_PARAM_IDS, INT8OID, Int64GetDatum(ids[0]));
+		StatementSet(&args, WRITE_PARAM_OLD_VALUES, BYTEAOID, tokens[0]);
+		StatementSet(&args, WRITE_PARAM_NEW_VALUES, BYTEAOID, sealed[0]);
 		written[0] = StatementRun(&rotation->connection, &write_one_statement,
 								  &args, false) == 1;
 		return;
 	}
 	ids_param(&args, rotation, ids, nrows);
-	StatementSet(&args, WRITE_PARAM_OLD_VALUES,
+	StatementSet(&args, WRITE_PARAM_OLD_VALUES, BYTEAARRAYOID,
 				 PointerGetDatum(construct_array(tokens, nrows, BYTEAOID, -1,
 												 false, TYPALIGN_INT)));
-	StatementSet(&args, WRITE_PARAM_NEW_VALUES,
+	StatementSet(&args, WRITE_PARAM_NEW_VALUES, BYTEAARRAYOID,
 				 PointerGetDatum(construct_array(sealed, nrows, BYTEAOID, -1,
 												 false, TYPALIGN_INT)));
 	StatementRun(&rotation->connection, &write_statement, &args, false);
@@ -843,7 +876,7 @@ find_extensions(Connection *connection, text *extension_id, bool read_only)
 
 	StatementArgsInit(&args);
 	if (extension_id != NULL)
-		StatementSet(&args, WALK_PARAM_EXTENSION_ID,
+		StatementSet(&args, WALK_PARAM_EXTENSION_ID, TEXTOID,
 					 PointerGetDatum(extension_id));
 	n = StatementRun(connection, statement, &args, read_only);
 	for (uint64 i = 0; i < n; i++)
@@ -853,9 +886,14 @@ find_extensions(Connection *connection, text *extension_id, bool read_only)
 		bool		nulls[NUM_TOTAL_COLUMNS];
 
 		StatementRow(statement, i, row, nulls);
-		extension->extension_id = DatumGetTextPCopy(row[TOTAL_EXTENSION_ID]);
-		extension->count = DatumGetInt64(row[TOTAL_COUNT]);
-		extension->last_id = DatumGetInt64(row[TOTAL_LAST_ID]);
+		extension->extension_id =
+			DatumGetTextPCopy(ColumnValue(total_columns, TOTAL_EXTENSION_ID,
+										  TEXTOID, row));
+		extension->count = DatumGetInt64(ColumnValue(total_columns, TOTAL_COUNT,
+													 INT8OID, row));
+		extension->last_id = DatumGetInt64(ColumnValue(total_columns,
+													   TOTAL_LAST_ID, INT8OID,
+													   row));
 		extensions = lappend(extensions, extension);
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -869,11 +907,11 @@ read_rows(Rotation *rotation, int64 after_id, int64 last_id, int64 limit)
 	StatementArgs args;
 
 	StatementArgsInit(&args);
-	StatementSet(&args, WALK_PARAM_EXTENSION_ID,
+	StatementSet(&args, WALK_PARAM_EXTENSION_ID, TEXTOID,
 				 PointerGetDatum(rotation->extension_id));
-	StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(after_id));
-	StatementSet(&args, WALK_PARAM_LAST_ID, Int64GetDatum(last_id));
-	StatementSet(&args, WALK_PARAM_LIMIT, Int64GetDatum(limit));
+	StatementSet(&args, WALK_PARAM_AFTER_ID, INT8OID, Int64GetDatum(after_id));
+	StatementSet(&args, WALK_PARAM_LAST_ID, INT8OID, Int64GetDatum(last_id));
+	StatementSet(&args, WALK_PARAM_LIMIT, INT8OID, Int64GetDatum(limit));
 	return StatementRun(&rotation->connection, &walk_statement, &args, false);
 }
 
@@ -1108,11 +1146,12 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 	Rotation   *rotation;
 	MemoryContext context = CurrentMemoryContext;
 	text	   *extension_id;
+	int32		batch_size;
 	List	   *extensions;
 	ListCell   *cell;
 	TupleDesc	tupdesc;
-	Datum		values[4];
-	bool		nulls[4] = {false};
+	Datum		values[NUM_ROTATE_RESULTS];
+	bool		nulls[NUM_ROTATE_RESULTS] = {false};
 	HeapTuple	tuple;
 
 	CheckArguments(fcinfo, rotate_arguments, NUM_ROTATE_ARGS);
@@ -1120,20 +1159,24 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 									  ROTATE_ARG_EXTENSION_ID);
 	RequireArgument(fcinfo, rotate_arguments, ROTATE_ARG_BATCH_SIZE);
 	RequireArgument(fcinfo, rotate_arguments, ROTATE_ARG_DRY_RUN);
-	if (PG_GETARG_INT32(ROTATE_ARG_BATCH_SIZE) < 1)
+	batch_size = DatumGetInt32(ArgumentValue(fcinfo, rotate_arguments,
+											 ROTATE_ARG_BATCH_SIZE, INT4OID));
+	if (batch_size < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("batch_size must be at least 1")));
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+	CheckResult(tupdesc, rotate_results, NUM_ROTATE_RESULTS);
 
 	require_keys();
 	rotation = palloc0(sizeof(Rotation));
 	rotation->commits = fcinfo->context != NULL &&
 		IsA(fcinfo->context, CallContext) &&
 		!castNode(CallContext, fcinfo->context)->atomic;
-	rotation->dry_run = PG_GETARG_BOOL(ROTATE_ARG_DRY_RUN);
-	rotation->batch_size = PG_GETARG_INT32(ROTATE_ARG_BATCH_SIZE);
+	rotation->dry_run = DatumGetBool(ArgumentValue(fcinfo, rotate_arguments,
+												   ROTATE_ARG_DRY_RUN, BOOLOID));
+	rotation->batch_size = batch_size;
 	rotation->started = GetCurrentTimestamp();
 
 	StatementConnect(&rotation->connection, fcinfo, rotation->commits);
@@ -1180,10 +1223,10 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 					rotation->failed)));
 	SPI_finish();
 
-	values[0] = Int64GetDatum(rotation->scanned);
-	values[1] = Int64GetDatum(rotation->rotated);
-	values[2] = Int64GetDatum(rotation->current);
-	values[3] = Int64GetDatum(rotation->failed);
+	values[ROTATE_SCANNED] = Int64GetDatum(rotation->scanned);
+	values[ROTATE_ROTATED] = Int64GetDatum(rotation->rotated);
+	values[ROTATE_CURRENT] = Int64GetDatum(rotation->current);
+	values[ROTATE_FAILED] = Int64GetDatum(rotation->failed);
 	tuple = heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls);
 	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
 }
@@ -1231,10 +1274,12 @@ visit_rows(Connection *connection, text *extension_id, VisitRow visit,
 		uint64		nrows;
 
 		StatementArgsInit(&args);
-		StatementSet(&args, WALK_PARAM_EXTENSION_ID,
+		StatementSet(&args, WALK_PARAM_EXTENSION_ID, TEXTOID,
 					 PointerGetDatum(((ExtensionRows *) lfirst(cell))->extension_id));
-		StatementSet(&args, WALK_PARAM_AFTER_ID, Int64GetDatum(PG_INT64_MIN));
-		StatementSet(&args, WALK_PARAM_LAST_ID, Int64GetDatum(PG_INT64_MAX));
+		StatementSet(&args, WALK_PARAM_AFTER_ID, INT8OID,
+					 Int64GetDatum(PG_INT64_MIN));
+		StatementSet(&args, WALK_PARAM_LAST_ID, INT8OID,
+					 Int64GetDatum(PG_INT64_MAX));
 		portal = StatementOpen(connection, &walk_statement, &args);
 		do
 		{
@@ -1298,10 +1343,11 @@ name_writers(Connection *connection)
 
 	initStringInfo(&names);
 	StatementArgsInit(&args);
-	StatementSet(&args, WRITER_PARAM_DATABASE, ObjectIdGetDatum(MyDatabaseId));
-	StatementSet(&args, WRITER_PARAM_TABLE,
+	StatementSet(&args, WRITER_PARAM_DATABASE, OIDOID,
+				 ObjectIdGetDatum(MyDatabaseId));
+	StatementSet(&args, WRITER_PARAM_TABLE, OIDOID,
 				 ObjectIdGetDatum(StatementTable(connection)));
-	StatementSet(&args, WRITER_PARAM_LIMIT, Int64GetDatum(MAX_WRITERS));
+	StatementSet(&args, WRITER_PARAM_LIMIT, INT8OID, Int64GetDatum(MAX_WRITERS));
 	n = StatementRun(connection, &writer_statement, &args, true);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -1313,10 +1359,13 @@ name_writers(Connection *connection)
 			appendStringInfoString(&names, ", ");
 		if (!nulls[WRITER_GID])
 			appendStringInfo(&names, "prepared transaction \"%s\"",
-							 TextDatumGetCString(row[WRITER_GID]));
+							 TextDatumGetCString(ColumnValue(writer_columns,
+															 WRITER_GID, TEXTOID,
+															 row)));
 		else if (!nulls[WRITER_PID])
 			appendStringInfo(&names, "process %d",
-							 DatumGetInt32(row[WRITER_PID]));
+							 DatumGetInt32(ColumnValue(writer_columns, WRITER_PID,
+													   INT4OID, row)));
 		else
 			appendStringInfoString(&names, "a prepared transaction");
 	}
@@ -1332,6 +1381,13 @@ enum
 	KEY_ROLE,
 	KEY_SOURCE,
 	NUM_KEY_COLUMNS
+};
+
+static const StatementColumn key_columns[] = {
+	[KEY_ORDINAL] = {"ordinal", INT4OID, NOT_NULL},
+	[KEY_FINGERPRINT] = {"fingerprint", TEXTOID, NOT_NULL},
+	[KEY_ROLE] = {"role", TEXTOID, NOT_NULL},
+	[KEY_SOURCE] = {"source", TEXTOID, NOT_NULL}
 };
 
 /* Fills in the columns of a key, in memory of their own. */
@@ -1361,6 +1417,7 @@ ext_storage_configured_keys(PG_FUNCTION_ARGS)
 	int			nkeys = KeyringCount();
 
 	InitMaterializedSRF(fcinfo, 0);
+	CheckResult(rsinfo->setDesc, key_columns, NUM_KEY_COLUMNS);
 	for (int i = 0; i < nkeys; i++)
 	{
 		Datum		values[NUM_KEY_COLUMNS];
@@ -1386,6 +1443,17 @@ enum
 	NUM_STATUS_COLUMNS
 };
 
+static const StatementColumn status_columns[] = {
+	[STATUS_ORDINAL] = {"ordinal", INT4OID, NULLABLE},
+	[STATUS_FINGERPRINT] = {"fingerprint", TEXTOID, NULLABLE},
+	[STATUS_ROLE] = {"role", TEXTOID, NOT_NULL},
+	[STATUS_ENTRIES] = {"entries", INT8OID, NOT_NULL},
+	[STATUS_OLDEST] = {"oldest", TIMESTAMPTZOID, NULLABLE},
+	[STATUS_NEWEST] = {"newest", TIMESTAMPTZOID, NULLABLE},
+	[STATUS_REMOVABLE] = {"removable", BOOLOID, NULLABLE},
+	[STATUS_SOURCE] = {"source", TEXTOID, NULLABLE}
+};
+
 /*
  * ext_storage_key_status() returns setof record
  *		One row per configured key, and one for the entries that none reads.
@@ -1409,6 +1477,7 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	bool		unknown = false;
 
 	InitMaterializedSRF(fcinfo, 0);
+	CheckResult(rsinfo->setDesc, status_columns, NUM_STATUS_COLUMNS);
 	StatementConnect(&connection, fcinfo, false);
 	uses->nkeys = nkeys;
 	for (int i = 0; i <= nkeys; i++)
@@ -1485,6 +1554,16 @@ enum
 	NUM_VERIFY_COLUMNS
 };
 
+static const StatementColumn verify_columns[] = {
+	[VERIFY_UUID] = {"uuid", UUIDOID, NOT_NULL},
+	[VERIFY_EXTENSION_ID] = {"extension_id", TEXTOID, NOT_NULL},
+	[VERIFY_USER_FK] = {"user_fk", INT4OID, NULLABLE},
+	[VERIFY_RESOURCE_TYPE] = {"resource_type", TEXTOID, NULLABLE},
+	[VERIFY_RESOURCE_UUID] = {"resource_uuid", TEXTOID, NULLABLE},
+	[VERIFY_KEY] = {"key", TEXTOID, NOT_NULL},
+	[VERIFY_PROBLEM] = {"problem", TEXTOID, NOT_NULL}
+};
+
 /* Adds a row that no key reads to the result of the calling function. */
 static void
 return_unreadable(void *state, const EncryptedRow *row, int found,
@@ -1517,12 +1596,17 @@ return_unreadable(void *state, const EncryptedRow *row, int found,
 Datum
 ext_storage_verify(PG_FUNCTION_ARGS)
 {
-	text	   *extension_id = extension_argument(fcinfo, verify_arguments, 0);
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	text	   *extension_id;
 	Connection	connection;
 
+	CheckArguments(fcinfo, verify_arguments, NUM_VERIFY_ARGS);
+	extension_id = extension_argument(fcinfo, verify_arguments,
+									  VERIFY_ARG_EXTENSION_ID);
 	InitMaterializedSRF(fcinfo, 0);
+	CheckResult(rsinfo->setDesc, verify_columns, NUM_VERIFY_COLUMNS);
 	StatementConnect(&connection, fcinfo, false);
-	visit_rows(&connection, extension_id, return_unreadable, fcinfo->resultinfo);
+	visit_rows(&connection, extension_id, return_unreadable, rsinfo);
 	SPI_finish();
 	return (Datum) 0;
 }

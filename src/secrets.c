@@ -25,6 +25,7 @@
 
 #include "access/parallel.h"
 #include "encoding.h"
+#include "errors.h"
 #include "keylist.h"
 #include "miscadmin.h"
 #include "secrets.h"
@@ -506,9 +507,7 @@ SecretsInit(void (*changed) (void))
 	secrets_changed = changed;
 
 	if (!pg_strong_random(mask, sizeof(mask)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random bytes")));
+		ReportNoRandomBytes();
 
 	loading = true;
 	define_secret(&encryption_keys,

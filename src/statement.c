@@ -23,6 +23,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
+#include "errors.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/params.h"
@@ -122,13 +123,16 @@ StatementArgsInit(StatementArgs *args)
 
 /*
  * StatementSet
- *		Sets a parameter that is not null.
+ *		Sets a parameter that is not null, and that the statement must have
+ *		declared with the type.
  */
 void
-StatementSet(StatementArgs *args, int param, Datum value)
+StatementSet(StatementArgs *args, int param, Oid type, Datum value)
 {
+	Assert(param >= 0 && param < STATEMENT_MAX_PARAMS);
 	args->values[param] = value;
 	args->nulls[param] = ' ';
+	args->types[param] = type;
 }
 
 /*
@@ -178,13 +182,16 @@ find_schema(FunctionCallInfo fcinfo)
 	return schema_oid;
 }
 
-/* Can a column of one type be read as one of another without loss? */
-static bool
-is_wide_enough(Oid found, Oid type)
+/*
+ * TypeHolds
+ *		Does a type have every value of another one?
+ */
+bool
+TypeHolds(Oid type, Oid other)
 {
-	return found == type ||
-		(type == INT4OID && found == INT8OID) ||
-		(type == VARCHAROID && found == TEXTOID);
+	return type == other ||
+		(type == INT8OID && other == INT4OID) ||
+		(type == TEXTOID && other == VARCHAROID);
 }
 
 /*
@@ -210,7 +217,7 @@ StatementCheckTable(Relation table)
 							RelationGetRelationName(table), column->name),
 					 errhint("The columns of this table must be as the extension made them.")));
 		found = TupleDescAttr(tupdesc, attno - 1)->atttypid;
-		if (!is_wide_enough(found, column->type))
+		if (!TypeHolds(found, column->type))
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
 					 errmsg("column \"%s\" of table \"%s\" has type %s instead of %s",
@@ -338,6 +345,20 @@ append_placeholder(StringInfo sql, const Statement *statement,
 	}
 }
 
+/* Does an enum of parameters or columns name one that has no row? */
+pg_attribute_unused()
+static bool
+has_gap(const Statement *statement)
+{
+	for (int i = 0; i < statement->nparams; i++)
+		if (statement->params[i].name == NULL)
+			return true;
+	for (int i = 0; i < statement->ncolumns; i++)
+		if (statement->columns[i].name == NULL)
+			return true;
+	return false;
+}
+
 /* Prepares a statement for good. */
 static SPIPlanPtr
 prepare(const Statement *statement, int shape)
@@ -348,6 +369,7 @@ prepare(const Statement *statement, int shape)
 	const char *at;
 	SPIPlanPtr	plan;
 
+	Assert(!has_gap(statement));
 	initStringInfo(&sql);
 	while ((at = strchr(text, '@')) != NULL)
 	{
@@ -415,12 +437,27 @@ writes_entries(const char *sql)
 	return false;
 }
 
+/* Are the parameters that are set those that a statement declares? */
+pg_attribute_unused()
+static bool
+args_fit(const Statement *statement, const StatementArgs *args)
+{
+	for (int i = 0; i < STATEMENT_MAX_PARAMS; i++)
+		if (args->nulls[i] != 'n' && i < statement->nparams &&
+			args->types[i] != statement->params[i].type)
+			return false;
+	return true;
+}
+
 /* Returns the plan of a statement for a shape, made (anew) if need be. */
 static SPIPlanPtr
-get_plan(const Connection *connection, Statement *statement, int shape)
+get_plan(const Connection *connection, Statement *statement,
+		 const StatementArgs *args)
 {
+	int			shape = args->shape;
 	SPIPlanPtr	plan;
 
+	Assert(args_fit(statement, args));
 	Assert(shape >= 0 && shape < STATEMENT_MAX_SHAPES);
 	Assert(connection->quota_prepared || statement->keeps_bytes ||
 		   !writes_entries(statement->sql));
@@ -473,7 +510,7 @@ check_result(const Statement *statement, TupleDesc tupdesc)
 					 errmsg("column \"%s\" has type %s instead of %s",
 							column->name, format_type_be(found),
 							format_type_be(column->type)),
-					 errhint("The columns of the extension's tables must be as it made them.")));
+					 TABLES_AS_MADE));
 	}
 }
 
@@ -482,10 +519,7 @@ static inline void
 check_null(const Statement *statement, int column, bool isnull)
 {
 	if (isnull && !statement->columns[column].nullable)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("column \"%s\" is null", statement->columns[column].name),
-				 errhint("The columns of the extension's tables must be as it made them.")));
+		ReportNullColumn(statement->columns[column].name);
 }
 
 /*
@@ -500,8 +534,7 @@ uint64
 StatementRun(Connection *connection, Statement *statement,
 			 const StatementArgs *args, bool read_only)
 {
-	int			result = SPI_execute_plan(get_plan(connection, statement,
-												   args->shape),
+	int			result = SPI_execute_plan(get_plan(connection, statement, args),
 										  unconstify(StatementArgs *, args)->values,
 										  args->nulls, read_only, 0);
 
@@ -610,8 +643,8 @@ run_into(Connection *connection, Statement *statement,
 		param->pflags = PARAM_FLAG_CONST;
 		param->ptype = statement->params[i].type;
 	}
-	result = SPI_execute_plan_extended(get_plan(connection, statement,
-												args->shape), &options);
+	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
+									   &options);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan_extended failed: %s",
 			 SPI_result_code_string(result));
@@ -692,7 +725,7 @@ Portal
 StatementOpen(Connection *connection, Statement *statement,
 			  const StatementArgs *args)
 {
-	return SPI_cursor_open(NULL, get_plan(connection, statement, args->shape),
+	return SPI_cursor_open(NULL, get_plan(connection, statement, args),
 						   unconstify(StatementArgs *, args)->values, args->nulls,
 						   true);
 }
@@ -750,11 +783,19 @@ StatementRequireAllRows(const Connection *connection)
 /* Citus has a row here for each table that it has spread over servers. */
 #define CITUS_CATALOG "pg_dist_partition"
 
-static const StatementParam distributed_params[] = {{"table", OIDOID}};
+enum
+{
+	DISTRIBUTED_PARAM_TABLE,
+	NUM_DISTRIBUTED_PARAMS
+};
+
+static const StatementParam distributed_params[] = {
+	[DISTRIBUTED_PARAM_TABLE] = {"table", OIDOID}
+};
 static Statement distributed_statement = {
 	.sql = "SELECT FROM pg_catalog." CITUS_CATALOG " AS p"
 	" WHERE p.logicalrelid" SQL_EQ "$table",
-	STATEMENT_PARAMS(distributed_params)
+	STATEMENT_PARAMS(distributed_params, NUM_DISTRIBUTED_PARAMS)
 };
 
 /*
@@ -769,7 +810,8 @@ StatementIsDistributed(Connection *connection)
 	if (!OidIsValid(get_relname_relid(CITUS_CATALOG, PG_CATALOG_NAMESPACE)))
 		return false;
 	StatementArgsInit(&args);
-	StatementSet(&args, 0, ObjectIdGetDatum(StatementTable(connection)));
+	StatementSet(&args, DISTRIBUTED_PARAM_TABLE, OIDOID,
+				 ObjectIdGetDatum(StatementTable(connection)));
 	return StatementRun(connection, &distributed_statement, &args, true) > 0;
 }
 
@@ -839,7 +881,7 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
 	SetUserIdAndSecContext(owner,
 						   saved_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_NOFORCE_RLS);
-	result = SPI_execute_snapshot(get_plan(connection, statement, args->shape),
+	result = SPI_execute_snapshot(get_plan(connection, statement, args),
 								  unconstify(StatementArgs *, args)->values,
 								  args->nulls, GetLatestSnapshot(),
 								  InvalidSnapshot, false, true, 0);

@@ -67,20 +67,31 @@ typedef struct Statement
 	}			kept[STATEMENT_MAX_SHAPES];
 } Statement;
 
-/* The number of an array's elements; more than allowed do not compile. */
-#define AT_MOST(array, most) \
-	(lengthof(array) + 0 * sizeof(char[lengthof(array) <= (most) ? 1 : -1]))
+/* A number that does not compile if the condition is false. */
+#define NUMBER_IF(number, condition) \
+	((number) + 0 * sizeof(char[(condition) ? 1 : -1]))
 
-#define STATEMENT_PARAMS(array) \
-	.nparams = AT_MOST(array, STATEMENT_MAX_PARAMS), .params = (array)
-#define STATEMENT_COLUMNS(array) \
-	.ncolumns = AT_MOST(array, STATEMENT_MAX_COLUMNS), .columns = (array)
+/*
+ * The number of an array's elements, whose places an enum names that ends with
+ * count: an array with more or fewer does not compile.  One with a gap has an
+ * element without a name, on which an assertion fails.
+ */
+#define NUMBER_OF(array, count) \
+	NUMBER_IF(count, lengthof(array) == (int) (count))
+
+#define STATEMENT_PARAMS(array, count) \
+	.nparams = NUMBER_OF(array, count) + \
+	NUMBER_IF(0, (int) (count) <= STATEMENT_MAX_PARAMS), .params = (array)
+#define STATEMENT_COLUMNS(array, count) \
+	.ncolumns = NUMBER_OF(array, count) + \
+	NUMBER_IF(0, (int) (count) <= STATEMENT_MAX_COLUMNS), .columns = (array)
 
 /* What a statement is run with. */
 typedef struct StatementArgs
 {
 	Datum		values[STATEMENT_MAX_PARAMS];
 	char		nulls[STATEMENT_MAX_PARAMS];	/* as SPI takes them */
+	Oid			types[STATEMENT_MAX_PARAMS];	/* of those that are not null */
 	int			shape;			/* which of its plans */
 } StatementArgs;
 
@@ -103,7 +114,7 @@ typedef struct Connection
 
 extern void StatementInit(void);
 extern void StatementArgsInit(StatementArgs *args);
-extern void StatementSet(StatementArgs *args, int param, Datum value);
+extern void StatementSet(StatementArgs *args, int param, Oid type, Datum value);
 extern void StatementSetNull(StatementArgs *args, int param);
 extern void StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 							 bool nonatomic);
@@ -128,6 +139,20 @@ extern Oid	StatementTableOwner(const Connection *connection);
 extern bool StatementIsDistributed(Connection *connection);
 extern void StatementCommit(void);
 extern void StatementRequireAllRows(const Connection *connection);
+extern bool TypeHolds(Oid type, Oid other);
 extern void StatementCheckTable(Relation table);
+
+/*
+ * ColumnValue
+ *		Returns a column of a row, which must be declared with the type that the
+ *		caller reads it as.
+ */
+static inline Datum
+ColumnValue(const StatementColumn *columns pg_attribute_unused(),
+			int column, Oid type pg_attribute_unused(), const Datum *row)
+{
+	Assert(columns[column].type == type);
+	return row[column];
+}
 
 #endif							/* STATEMENT_H */

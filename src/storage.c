@@ -14,6 +14,7 @@
 
 #include "access/detoast.h"
 #include "access/htup_details.h"
+#include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "encoding.h"
 #include "entry.h"
@@ -56,20 +57,22 @@ typedef enum SetArgument
 	NUM_SET_ARGS
 } SetArgument;
 
-static const ArgumentInfo set_arguments[] = {
-	[SET_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
-	[SET_ARG_KEY] = {"key", MAX_KEY_CHARS, true},
-	[SET_ARG_VALUE] = {"value", 0, true},
-	[SET_ARG_VALUE_TYPE] = {"value_type", MAX_VALUE_TYPE_CHARS, true},
-	[SET_ARG_USER_FK] = {"user_fk", 0, false},
-	[SET_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
-	[SET_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
-	[SET_ARG_CATEGORY] = {"category", MAX_CATEGORY_CHARS, false},
-	[SET_ARG_DESCRIPTION] = {"description", MAX_DESCRIPTION_CHARS, false},
-	[SET_ARG_IS_ENCRYPTED] = {"is_encrypted", 0, false},
-	[SET_ARG_ACTOR_FK] = {"actor_fk", 0, false},
-	[SET_ARG_IF_VERSION] = {"if_version", 0, false}
-};
+#define SET_ARGUMENTS(value) \
+	[SET_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true}, \
+	[SET_ARG_KEY] = {"key", TEXTOID, MAX_KEY_CHARS, true}, \
+	[SET_ARG_VALUE] = {"value", value, 0, true}, \
+	[SET_ARG_VALUE_TYPE] = {"value_type", TEXTOID, MAX_VALUE_TYPE_CHARS, true}, \
+	[SET_ARG_USER_FK] = {"user_fk", INT4OID, 0, false}, \
+	[SET_ARG_RESOURCE_TYPE] = {"resource_type", TEXTOID, MAX_RESOURCE_TYPE_CHARS, true}, \
+	[SET_ARG_RESOURCE_UUID] = {"resource_uuid", TEXTOID, MAX_RESOURCE_UUID_CHARS, true}, \
+	[SET_ARG_CATEGORY] = {"category", TEXTOID, MAX_CATEGORY_CHARS, false}, \
+	[SET_ARG_DESCRIPTION] = {"description", TEXTOID, MAX_DESCRIPTION_CHARS, false}, \
+	[SET_ARG_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, 0, false}, \
+	[SET_ARG_ACTOR_FK] = {"actor_fk", INT4OID, 0, false}, \
+	[SET_ARG_IF_VERSION] = {"if_version", INT8OID, 0, false}
+
+static const ArgumentInfo set_arguments[] = {SET_ARGUMENTS(BYTEAOID)};
+static const ArgumentInfo set_json_arguments[] = {SET_ARGUMENTS(JSONBOID)};
 static const AddressArguments set_address = {
 	{
 		[PARAM_EXTENSION_ID] = SET_ARG_EXTENSION_ID,
@@ -126,22 +129,23 @@ enum
 	SET_MANY_ARG_DESCRIPTIONS,
 	SET_MANY_ARG_IS_ENCRYPTED,
 	SET_MANY_ARG_ACTOR_FK,
-	SET_MANY_ARG_IF_VERSIONS
+	SET_MANY_ARG_IF_VERSIONS,
+	NUM_SET_MANY_ARGS
 };
 
 static const ArgumentInfo set_many_arguments[] = {
-	[SET_MANY_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
-	[SET_MANY_ARG_KEYS] = {"keys", 0, true},
-	[SET_MANY_ARG_VALUES] = {"new_values", 0, true},
-	[SET_MANY_ARG_VALUE_TYPES] = {"value_types", 0, false},
-	[SET_MANY_ARG_USER_FK] = {"user_fk", 0, false},
-	[SET_MANY_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
-	[SET_MANY_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
-	[SET_MANY_ARG_CATEGORIES] = {"categories", 0, false},
-	[SET_MANY_ARG_DESCRIPTIONS] = {"descriptions", 0, false},
-	[SET_MANY_ARG_IS_ENCRYPTED] = {"is_encrypted", 0, false},
-	[SET_MANY_ARG_ACTOR_FK] = {"actor_fk", 0, false},
-	[SET_MANY_ARG_IF_VERSIONS] = {"if_versions", 0, false}
+	[SET_MANY_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true},
+	[SET_MANY_ARG_KEYS] = {"keys", TEXTARRAYOID, 0, true},
+	[SET_MANY_ARG_VALUES] = {"new_values", BYTEAARRAYOID, 0, true},
+	[SET_MANY_ARG_VALUE_TYPES] = {"value_types", TEXTARRAYOID, 0, false},
+	[SET_MANY_ARG_USER_FK] = {"user_fk", INT4OID, 0, false},
+	[SET_MANY_ARG_RESOURCE_TYPE] = {"resource_type", TEXTOID, MAX_RESOURCE_TYPE_CHARS, true},
+	[SET_MANY_ARG_RESOURCE_UUID] = {"resource_uuid", TEXTOID, MAX_RESOURCE_UUID_CHARS, true},
+	[SET_MANY_ARG_CATEGORIES] = {"categories", TEXTARRAYOID, 0, false},
+	[SET_MANY_ARG_DESCRIPTIONS] = {"descriptions", TEXTARRAYOID, 0, false},
+	[SET_MANY_ARG_IS_ENCRYPTED] = {"is_encrypted", BOOLARRAYOID, 0, false},
+	[SET_MANY_ARG_ACTOR_FK] = {"actor_fk", INT4OID, 0, false},
+	[SET_MANY_ARG_IF_VERSIONS] = {"if_versions", INT8ARRAYOID, 0, false}
 };
 static const AddressArguments set_many_address = {
 	{
@@ -163,18 +167,19 @@ enum
 	RENAME_ARG_RESOURCE_TYPE,
 	RENAME_ARG_RESOURCE_UUID,
 	RENAME_ARG_IF_VERSION,
-	RENAME_ARG_ACTOR_FK
+	RENAME_ARG_ACTOR_FK,
+	NUM_RENAME_ARGS
 };
 
 static const ArgumentInfo rename_arguments[] = {
-	[RENAME_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
-	[RENAME_ARG_KEY] = {"key", MAX_KEY_CHARS, true},
-	[RENAME_ARG_NEW_KEY] = {"new_key", MAX_KEY_CHARS, true},
-	[RENAME_ARG_USER_FK] = {"user_fk", 0, false},
-	[RENAME_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
-	[RENAME_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true},
-	[RENAME_ARG_IF_VERSION] = {"if_version", 0, false},
-	[RENAME_ARG_ACTOR_FK] = {"actor_fk", 0, false}
+	[RENAME_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true},
+	[RENAME_ARG_KEY] = {"key", TEXTOID, MAX_KEY_CHARS, true},
+	[RENAME_ARG_NEW_KEY] = {"new_key", TEXTOID, MAX_KEY_CHARS, true},
+	[RENAME_ARG_USER_FK] = {"user_fk", INT4OID, 0, false},
+	[RENAME_ARG_RESOURCE_TYPE] = {"resource_type", TEXTOID, MAX_RESOURCE_TYPE_CHARS, true},
+	[RENAME_ARG_RESOURCE_UUID] = {"resource_uuid", TEXTOID, MAX_RESOURCE_UUID_CHARS, true},
+	[RENAME_ARG_IF_VERSION] = {"if_version", INT8OID, 0, false},
+	[RENAME_ARG_ACTOR_FK] = {"actor_fk", INT4OID, 0, false}
 };
 static const AddressArguments rename_address = {
 	{
@@ -192,7 +197,8 @@ enum
 	RENAME_PARAM_NEW_KEY = NUM_ADDRESS_PARAMS,
 	RENAME_PARAM_EXPECTED_VERSION,
 	RENAME_PARAM_NOW,
-	RENAME_PARAM_ACTOR_FK
+	RENAME_PARAM_ACTOR_FK,
+	NUM_RENAME_PARAMS
 };
 
 static const StatementParam rename_params[] = {
@@ -212,33 +218,35 @@ enum
 
 static const ArgumentInfo delete_arguments[] = {
 	ADDRESS_ARGUMENTS,
-	[DELETE_ARG_IF_VERSION] = {"if_version", 0, false}
+	[DELETE_ARG_IF_VERSION] = {"if_version", INT8OID, 0, false}
 };
 
 /* The arguments of delete_many: those of delete, with arrays. */
 static const ArgumentInfo delete_many_arguments[] = {
 	KEYS_ARGUMENTS,
-	[DELETE_ARG_IF_VERSION] = {"if_versions", 0, false}
+	[DELETE_ARG_IF_VERSION] = {"if_versions", INT8ARRAYOID, 0, false}
 };
 
 /* The arguments of delete_prefix, which has the prefix where delete has key. */
 static const ArgumentInfo delete_prefix_arguments[] = {
-	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", MAX_EXTENSION_ID_CHARS, true},
-	[ADDRESS_ARG_KEY] = {"key_prefix", MAX_KEY_CHARS, true},
-	[ADDRESS_ARG_USER_FK] = {"user_fk", 0, false},
-	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", MAX_RESOURCE_TYPE_CHARS, true},
-	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", MAX_RESOURCE_UUID_CHARS, true}
+	[ADDRESS_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true},
+	[ADDRESS_ARG_KEY] = {"key_prefix", TEXTOID, MAX_KEY_CHARS, true},
+	[ADDRESS_ARG_USER_FK] = {"user_fk", INT4OID, 0, false},
+	[ADDRESS_ARG_RESOURCE_TYPE] = {"resource_type", TEXTOID, MAX_RESOURCE_TYPE_CHARS, true},
+	[ADDRESS_ARG_RESOURCE_UUID] = {"resource_uuid", TEXTOID, MAX_RESOURCE_UUID_CHARS, true}
 };
 
 enum
 {
-	DELETE_PARAM_EXPECTED_VERSION = NUM_ADDRESS_PARAMS
+	DELETE_PARAM_EXPECTED_VERSION = NUM_ADDRESS_PARAMS,
+	NUM_DELETE_PARAMS
 };
 
 enum
 {
 	PREFIX_PARAM_FIRST = NUM_ADDRESS_PARAMS,
-	PREFIX_PARAM_LAST
+	PREFIX_PARAM_LAST,
+	NUM_PREFIX_PARAMS
 };
 
 static const StatementParam prefix_params[] = {
@@ -254,6 +262,19 @@ static const StatementParam delete_params[] = {
 };
 
 static const StatementColumn entry_columns[] = {ENTRY_COLUMNS};
+
+enum
+{
+	DELETED_KEY,
+	DELETED_DELETED,
+	NUM_DELETED_COLUMNS
+};
+
+static const StatementColumn deleted_columns[] = {
+	[DELETED_KEY] = {"key", TEXTOID, NOT_NULL},
+	[DELETED_DELETED] = {"deleted", BOOLOID, NOT_NULL}
+};
+
 enum
 {
 	STATE_UUID,
@@ -276,49 +297,41 @@ static const StatementColumn state_columns[] = {
 
 static Statement get_state_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE THE_ENTRY,
-	STATEMENT_PARAMS(state_params), STATEMENT_COLUMNS(state_columns),
+	STATEMENT_PARAMS(state_params, NUM_ADDRESS_PARAMS),
+	STATEMENT_COLUMNS(state_columns, NUM_STATE_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 static Statement insert_statement = {
-	.sql = "INSERT INTO " SQL_TABLE
-	" (extension_id, key, user_fk, resource_type, resource_uuid, uuid,"
-	" category, description, value, value_type, is_encrypted,"
-	" created_on, changed_on, created_by_fk, changed_by_fk, value_size)"
-	" VALUES ($extension_id, $key, $user_fk, $resource_type, $resource_uuid,"
-	" $uuid, $category, $description, $value, $value_type, $is_encrypted,"
-	" $now, $now, $actor_fk, $actor_fk, $value_size)"
+	.sql = INSERT_ENTRY("$uuid", "$now", "$now", "$actor_fk", "$actor_fk")
 	" ON CONFLICT (extension_id, user_fk, resource_type, resource_uuid, key)"
 	" DO NOTHING RETURNING @columns@",
-	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns)
+	STATEMENT_PARAMS(set_params, NUM_SET_PARAMS),
+	STATEMENT_COLUMNS(entry_columns, NUM_ENTRY_COLUMNS)
 };
 
-#define UPDATE_ENTRY \
-	"UPDATE " SQL_TABLE \
-	" SET category = $category, description = $description, value = $value," \
-	" value_type = $value_type, is_encrypted = $is_encrypted," \
-	" changed_on = $now, changed_by_fk = $actor_fk," \
-	" value_size = $value_size, version = e.version" SQL_PLUS "1" \
-	THE_ENTRY
+#define UPDATE_NOW UPDATE_ENTRY("$now", "$actor_fk")
 
 static Statement update_statement = {
-	.sql = UPDATE_ENTRY " RETURNING @columns@",
-	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
+	.sql = UPDATE_NOW " RETURNING @columns@",
+	STATEMENT_PARAMS(set_params, NUM_SET_PARAMS),
+	STATEMENT_COLUMNS(entry_columns, NUM_ENTRY_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 static Statement update_expected_statement = {
-	.sql = UPDATE_ENTRY " AND " AS_EXPECTED " RETURNING @columns@",
-	STATEMENT_PARAMS(set_params), STATEMENT_COLUMNS(entry_columns),
+	.sql = UPDATE_NOW " AND " AS_EXPECTED " RETURNING @columns@",
+	STATEMENT_PARAMS(set_params, NUM_SET_PARAMS),
+	STATEMENT_COLUMNS(entry_columns, NUM_ENTRY_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 static Statement delete_statement = {
 	.sql = "DELETE FROM " SQL_TABLE THE_ENTRY
 	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)",
-	STATEMENT_PARAMS(delete_params),
+	STATEMENT_PARAMS(delete_params, NUM_DELETE_PARAMS),
 	.expand = ExpandScope, .by_index = true
 };
 static Statement delete_prefix_statement = {
 	.sql = "DELETE FROM " SQL_TABLE " WHERE @scope@",
-	STATEMENT_PARAMS(prefix_params),
+	STATEMENT_PARAMS(prefix_params, NUM_PREFIX_PARAMS),
 	.expand = ExpandScope, .by_index = true
 };
 static Statement rename_statement = {
@@ -328,7 +341,8 @@ static Statement rename_statement = {
 	THE_ENTRY
 	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)"
 	" RETURNING @columns@",
-	STATEMENT_PARAMS(rename_params), STATEMENT_COLUMNS(entry_columns),
+	STATEMENT_PARAMS(rename_params, NUM_RENAME_PARAMS),
+	STATEMENT_COLUMNS(entry_columns, NUM_ENTRY_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 
@@ -340,18 +354,26 @@ PG_FUNCTION_INFO_V1(ext_storage_delete);
 PG_FUNCTION_INFO_V1(ext_storage_delete_many);
 PG_FUNCTION_INFO_V1(ext_storage_delete_prefix);
 
+/* The version that an entry is expected to have, -1 for any. */
+static int64
+version_of(const StatementArgs *args, int param)
+{
+	if (args->nulls[param] == 'n')
+		return -1;
+	Assert(args->types[param] == INT8OID);
+	return DatumGetInt64(args->values[param]);
+}
+
 /* Takes if_version; null stands for any version. */
 static void
 version_param(StatementArgs *args, int param, FunctionCallInfo fcinfo,
-			  int argno)
+			  const ArgumentInfo *arguments, int argno)
 {
-	if (PG_ARGISNULL(argno))
-		return;
-	if (PG_GETARG_INT64(argno) < 0)
+	ValueParam(args, param, fcinfo, arguments, argno);
+	if (!PG_ARGISNULL(argno) && version_of(args, param) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("if_version must not be negative")));
-	StatementSet(args, param, PG_GETARG_DATUM(argno));
 }
 
 /* Encrypts a value, perhaps toasted, into the current memory context. */
@@ -393,9 +415,13 @@ get_state(Connection *connection, const StatementArgs *args)
 								  false, row, nulls);
 	if (state.exists)
 	{
-		state.uuid = *DatumGetUUIDP(row[STATE_UUID]);
-		state.version = DatumGetInt64(row[STATE_VERSION]);
-		state.is_encrypted = DatumGetBool(row[STATE_IS_ENCRYPTED]);
+		state.uuid = *DatumGetUUIDP(ColumnValue(state_columns, STATE_UUID,
+												UUIDOID, row));
+		state.version = DatumGetInt64(ColumnValue(state_columns, STATE_VERSION,
+												  INT8OID, row));
+		state.is_encrypted = DatumGetBool(ColumnValue(state_columns,
+													  STATE_IS_ENCRYPTED,
+													  BOOLOID, row));
 	}
 	return state;
 }
@@ -452,6 +478,7 @@ make_entry(FunctionCallInfo fcinfo, Datum *row, bool *nulls)
 	TupleDesc	tupdesc = lookup_rowtype_tupdesc(get_func_rettype(fcinfo->flinfo->fn_oid), -1);
 	HeapTuple	tuple;
 
+	CheckResult(tupdesc, entry_columns, NUM_ENTRY_COLUMNS);
 	if (tupdesc->natts != NUM_ENTRY_COLUMNS)
 		elog(ERROR, "type ext_storage_entry has %d columns instead of %d",
 			 tupdesc->natts, NUM_ENTRY_COLUMNS);
@@ -538,7 +565,7 @@ insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
 		pg_uuid_t	uuid;
 
 		uuid_generate_random(uuid.data);
-		StatementSet(args, SET_PARAM_UUID, UUIDPGetDatum(&uuid));
+		StatementSet(args, SET_PARAM_UUID, UUIDOID, UUIDPGetDatum(&uuid));
 		args->shape = 0;
 		inserted = StatementFetch(connection, &insert_statement, args, false,
 								  row, nulls);
@@ -565,14 +592,6 @@ check_size(const StatementArgs *args, Size size)
 						   size, max_value_size)));
 }
 
-/* The version that an entry is expected to have, -1 for any. */
-static int64
-expected_version(const StatementArgs *args)
-{
-	return args->nulls[SET_PARAM_EXPECTED_VERSION] == 'n' ? -1 :
-		DatumGetInt64(args->values[SET_PARAM_EXPECTED_VERSION]);
-}
-
 /*
  * Stores a value, which is the plaintext, perhaps still toasted; row gets the
  * entry.  The other parameters are set, and QuotaPrepare has been called.
@@ -592,11 +611,12 @@ store_value(Connection *connection, StatementArgs *args, Datum value,
 	bool		is_encrypted =
 	DatumGetBool(args->values[SET_PARAM_IS_ENCRYPTED]);
 	bytea	   *sealed = NULL;
-	int64		expected = expected_version(args);
+	int64		expected = version_of(args, SET_PARAM_EXPECTED_VERSION);
 	EntryState	last = {0};
 
 	check_size(args, size);
-	StatementSet(args, SET_PARAM_VALUE_SIZE, Int32GetDatum((int32) size));
+	StatementSet(args, SET_PARAM_VALUE_SIZE, INT4OID,
+				 Int32GetDatum((int32) size));
 	for (int ntries = 0;; ntries++)
 	{
 		EntryState	state;
@@ -604,11 +624,12 @@ store_value(Connection *connection, StatementArgs *args, Datum value,
 		CHECK_FOR_INTERRUPTS();
 		if (is_encrypted && sealed == NULL)
 			sealed = seal_value(args, value);
-		StatementSet(args, SET_PARAM_VALUE,
+		StatementSet(args, SET_PARAM_VALUE, BYTEAOID,
 					 is_encrypted ? PointerGetDatum(sealed) : value);
-		StatementSet(args, SET_PARAM_IS_ENCRYPTED, BoolGetDatum(is_encrypted));
+		StatementSet(args, SET_PARAM_IS_ENCRYPTED, BOOLOID,
+					 BoolGetDatum(is_encrypted));
 		if (keep_encryption)
-			StatementSet(args, SET_PARAM_EXPECTED_ENCRYPTED,
+			StatementSet(args, SET_PARAM_EXPECTED_ENCRYPTED, BOOLOID,
 						 BoolGetDatum(is_encrypted));
 
 		if (expected != 0 &&
@@ -645,7 +666,7 @@ value_type_param(StatementArgs *args, text *type, const char *name)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s is not a MIME type", name),
 				 errdetail("A MIME type is ASCII text of the form type/subtype, with or without parameters, for example text/plain; charset=utf-8.")));
-	StatementSet(args, SET_PARAM_VALUE_TYPE, PointerGetDatum(type));
+	StatementSet(args, SET_PARAM_VALUE_TYPE, TEXTOID, PointerGetDatum(type));
 }
 
 /* Stores the value of a call of set or set_json; returns the entry. */
@@ -663,15 +684,14 @@ store_one(FunctionCallInfo fcinfo, StatementArgs *args, Datum value, Size size)
 			  SET_ARG_CATEGORY);
 	TextParam(args, SET_PARAM_DESCRIPTION, fcinfo, set_arguments,
 			  SET_ARG_DESCRIPTION);
-	if (!PG_ARGISNULL(SET_ARG_IS_ENCRYPTED))
-		StatementSet(args, SET_PARAM_IS_ENCRYPTED,
-					 PG_GETARG_DATUM(SET_ARG_IS_ENCRYPTED));
-	if (!PG_ARGISNULL(SET_ARG_ACTOR_FK))
-		StatementSet(args, SET_PARAM_ACTOR_FK,
-					 PG_GETARG_DATUM(SET_ARG_ACTOR_FK));
-	version_param(args, SET_PARAM_EXPECTED_VERSION, fcinfo,
+	ValueParam(args, SET_PARAM_IS_ENCRYPTED, fcinfo, set_arguments,
+			   SET_ARG_IS_ENCRYPTED);
+	ValueParam(args, SET_PARAM_ACTOR_FK, fcinfo, set_arguments,
+			   SET_ARG_ACTOR_FK);
+	version_param(args, SET_PARAM_EXPECTED_VERSION, fcinfo, set_arguments,
 				  SET_ARG_IF_VERSION);
-	StatementSet(args, SET_PARAM_NOW, TimestampGetDatum(GetCurrentTimestamp()));
+	StatementSet(args, SET_PARAM_NOW, TIMESTAMPOID,
+				 TimestampGetDatum(GetCurrentTimestamp()));
 
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args->values[PARAM_EXTENSION_ID]);
@@ -684,7 +704,6 @@ store_one(FunctionCallInfo fcinfo, StatementArgs *args, Datum value, Size size)
 static void
 set_params_of(StatementArgs *args, FunctionCallInfo fcinfo)
 {
-	CheckArguments(fcinfo, set_arguments, NUM_SET_ARGS);
 	StatementArgsInit(args);
 	AddressParams(args, fcinfo, set_arguments, &set_address);
 	RequireArgument(fcinfo, set_arguments, SET_ARG_VALUE);
@@ -708,8 +727,9 @@ ext_storage_set(PG_FUNCTION_ARGS)
 	Datum		result;
 
 	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, set_arguments, NUM_SET_ARGS);
 	set_params_of(&args, fcinfo);
-	value = PG_GETARG_DATUM(SET_ARG_VALUE);
+	value = ArgumentValue(fcinfo, set_arguments, SET_ARG_VALUE, BYTEAOID);
 	result = store_one(fcinfo, &args, value,
 					   toast_raw_datum_size(value) - VARHDRSZ);
 	HideStatementEnd(&hidden);
@@ -731,8 +751,10 @@ ext_storage_set_json(PG_FUNCTION_ARGS)
 	Datum		result;
 
 	HideStatementBegin(&hidden);
+	CheckArguments(fcinfo, set_json_arguments, NUM_SET_ARGS);
 	set_params_of(&args, fcinfo);
-	json = PG_GETARG_JSONB_P(SET_ARG_VALUE);
+	json = DatumGetJsonbP(ArgumentValue(fcinfo, set_json_arguments,
+										SET_ARG_VALUE, JSONBOID));
 	text = JsonbToCString(NULL, &json->root, VARSIZE(json));
 	text = ConvertUtf8(text, strlen(text), false);
 	if (text == NULL)
@@ -816,6 +838,7 @@ sort_keys(Datum *keys, int nkeys)
 /* An array argument with one element for each key, or no elements. */
 typedef struct ManyArray
 {
+	Oid			type;
 	Datum	   *elements;
 	bool	   *nulls;			/* NULL if the argument is null */
 } ManyArray;
@@ -824,7 +847,7 @@ static ManyArray
 many_array(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno,
 		   Oid type, int nkeys)
 {
-	ManyArray	array = {0};
+	ManyArray	array = {.type = type};
 	int			nelements = ArrayArgument(fcinfo, arguments, argno, type,
 										  &array.elements, &array.nulls);
 
@@ -842,7 +865,7 @@ many_param(StatementArgs *args, int param, const ManyArray *array, int place)
 {
 	StatementSetNull(args, param);
 	if (array->nulls != NULL && !array->nulls[place])
-		StatementSet(args, param, array->elements[place]);
+		StatementSet(args, param, array->type, array->elements[place]);
 }
 
 /* The same with a text, which must not be too long. */
@@ -862,7 +885,7 @@ many_version_param(StatementArgs *args, int param, const ManyArray *array,
 				   int place)
 {
 	many_param(args, param, array, place);
-	if (args->nulls[param] != 'n' && DatumGetInt64(args->values[param]) < 0)
+	if (args->nulls[param] != 'n' && version_of(args, param) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("if_versions[%d] must not be negative", place + 1)));
@@ -901,7 +924,7 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 	text	   *default_type = cstring_to_text("application/json");
 
 	HideStatementBegin(&hidden);
-	CheckArguments(fcinfo, set_many_arguments, lengthof(set_many_arguments));
+	CheckArguments(fcinfo, set_many_arguments, NUM_SET_MANY_ARGS);
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, set_many_arguments, &set_many_address);
 	nkeys = KeysArgument(fcinfo, set_many_arguments, SET_MANY_ARG_KEYS, &keys);
@@ -923,15 +946,16 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("new_values[%d] must not be null", i + 1)));
-	if (!PG_ARGISNULL(SET_MANY_ARG_ACTOR_FK))
-		StatementSet(&args, SET_PARAM_ACTOR_FK,
-					 PG_GETARG_DATUM(SET_MANY_ARG_ACTOR_FK));
-	StatementSet(&args, SET_PARAM_NOW, TimestampGetDatum(GetCurrentTimestamp()));
+	ValueParam(&args, SET_PARAM_ACTOR_FK, fcinfo, set_many_arguments,
+			   SET_MANY_ARG_ACTOR_FK);
+	StatementSet(&args, SET_PARAM_NOW, TIMESTAMPOID,
+				 TimestampGetDatum(GetCurrentTimestamp()));
 	items = sort_keys(keys, nkeys);
 	rows = palloc(nkeys * sizeof(*rows));
 	nulls = palloc(nkeys * sizeof(*nulls));
 
 	InitMaterializedSRF(fcinfo, 0);
+	CheckResult(rsinfo->setDesc, entry_columns, NUM_ENTRY_COLUMNS);
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
 	for (int i = 0; i < nkeys; i++)
@@ -939,7 +963,8 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 		int			place = items[i].place;
 		Datum		value = values.elements[place];
 
-		StatementSet(&args, PARAM_KEY, PointerGetDatum(items[i].key));
+		StatementSet(&args, PARAM_KEY, TEXTOID,
+					 PointerGetDatum(items[i].key));
 		value_type_param(&args, value_types.nulls == NULL ||
 						 value_types.nulls[place] ? default_type :
 						 DatumGetTextPP(value_types.elements[place]),
@@ -984,22 +1009,21 @@ ext_storage_rename(PG_FUNCTION_ARGS)
 	bool		nulls[NUM_ENTRY_COLUMNS];
 
 	HideStatementBegin(&hidden);
-	CheckArguments(fcinfo, rename_arguments, lengthof(rename_arguments));
+	CheckArguments(fcinfo, rename_arguments, NUM_RENAME_ARGS);
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, rename_arguments, &rename_address);
 	TextParam(&args, RENAME_PARAM_NEW_KEY, fcinfo, rename_arguments,
 			  RENAME_ARG_NEW_KEY);
 	version_param(&args, RENAME_PARAM_EXPECTED_VERSION, fcinfo,
-				  RENAME_ARG_IF_VERSION);
-	expected = PG_ARGISNULL(RENAME_ARG_IF_VERSION) ? -1 :
-		PG_GETARG_INT64(RENAME_ARG_IF_VERSION);
-	if (!PG_ARGISNULL(RENAME_ARG_ACTOR_FK))
-		StatementSet(&args, RENAME_PARAM_ACTOR_FK,
-					 PG_GETARG_DATUM(RENAME_ARG_ACTOR_FK));
-	StatementSet(&args, RENAME_PARAM_NOW,
+				  rename_arguments, RENAME_ARG_IF_VERSION);
+	expected = version_of(&args, RENAME_PARAM_EXPECTED_VERSION);
+	ValueParam(&args, RENAME_PARAM_ACTOR_FK, fcinfo, rename_arguments,
+			   RENAME_ARG_ACTOR_FK);
+	StatementSet(&args, RENAME_PARAM_NOW, TIMESTAMPOID,
 				 TimestampGetDatum(GetCurrentTimestamp()));
 	new_args = args;
-	StatementSet(&new_args, PARAM_KEY, args.values[RENAME_PARAM_NEW_KEY]);
+	StatementSet(&new_args, PARAM_KEY, TEXTOID,
+				 args.values[RENAME_PARAM_NEW_KEY]);
 
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
@@ -1052,13 +1076,12 @@ ext_storage_delete(PG_FUNCTION_ARGS)
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, delete_arguments, &entry_address);
 	version_param(&args, DELETE_PARAM_EXPECTED_VERSION, fcinfo,
-				  DELETE_ARG_IF_VERSION);
+				  delete_arguments, DELETE_ARG_IF_VERSION);
 
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
 	deleted = delete_entry(&connection, &args,
-						   PG_ARGISNULL(DELETE_ARG_IF_VERSION) ? -1 :
-						   PG_GETARG_INT64(DELETE_ARG_IF_VERSION));
+						   version_of(&args, DELETE_PARAM_EXPECTED_VERSION));
 	SPI_finish();
 	PG_RETURN_BOOL(deleted);
 }
@@ -1084,8 +1107,7 @@ ext_storage_delete_many(PG_FUNCTION_ARGS)
 	ManyArray	versions;
 	bool	   *deleted;
 
-	CheckArguments(fcinfo, delete_many_arguments,
-				   lengthof(delete_many_arguments));
+	CheckArguments(fcinfo, delete_many_arguments, NUM_DELETE_ARGS);
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, delete_many_arguments, &keys_address);
 	nkeys = KeysArgument(fcinfo, delete_many_arguments, ADDRESS_ARG_KEY, &keys);
@@ -1095,25 +1117,29 @@ ext_storage_delete_many(PG_FUNCTION_ARGS)
 	deleted = palloc(nkeys * sizeof(bool));
 
 	InitMaterializedSRF(fcinfo, 0);
+	CheckResult(rsinfo->setDesc, deleted_columns, NUM_DELETED_COLUMNS);
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
 	for (int i = 0; i < nkeys; i++)
 	{
 		int			place = items[i].place;
 
-		StatementSet(&args, PARAM_KEY, PointerGetDatum(items[i].key));
+		StatementSet(&args, PARAM_KEY, TEXTOID,
+					 PointerGetDatum(items[i].key));
 		many_version_param(&args, DELETE_PARAM_EXPECTED_VERSION, &versions,
 						   place);
 		deleted[place] =
 			delete_entry(&connection, &args,
-						 args.nulls[DELETE_PARAM_EXPECTED_VERSION] == 'n' ? -1 :
-						 DatumGetInt64(args.values[DELETE_PARAM_EXPECTED_VERSION]));
+						 version_of(&args, DELETE_PARAM_EXPECTED_VERSION));
 	}
 	SPI_finish();
 	for (int i = 0; i < nkeys; i++)
 	{
-		Datum		row[] = {keys[i], BoolGetDatum(deleted[i])};
-		bool		nulls[lengthof(row)] = {false};
+		Datum		row[NUM_DELETED_COLUMNS] = {
+			[DELETED_KEY] = keys[i],
+			[DELETED_DELETED] = BoolGetDatum(deleted[i])
+		};
+		bool		nulls[NUM_DELETED_COLUMNS] = {false};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
 	}
@@ -1135,13 +1161,12 @@ ext_storage_delete_prefix(PG_FUNCTION_ARGS)
 	text	   *prefix;
 	uint64		ndeleted;
 
-	CheckArguments(fcinfo, delete_prefix_arguments,
-				   lengthof(delete_prefix_arguments));
+	CheckArguments(fcinfo, delete_prefix_arguments, NUM_ADDRESS_ARGS);
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, delete_prefix_arguments, &keys_address);
 	prefix = TextArgument(fcinfo, delete_prefix_arguments, ADDRESS_ARG_KEY);
-	StatementSet(&args, PREFIX_PARAM_FIRST, PointerGetDatum(prefix));
-	StatementSet(&args, PREFIX_PARAM_LAST, PrefixLast(prefix));
+	StatementSet(&args, PREFIX_PARAM_FIRST, TEXTOID, PointerGetDatum(prefix));
+	StatementSet(&args, PREFIX_PARAM_LAST, TEXTOID, PrefixLast(prefix));
 	args.shape |= SHAPE_PREFIX;
 
 	StatementConnect(&connection, fcinfo, false);

@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "errors.h"
 #include "miscadmin.h"
 #include "token.h"
 #include "utils/memutils.h"
@@ -58,9 +59,7 @@ draw_iv(uint8 *iv)
 	{
 		nleft = 0;
 		if (!pg_strong_random(stock, sizeof(stock)))
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not generate random bytes")));
+			ReportNoRandomBytes();
 		nleft = lengthof(stock);
 		drawn_by = MyProcPid;
 	}
