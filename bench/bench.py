@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psycopg2
@@ -160,15 +161,8 @@ class Row:
 
     def reached(self):
         """Is the goal met, by the digits that are shown?"""
-        shown = float(number_text(self.median()))
+        shown = float(chart.number_text(self.median()).replace(",", ""))
         return shown <= self.goal if self.lower else shown >= self.goal
-
-
-def number_text(number):
-    """A number with three digits that matter."""
-    if number == 0 or number >= 100:
-        return f"{number:.0f}"
-    return f"{number:.1f}" if number >= 10 else f"{number:.2f}"
 
 
 class Bench:
@@ -299,11 +293,13 @@ def key_option(secrets):
 
 def row_text(row, judge):
     unit = row.unit if row.unit.startswith("/") else " " + row.unit
-    spread = f"({number_text(min(row.ratios))} - {number_text(max(row.ratios))})"
+    spread = (
+        f"({chart.number_text(min(row.ratios))} - {chart.number_text(max(row.ratios))})"
+    )
     return (
         f"{row.number:>3}  {row.name:<46} {row.against:<12}"
         f" {'<=' if row.lower else '>='} {row.goal:<4g}"
-        f" {number_text(row.median()):>6} {spread:<15}"
+        f" {chart.number_text(row.median()):>6} {spread:<15}"
         f" {'MISSED' if judge and not row.reached() else '':<6}"
         f" {statistics.median(row.ours):>10,.4g}{unit}"
         f" against {statistics.median(row.peer):,.4g}{unit}"
@@ -981,55 +977,67 @@ def measure_batches(bench):
     columns = "key, uuid, value_type, category, description, is_encrypted, user_fk,"
     columns += " value_size, version, created_on, changed_on, value"
 
-    def timed_calls(call):
-        """A side: so many calls, each in a transaction; milliseconds a call."""
+    def timed_calls(call, draw=tuple):
+        """A side: so many calls, each in a transaction; milliseconds per call.
+
+        What they are given is drawn before the clock starts.
+        """
 
         def run():
+            drawn = [draw() for _ in range(bench.sizes.batches)]
             started = time.perf_counter()
-            for _ in range(bench.sizes.batches):
-                call()
+            for arguments in drawn:
+                call(*arguments)
                 conn.commit()
             return 1000 * (time.perf_counter() - started) / bench.sizes.batches
 
         return run
 
-    def keys():
-        return [str(k) for k in random.sample(range(1, bench.sizes.entries + 1), size)]
+    def draw_keys():
+        numbers = random.sample(range(1, bench.sizes.entries + 1), size)
+        return ([str(number) for number in numbers],)
 
-    def get_many(extension):
+    def draw_entries():
+        values = [psycopg2.Binary(random.randbytes(VALUE_LEN)) for _ in range(size)]
+        return *draw_keys(), values
+
+    def get_many(extension, keys):
         cursor.execute(
-            "SELECT key, value FROM ext_storage_get_many(%s, %s)", (extension, keys())
+            "SELECT key, value FROM ext_storage_get_many(%s, %s)", (extension, keys)
         )
         assert len(cursor.fetchall()) == size
 
-    def get_each():
-        for key in keys():
+    def get_each(keys):
+        for key in keys:
             cursor.execute("SELECT ext_storage_get('b.plain', %s)", (key,))
             cursor.fetchall()
 
-    def raw_many(extension):
+    def raw_many(extension, keys):
         cursor.execute(
             "SELECT key, value FROM extension_storage WHERE extension_id = %s"
             " AND user_fk IS NULL AND resource_type IS NULL"
             " AND resource_uuid IS NULL AND key = ANY (%s)",
-            (extension, keys()),
+            (extension, keys),
         )
         assert len(cursor.fetchall()) == size
 
     for name, ours, peers in (
         (
             "plain",
-            lambda: get_many("b.plain"),
-            {"gets": get_each, "raw": lambda: raw_many("b.plain")},
+            partial(get_many, "b.plain"),
+            {"gets": get_each, "raw": partial(raw_many, "b.plain")},
         ),
         (
             "encrypted",
-            lambda: get_many("b.secret"),
-            {"raw": lambda: raw_many("b.secret")},
+            partial(get_many, "b.secret"),
+            {"raw": partial(raw_many, "b.secret")},
         ),
     ):
         done = bench.interleave(
-            {peer: timed_calls(call) for peer, call in {"ours": ours, **peers}.items()}
+            {
+                peer: timed_calls(call, draw_keys)
+                for peer, call in {"ours": ours, **peers}.items()
+            }
         )
         for peer in peers:
             bench.add(
@@ -1068,22 +1076,22 @@ def measure_batches(bench):
         done["raw"],
     )
 
-    def values():
-        return [psycopg2.Binary(random.randbytes(VALUE_LEN)) for _ in range(size)]
-
-    def set_many():
+    def set_many(keys, values):
         cursor.execute(
-            "SELECT * FROM ext_storage_set_many('b.plain', %s, %s)", (keys(), values())
+            "SELECT * FROM ext_storage_set_many('b.plain', %s, %s)", (keys, values)
         )
         cursor.fetchall()
 
-    def set_each():
-        for key, value in zip(keys(), values(), strict=True):
+    def set_each(keys, values):
+        for key, value in zip(keys, values, strict=True):
             cursor.execute("SELECT ext_storage_set('b.plain', %s, %s)", (key, value))
             cursor.fetchall()
 
     done = bench.interleave(
-        {"ours": timed_calls(set_many), "sets": timed_calls(set_each)}
+        {
+            "ours": timed_calls(set_many, draw_entries),
+            "sets": timed_calls(set_each, draw_entries),
+        }
     )
     bench.add(
         "17",

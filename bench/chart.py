@@ -18,7 +18,10 @@ STYLE = (
 
 
 def number_text(number):
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    """A number with three digits that matter."""
+    if number == 0 or number >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.1f}" if number >= 10 else f"{number:.2f}"
 
 
 def text(x, y, words, css="", anchor="start"):
