@@ -22,6 +22,7 @@
 #include "statement.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -261,13 +262,14 @@ static Statement list_values_statement = {
 };
 
 /*
- * With a LIMIT each key is searched for by itself.  Of a join, the planner might
- * go through the whole scope, which it takes for small if it planned early.
+ * With an OFFSET each key is searched for by itself.  Of a join, the planner
+ * might go through the whole scope, which it takes for small if it planned
+ * early.
  */
 static Statement get_many_statement = {
 	.sql = "SELECT @columns@ FROM pg_catalog.unnest($keys) WITH ORDINALITY"
 	" AS k (key, place), LATERAL (SELECT e.* FROM " SQL_TABLE
-	" WHERE @scope@ AND e.key" SQL_EQ "k.key LIMIT 1) AS e ORDER BY k.place",
+	" WHERE @scope@ AND e.key" SQL_EQ "k.key OFFSET 0) AS e ORDER BY k.place",
 	STATEMENT_PARAMS(many_params, NUM_MANY_PARAMS),
 	STATEMENT_COLUMNS(value_entry_columns, NUM_VALUE_ENTRY_COLUMNS),
 	.expand = ExpandScope, .by_index = true
@@ -621,10 +623,15 @@ ext_storage_list_newest(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* Entries with their values on the way from the table to the caller. */
+/*
+ * Entries with their values on the way from the table to the caller: rows that
+ * are to be decrypted together, and what comes between them.
+ */
 typedef struct ValueBatch
 {
 	ReturnSetInfo *rsinfo;
+	int64		max_bytes;		/* -1 for no limit */
+	int64		total;			/* bytes of the values so far */
 	int			nrows;
 	Size		pending_bytes;	/* of the values of these rows */
 	Datum		rows[BATCH_ROWS][NUM_PROBLEM_ENTRY_COLUMNS];
@@ -648,7 +655,8 @@ return_batch(ValueBatch *batch)
 	{
 		if (!is_encrypted(batch->rows[i]))
 			continue;
-		items[nitems].token = DatumGetByteaPCopy(stored_value(batch->rows[i]));
+		items[nitems].token =
+			(bytea *) DatumGetPointer(stored_value(batch->rows[i]));
 		item_rows[nitems++] = i;
 	}
 	if (nitems > 0)
@@ -681,14 +689,60 @@ return_batch(ValueBatch *batch)
 	MemoryContextReset(batch->context);
 }
 
+/* Copies a row to the batch, and fetches a token that is to be decrypted. */
+static void
+add_to_batch(ValueBatch *batch, TupleTableSlot *slot)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(batch->context);
+	Datum	   *row = batch->rows[batch->nrows];
+	bool	   *nulls = batch->nulls[batch->nrows];
+
+	for (int i = 0; i < NUM_VALUE_ENTRY_COLUMNS; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(slot->tts_tupleDescriptor, i);
+
+		nulls[i] = slot->tts_isnull[i];
+		if (i == ENTRY_VALUE && is_encrypted(slot->tts_values))
+			row[i] = PointerGetDatum(DatumGetByteaPCopy(slot->tts_values[i]));
+		else if (!nulls[i])
+			row[i] = datumCopy(slot->tts_values[i], att->attbyval, att->attlen);
+	}
+	nulls[ENTRY_PROBLEM] = true;
+	batch->nrows++;
+	MemoryContextSwitchTo(old_context);
+}
+
 /* The bytes of a row's value, before encryption, without reading it. */
 static Size
 value_bytes(const Datum *row)
 {
 	Size		stored = toast_raw_datum_size(stored_value(row)) - VARHDRSZ;
 
-	return is_encrypted(row) ?
-		FernetDecodedLen(stored) : stored;
+	return is_encrypted(row) ? FernetDecodedLen(stored) : stored;
+}
+
+/* Takes a row; false if its value would be too much. */
+static bool
+take_row(TupleTableSlot *slot, void *state)
+{
+	ValueBatch *batch = state;
+	Size		bytes = value_bytes(slot->tts_values);
+
+	if (batch->max_bytes >= 0 && batch->total > 0 &&
+		batch->total + (int64) bytes > batch->max_bytes)
+		return false;
+	batch->total = Max(batch->total + (int64) bytes, 1);
+	if (batch->nrows == 0 && !is_encrypted(slot->tts_values))
+	{
+		/* as it is: where the tuple ends, the column problem is null */
+		tuplestore_puttupleslot(batch->rsinfo->setResult, slot);
+		return true;
+	}
+	add_to_batch(batch, slot);
+	batch->pending_bytes += bytes;
+	if (batch->nrows == BATCH_ROWS || batch->pending_bytes >= BATCH_BYTES)
+		return_batch(batch);
+	return true;
 }
 
 /*
@@ -700,43 +754,20 @@ return_values(Connection *connection, Statement *statement,
 			  const StatementArgs *args, FunctionCallInfo fcinfo,
 			  int64 max_bytes)
 {
-	ValueBatch	batch = {.rsinfo = (ReturnSetInfo *) fcinfo->resultinfo};
-	Portal		portal = StatementOpen(connection, statement, args);
-	int64		total = 0;
-	uint64		nrows;
-	bool		full = false;
+	ValueBatch	batch;
 
-	CheckResult(batch.rsinfo->setDesc, problem_entry_columns,
-				NUM_PROBLEM_ENTRY_COLUMNS);
+	batch.rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	batch.max_bytes = max_bytes;
+	batch.total = 0;
+	batch.nrows = 0;
+	batch.pending_bytes = 0;
 	batch.context = AllocSetContextCreate(CurrentMemoryContext,
 										  "entries with values",
 										  ALLOCSET_DEFAULT_SIZES);
-	do
-	{
-		nrows = StatementNext(statement, portal, BATCH_ROWS);
-		for (uint64 i = 0; i < nrows && !full; i++)
-		{
-			Datum	   *row = batch.rows[batch.nrows];
-			Size		bytes;
-
-			CHECK_FOR_INTERRUPTS();
-			StatementRow(statement, i, row, batch.nulls[batch.nrows]);
-			bytes = value_bytes(row);
-			full = max_bytes >= 0 && total > 0 &&
-				total + (int64) bytes > max_bytes;
-			if (full)
-				break;
-			total = Max(total + (int64) bytes, 1);
-			batch.nulls[batch.nrows][ENTRY_PROBLEM] = true;
-			batch.pending_bytes += bytes;
-			batch.nrows++;
-			if (batch.pending_bytes >= BATCH_BYTES)
-				return_batch(&batch);
-		}
-		return_batch(&batch);
-		SPI_freetuptable(SPI_tuptable);
-	} while (nrows == BATCH_ROWS && !full);
-	SPI_cursor_close(portal);
+	CheckResult(batch.rsinfo->setDesc, problem_entry_columns,
+				NUM_PROBLEM_ENTRY_COLUMNS);
+	StatementVisit(connection, statement, args, take_row, &batch);
+	return_batch(&batch);
 	MemoryContextDelete(batch.context);
 }
 

@@ -563,7 +563,10 @@ StatementRow(const Statement *statement, uint64 n, Datum *row, bool *nulls)
 		check_null(statement, i, nulls[i]);
 }
 
-/* Where StatementFetch and StatementReturn get rows from the executor. */
+/*
+ * Where StatementFetch, StatementReturn and StatementVisit get rows from the
+ * executor.
+ */
 typedef struct RowReceiver
 {
 	DestReceiver pub;
@@ -572,6 +575,8 @@ typedef struct RowReceiver
 	Datum	   *row;
 	bool	   *nulls;
 	Tuplestorestate *store;		/* for all rows */
+	StatementVisitor visit;
+	void	   *state;			/* of the visitor */
 } RowReceiver;
 
 static void
@@ -609,6 +614,19 @@ store_row(TupleTableSlot *slot, DestReceiver *self)
 {
 	tuplestore_puttupleslot(((RowReceiver *) self)->store, slot);
 	return true;
+}
+
+/* Hands a row to the visitor. */
+static bool
+visit_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	RowReceiver *receiver = (RowReceiver *) self;
+
+	CHECK_FOR_INTERRUPTS();
+	slot_getallattrs(slot);
+	for (int i = 0; i < slot->tts_tupleDescriptor->natts; i++)
+		check_null(receiver->statement, i, slot->tts_isnull[i]);
+	return receiver->visit(slot, receiver->state);
 }
 
 static void
@@ -688,6 +706,23 @@ StatementReturn(Connection *connection, Statement *statement,
 	RowReceiver receiver = {
 		.pub = {.receiveSlot = store_row},
 		.store = rsinfo->setResult
+	};
+
+	run_into(connection, statement, args, true, &receiver);
+}
+
+/*
+ * StatementVisit
+ *		Runs a statement that only reads, and calls the visitor with each row.
+ */
+void
+StatementVisit(Connection *connection, Statement *statement,
+			   const StatementArgs *args, StatementVisitor visit, void *state)
+{
+	RowReceiver receiver = {
+		.pub = {.receiveSlot = visit_row},
+		.visit = visit,
+		.state = state
 	};
 
 	run_into(connection, statement, args, true, &receiver);

@@ -14,6 +14,7 @@
 #define STATEMENT_H
 
 #include "executor/spi.h"
+#include "executor/tuptable.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 
@@ -43,6 +44,12 @@ typedef struct StatementColumn
  */
 typedef bool (*StatementExpand) (StringInfo sql, const char *placeholder,
 								 int shape);
+
+/*
+ * Called with each row of a statement, whose columns have been checked and are
+ * in tts_values and tts_isnull; false to end the statement.
+ */
+typedef bool (*StatementVisitor) (TupleTableSlot *slot, void *state);
 
 typedef struct Statement
 {
@@ -129,6 +136,9 @@ extern bool StatementFetch(Connection *connection, Statement *statement,
 						   Datum *row, bool *nulls);
 extern void StatementReturn(Connection *connection, Statement *statement,
 							const StatementArgs *args, ReturnSetInfo *rsinfo);
+extern void StatementVisit(Connection *connection, Statement *statement,
+						   const StatementArgs *args, StatementVisitor visit,
+						   void *state);
 extern void StatementStartDecrypted(FunctionCallInfo fcinfo);
 extern Portal StatementOpen(Connection *connection, Statement *statement,
 							const StatementArgs *args);
