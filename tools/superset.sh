@@ -27,13 +27,14 @@ run_superset() {
     fi
 }
 
-# Starts a server for a Superset that has the add-on.
+# Starts a server for a Superset that has the add-on; a file of settings may be
+# named.
 start_superset_server() {
     need_superset
     make_superset_venv
     as_user "$venv/bin/uv" pip install -q -p "$venv/bin/python" --no-deps \
         --no-build-isolation --reinstall src/superset-addon
-    start_server
+    start_server "$@"
     # The keys are Superset's; a test of the key file names one.
     as_user sed -i '/encryption_keys_file/d' "$run/data/postgresql.conf"
     as_user "$bindir/pg_ctl" -D "$run/data" -s reload 9<&-
