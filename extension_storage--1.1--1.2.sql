@@ -244,7 +244,7 @@ DECLARE
     canonical CONSTANT text := format(
         'CASE WHEN id ~* %L THEN regexp_replace(lower(translate(regexp_replace(id, %L, %L, %L), %L, %L)), %L, %L)'
         ' ELSE id END',
-        '^((urn:uuid:)?([0-9a-f]{4}-?){8}|[{]([0-9a-f]{4}-?){8}[}])$', '^urn:uuid:', '', 'i', '{}-', '',
+        '^((urn:uuid:)?([0-9a-f]{4}-?){7}[0-9a-f]{4}|[{]([0-9a-f]{4}-?){7}[0-9a-f]{4}[}])$', '^urn:uuid:', '', 'i', '{}-', '',
         '^(.{8})(.{4})(.{4})(.{4})(.{12})$', '\1-\2-\3-\4-\5');
     home regnamespace;
     kind record;

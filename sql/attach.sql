@@ -332,6 +332,44 @@ SELECT array_agg(user_fk ORDER BY user_fk) FROM extension_storage WHERE user_fk 
 SELECT resource_type, array_agg(resource_uuid ORDER BY resource_uuid COLLATE "C")
 FROM extension_storage WHERE resource_type IS NOT NULL GROUP BY 1 ORDER BY 1;
 SELECT key, created_by_fk, changed_by_fk FROM extension_storage WHERE user_fk IS NULL AND resource_type IS NULL;
+-- What only looks like a UUID is an identifier as it stands.
+INSERT INTO regress_app.things VALUES ('5', NULL, 'aaaaaaaa000040008000000000000005-'),
+    ('6', NULL, '{aaaaaaaa000040008000000000000006-}');
+SELECT count(*) FROM (VALUES ('aaaaaaaa000040008000000000000005-'), ('{aaaaaaaa000040008000000000000006-}')) v (uuid),
+    ext_storage_set('acme.own', 'odd', 'x', resource_type => 'board', resource_uuid => uuid);
+SELECT ext_storage_purge_orphans();
+SELECT resource_uuid FROM extension_storage WHERE key = 'odd' ORDER BY 1;
+DELETE FROM extension_storage WHERE key = 'odd';
+-- Of two tables that are attached for the same, one is truncated: nothing goes
+-- that may belong to the other.
+CREATE TABLE regress_app.more_things (slug text);
+SELECT ext_storage_attach_resource('board', 'regress_app.more_things', 'slug');
+BEGIN;
+TRUNCATE regress_app.more_things;
+TRUNCATE regress_app.members;
+SELECT user_fk IS NULL AS resource, count(*) FROM extension_storage
+WHERE user_fk IS NOT NULL OR resource_type = 'board' GROUP BY 1 ORDER BY 1;
+SELECT ext_storage_purge_orphans();
+SELECT ext_storage_detach('regress_app.guests'), ext_storage_detach('regress_app.ab_user'),
+    ext_storage_detach('regress_app.more_things'), ext_storage_detach('regress_app.wide');
+TRUNCATE regress_app.members;
+TRUNCATE regress_app.things;
+SELECT user_fk IS NULL AS resource, count(*) FROM extension_storage
+WHERE user_fk IS NOT NULL OR resource_type = 'board' GROUP BY 1 ORDER BY 1;
+ROLLBACK;
+SELECT ext_storage_detach('regress_app.more_things');
+-- An old row that a later constraint refuses keeps no user from being deleted,
+-- and is not shown.
+SELECT count(*) FROM ext_storage_set('acme.own', 'long', 'a value', actor_fk => 100);
+BEGIN;
+ALTER TABLE extension_storage ADD CONSTRAINT regress_short CHECK (key <> 'long') NOT VALID;
+DELETE FROM regress_app.guests WHERE id = 100;
+SELECT key, user_fk, created_by_fk FROM extension_storage WHERE user_fk = 100 OR created_by_fk = 100;
+ALTER TABLE extension_storage DROP CONSTRAINT regress_short;
+SELECT ext_storage_purge_orphans();
+SELECT key, user_fk, created_by_fk FROM extension_storage WHERE user_fk = 100 OR created_by_fk = 100;
+ROLLBACK;
+DELETE FROM extension_storage WHERE key = 'long';
 -- Rows that its caller may not see are no reason to purge: an error.
 CREATE ROLE regress_sweeper;
 SELECT ext_storage_grant('regress_sweeper', 'write');

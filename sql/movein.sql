@@ -163,6 +163,26 @@ UPDATE first.loose SET id = 3;
 SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.loose')$$);
 UPDATE first.loose SET id = NULL WHERE key = 'b';
 SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.loose')$$);
+-- What a trigger or a constraint refuses is left out by name, without its value;
+-- the others are moved.
+CREATE FUNCTION pg_temp.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.key = 'b' THEN
+        RAISE EXCEPTION 'not this one';
+    ELSIF NEW.key = 'e' THEN
+        RETURN NULL;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON extension_storage FOR EACH ROW EXECUTE FUNCTION pg_temp.refuse();
+ALTER TABLE extension_storage ADD CONSTRAINT regress_check CHECK (key <> 'd');
+SELECT pg_temp.fill($$key = 'a'$$, $$key = 'b'$$, $$key = 'c'$$, $$key = 'd', value = 'a secret'$$, $$key = 'e'$$, $$key = 'f'$$);
+CALL ext_storage_move_in('first.loose', batch_size => 2);
+SELECT key FROM extension_storage ORDER BY key;
+DROP TRIGGER refuse ON extension_storage;
+CALL ext_storage_move_in('first.loose');
+ALTER TABLE extension_storage DROP CONSTRAINT regress_check;
+DELETE FROM extension_storage;
 -- An empty one, also by batches.
 TRUNCATE first.loose;
 CALL ext_storage_move_in('first.loose');

@@ -16,9 +16,9 @@
 
 /*
  * By default the server logs the text of a statement that fails, into which a
- * client may have written a value or a key; the context may quote that
- * statement or its parameters, and the detail of a violated constraint shows
- * the row.  Between these two calls no error, whoever raises it, does that.
+ * client may have written a value or a key, and the context may quote that
+ * statement or its parameters.  Between these two calls no error, whoever
+ * raises it, does that.
  *
  * An error that leaves the block needs no end: whoever catches it restores the
  * stack, as PG_TRY does.
@@ -28,10 +28,6 @@ hide_statement(void *arg pg_attribute_unused())
 {
 	errhidestmt(true);
 	errhidecontext(true);
-	if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
-		errdetail("The row is not shown, because it holds a value.");
-	else if (geterrcode() == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
-		errhint("Widen the ids: ALTER TABLE ... ALTER COLUMN id TYPE bigint. Entries that exist can still be set.");
 }
 
 static inline void

@@ -76,6 +76,22 @@ secret_to_server(Datum value, const char *column)
 	return text;
 }
 
+/* Puts a secret in force, and wipes it, also where it is refused. */
+static void
+put_secret(const char *setting, char *secret, GucAction action)
+{
+	PG_TRY();
+	{
+		(void) set_config_option(setting, secret, PGC_USERSET, PGC_S_SESSION,
+								 action, true, 0, false);
+	}
+	PG_FINALLY();
+	{
+		explicit_bzero(secret, strlen(secret));
+	}
+	PG_END_TRY();
+}
+
 /*
  * ext_storage_secrets_insert()
  *		Trigger INSTEAD OF INSERT of the view ext_storage_secrets: puts the
@@ -126,10 +142,7 @@ ext_storage_secrets_insert(PG_FUNCTION_ARGS)
 			secret = pstrdup("");
 		else
 			secret = secret_to_server(value, secret_columns[i].column);
-		(void) set_config_option(secret_columns[i].setting, secret,
-								 PGC_USERSET, PGC_S_SESSION, action, true, 0,
-								 false);
-		explicit_bzero(secret, strlen(secret));
+		put_secret(secret_columns[i].setting, secret, action);
 		pfree(secret);
 	}
 

@@ -150,6 +150,40 @@ static Statement clear_all_users_statement = {
 	.keeps_bytes = true
 };
 
+/* Other tables that are attached for the same, by the arguments of triggers. */
+enum
+{
+	OTHER_PARAM_FUNCTION,
+	OTHER_PARAM_TABLE,
+	OTHER_PARAM_ARGUMENTS,
+	NUM_OTHER_PARAMS
+};
+
+enum
+{
+	OTHER_NAME,
+	NUM_OTHER_COLUMNS
+};
+
+static const StatementParam other_params[] = {
+	[OTHER_PARAM_FUNCTION] = {"function", OIDOID},
+	[OTHER_PARAM_TABLE] = {"table", OIDOID},
+	[OTHER_PARAM_ARGUMENTS] = {"arguments", BYTEAOID}
+};
+static const StatementColumn other_columns[] = {
+	[OTHER_NAME] = {"name", TEXTOID, NOT_NULL}
+};
+
+static Statement other_statement = {
+	.sql = "SELECT CAST(CAST(t.tgrelid AS pg_catalog.regclass) AS pg_catalog.text)"
+	" FROM pg_catalog.pg_trigger AS t WHERE t.tgfoid" SQL_EQ "$function"
+	" AND t.tgrelid OPERATOR(pg_catalog.<>) $table"
+	" AND pg_catalog.substr(t.tgargs, 1, pg_catalog.length($arguments))"
+	SQL_EQ "$arguments ORDER BY t.tgrelid LIMIT 1",
+	STATEMENT_PARAMS(other_params, NUM_OTHER_PARAMS),
+	STATEMENT_COLUMNS(other_columns, NUM_OTHER_COLUMNS)
+};
+
 /* The arguments of the purge functions. */
 enum
 {
@@ -406,6 +440,82 @@ user_id(const char *text, Datum *id)
 }
 
 /*
+ * Is a table that was truncated the only one that is attached with a trigger's
+ * function and, if type is not NULL, for a resource type?  If not, says that
+ * nothing goes: what was in which table is not known.
+ */
+static bool
+is_only_table(Connection *connection, FunctionCallInfo fcinfo, const char *type)
+{
+	Relation	table = ((TriggerData *) fcinfo->context)->tg_relation;
+	Size		len = type != NULL ? strlen(type) + 1 : 0;	/* with its null byte */
+	bytea	   *arguments = palloc(VARHDRSZ + len);
+	StatementArgs args;
+	Datum		row[NUM_OTHER_COLUMNS];
+	bool		nulls[NUM_OTHER_COLUMNS];
+
+	SET_VARSIZE(arguments, VARHDRSZ + len);
+	if (len > 0)
+		memcpy(VARDATA(arguments), type, len);
+	StatementArgsInit(&args);
+	StatementSet(&args, OTHER_PARAM_FUNCTION, OIDOID,
+				 ObjectIdGetDatum(fcinfo->flinfo->fn_oid));
+	StatementSet(&args, OTHER_PARAM_TABLE, OIDOID,
+				 ObjectIdGetDatum(RelationGetRelid(table)));
+	StatementSet(&args, OTHER_PARAM_ARGUMENTS, BYTEAOID,
+				 PointerGetDatum(arguments));
+	if (!StatementFetch(connection, &other_statement, &args, true, row, nulls))
+		return true;
+	ereport(WARNING,
+			(errmsg("entries of what was in table \"%s\" are kept",
+					RelationGetRelationName(table)),
+			 errdetail("Table %s is attached as well, and it is not known what was in which.",
+					   TextDatumGetCString(ColumnValue(other_columns, OTHER_NAME,
+													   TEXTOID, row))),
+			 errhint("Call ext_storage_purge_orphans() to delete the entries of what is in none.")));
+	return false;
+}
+
+/* How users are cleared from the audit columns. */
+typedef struct ClearUsers
+{
+	Connection *connection;
+	Statement  *lock;
+	Statement  *clear;
+	const StatementArgs *args;
+} ClearUsers;
+
+static void
+clear_users(void *state)
+{
+	ClearUsers *users = state;
+
+	lock_entries(users->connection, users->lock, users->args);
+	StatementRunAsOwner(users->connection, users->clear, users->args);
+}
+
+/*
+ * Clears users from the audit columns, or says why not: an old entry that a
+ * later constraint refuses must not be what keeps a user from being deleted.
+ */
+static void
+try_clear_users(ClearUsers *users)
+{
+	ErrorData  *error = StatementTry(clear_users, users);
+
+	if (error == NULL)
+		return;
+	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) !=
+		ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
+		ReThrowError(error);
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("created_by_fk and changed_by_fk keep users who are deleted"),
+			 errdetail_internal("%s", error->message),
+			 errhint("Change the entries so that they fit, and call ext_storage_purge_orphans().")));
+}
+
+/*
  * ext_storage_users_deleted() returns trigger
  *		Purges what was private to users that are deleted, and clears them from
  *		the audit columns.  Its argument is the name of the id column.
@@ -425,9 +535,15 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 	StatementConnect(&connection, fcinfo, false);
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 	{
-		run_purge(&connection, &purge_all_users, &args, true);
-		lock_entries(&connection, &lock_all_users_statement, &args);
-		StatementRunAsOwner(&connection, &clear_all_users_statement, &args);
+		if (is_only_table(&connection, fcinfo, NULL))
+		{
+			run_purge(&connection, &purge_all_users, &args, true);
+			try_clear_users(&(ClearUsers)
+							{
+								&connection, &lock_all_users_statement,
+								&clear_all_users_statement, &args
+							});
+		}
 	}
 	else if ((texts = deleted_values(trigdata,
 									 trigdata->tg_trigger->tgargs[0])) != NIL)
@@ -443,8 +559,11 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 		run_purge(&connection, &purge_users, &args, true);
 		if (StatementIsDistributed(&connection))
 			args.shape = SHAPE_DISTRIBUTED;
-		lock_entries(&connection, &lock_users_statement, &args);
-		StatementRunAsOwner(&connection, &clear_users_statement, &args);
+		try_clear_users(&(ClearUsers)
+						{
+							&connection, &lock_users_statement,
+							&clear_users_statement, &args
+						});
 	}
 	SPI_finish();
 	return PointerGetDatum(NULL);
@@ -471,7 +590,10 @@ ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 				 CStringGetTextDatum(trigdata->tg_trigger->tgargs[0]));
 	StatementConnect(&connection, fcinfo, false);
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
-		run_purge(&connection, &purge_all_resources, &args, true);
+	{
+		if (is_only_table(&connection, fcinfo, trigdata->tg_trigger->tgargs[0]))
+			run_purge(&connection, &purge_all_resources, &args, true);
+	}
 	else if ((texts = deleted_values(trigdata,
 									 trigdata->tg_trigger->tgargs[1])) != NIL)
 	{

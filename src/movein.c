@@ -195,6 +195,14 @@ static Statement update_statement = {
 	.by_index = true
 };
 
+/* A row of the source. */
+typedef struct SourceRow
+{
+	int64		id;
+	StatementArgs args;
+	bool		is_addressed;	/* its address is one that an entry can have */
+} SourceRow;
+
 typedef struct MoveIn
 {
 	Connection	connection;
@@ -214,6 +222,7 @@ typedef struct MoveIn
 	int64		failed;
 	TimestampTz started;
 	MemoryContext row_context;	/* reset after each row */
+	SourceRow  *row;			/* that is being written */
 	SPIPlanPtr	read_plan;		/* the rows of a batch */
 	Datum	   *ids;			/* of all rows, the newest of each entry first */
 	StringInfoData settled;		/* address of the last entry with a good row */
@@ -481,14 +490,6 @@ prepare_read(MoveIn *move)
 	pfree(sql.data);
 }
 
-/* A row of the source. */
-typedef struct SourceRow
-{
-	int64		id;
-	StatementArgs args;
-	bool		is_addressed;	/* its address is one that an entry can have */
-} SourceRow;
-
 /* Reports that a row is not taken as it is. */
 static void
 warn_of(const SourceRow *row, const char *what)
@@ -648,11 +649,13 @@ insert_row(Connection *connection, StatementArgs *args)
 
 /*
  * Writes a row, unless a newer one is there, or an encrypted one that it would
- * replace by plaintext.
+ * replace by plaintext.  state is a MoveIn.
  */
 static void
-move_row(MoveIn *move, SourceRow *row)
+move_row(void *state)
 {
+	MoveIn	   *move = state;
+	SourceRow  *row = move->row;
 	Connection *connection = &move->connection;
 	StatementArgs *args = &row->args;
 	Datum		there[NUM_THERE_COLUMNS];
@@ -704,6 +707,27 @@ move_row(MoveIn *move, SourceRow *row)
 }
 
 /*
+ * Moves a row as move_row does, and reports an error that concerns it alone.  A
+ * full quota and ids that are used up concern those that follow as well.
+ */
+static void
+try_row(MoveIn *move, SourceRow *row)
+{
+	ErrorData  *error;
+
+	move->row = row;
+	error = StatementTry(move_row, move);
+	if (error == NULL)
+		return;
+	if (error->sqlerrcode == ERRCODE_ES_QUOTA ||
+		error->sqlerrcode == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
+		ReThrowError(error);
+	move->failed++;
+	warn_of(row, psprintf("is left out: %s: %s",
+						  unpack_sql_state(error->sqlerrcode), error->message));
+}
+
+/*
  * Takes a row, unless its address cannot be, it cannot be stored, or the last
  * row of the same entry could be.
  */
@@ -737,7 +761,7 @@ take_row(MoveIn *move, SourceRow *row)
 	{
 		resetStringInfo(&move->settled);
 		appendBinaryStringInfo(&move->settled, address.data, address.len);
-		move_row(move, row);
+		try_row(move, row);
 	}
 	else
 		move->failed++;

@@ -35,7 +35,6 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
@@ -547,15 +546,28 @@ lock_rows(Rotation *rotation, const int64 *ids, int nids, uint64 *nlocked)
 	return returned_ids(&lock_statement, nlocked);
 }
 
+/* Locked rows of a group that are to be written. */
+typedef struct Write
+{
+	Rotation   *rotation;
+	const int  *rows;			/* their places in the group */
+	int			nrows;
+	bool		written[WRITE_COUNT];
+} Write;
+
 /*
- * Writes the new tokens of locked rows of the group, and clears the flags of
- * those that hold another token by now.  rows are their places in it.
+ * Writes the new tokens of rows, and notes which of them still had the token
+ * that was read.  state is a Write.
  */
 static void
-write_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
+write_rows(void *state)
 {
+	Write	   *write = state;
+	Rotation   *rotation = write->rotation;
+	const int  *rows = write->rows;
+	int			nrows = write->nrows;
 	StatementArgs args;
-	int64		ids[WRITE_COUNT];
+	int64		ids[WRITE_COUNT] = {0};
 	Datum		tokens[WRITE_COUNT];
 	Datum		sealed[WRITE_COUNT];
 	int64	   *done;
@@ -577,8 +589,9 @@ write_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
 		StatementSet(&args, WRITE_PARAM_IDS, INT8OID, Int64GetDatum(ids[0]));
 		StatementSet(&args, WRITE_PARAM_OLD_VALUES, BYTEAOID, tokens[0]);
 		StatementSet(&args, WRITE_PARAM_NEW_VALUES, BYTEAOID, sealed[0]);
-		written[0] = StatementRun(&rotation->connection, &write_one_statement,
-								  &args, false) == 1;
+		write->written[0] = StatementRun(&rotation->connection,
+										 &write_one_statement, &args,
+										 false) == 1;
 		return;
 	}
 	ids_param(&args, rotation, ids, nrows);
@@ -591,62 +604,9 @@ write_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
 	StatementRun(&rotation->connection, &write_statement, &args, false);
 	done = returned_ids(&write_statement, &ndone);
 	for (int i = 0; i < nrows; i++)
-		written[i] = is_among(ids[i], done, ndone);
+		write->written[i] = is_among(ids[i], done, ndone);
 }
 
-/*
- * Does an error concern only the row that was written, as one of a constraint
- * or a trigger does, so that other rows can still be written?
- */
-static bool
-is_error_of_row(int sqlstate)
-{
-	switch (ERRCODE_TO_CATEGORY(sqlstate))
-	{
-		case ERRCODE_INVALID_TRANSACTION_STATE:
-		case ERRCODE_TRANSACTION_ROLLBACK:
-		case ERRCODE_INSUFFICIENT_RESOURCES:
-		case ERRCODE_OPERATOR_INTERVENTION:
-		case ERRCODE_SYSTEM_ERROR:
-		case ERRCODE_INTERNAL_ERROR:
-			return false;
-		default:
-			return true;
-	}
-}
-
-/*
- * Writes rows as write_rows does, in a subtransaction.  Returns NULL, or the
- * error of one of them, and then has written none.
- */
-static ErrorData *
-try_rows(Rotation *rotation, const int *rows, int nrows, bool *written)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		write_rows(rotation, rows, nrows, written);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	if (error != NULL && !is_error_of_row(error->sqlerrcode))
-		ReThrowError(error);
-	return error;
-}
 
 /* Counts a row that was written; one that was not is skipped or refused. */
 static void
@@ -669,8 +629,8 @@ record_outcome(Rotation *rotation, int row, bool written)
 static void
 write_or_refuse(Rotation *rotation, const int *rows, int nrows)
 {
-	bool		written[WRITE_COUNT] = {false};
-	ErrorData  *error = try_rows(rotation, rows, nrows, written);
+	Write		write = {.rotation = rotation,.rows = rows,.nrows = nrows};
+	ErrorData  *error = StatementTry(write_rows, &write);
 
 	for (int i = 0; i < nrows; i++)
 	{
@@ -680,7 +640,7 @@ write_or_refuse(Rotation *rotation, const int *rows, int nrows)
 			continue;
 		}
 		if (error == NULL)
-			record_outcome(rotation, rows[i], written[i]);
+			record_outcome(rotation, rows[i], write.written[i]);
 		else
 			refuse_row(rotation, &rotation->rows[rows[i]], error->sqlerrcode,
 					   psprintf("%s: %s", unpack_sql_state(error->sqlerrcode),
@@ -1483,10 +1443,15 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	for (int i = 0; i <= nkeys; i++)
 		uses->uses[i] = unused;
 
-	PushActiveSnapshot(GetLatestSnapshot());
 	is_distributed = StatementIsDistributed(&connection);
+
+	/*
+	 * First the writers, then the snapshot: what one of them that is not named
+	 * has made by then is in the snapshot.
+	 */
 	if (!is_standby)
 		writers = name_writers(&connection);
+	PushActiveSnapshot(GetLatestSnapshot());
 	visit_rows(&connection, NULL, count_use, uses);
 	PopActiveSnapshot();
 

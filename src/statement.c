@@ -523,6 +523,32 @@ check_null(const Statement *statement, int column, bool isnull)
 }
 
 /*
+ * The detail of a violated constraint shows the row, with its value: whatever
+ * statement writes it, the error that it raises does not.
+ */
+static void
+hide_row(void *arg pg_attribute_unused())
+{
+	if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
+		errdetail("The row is not shown, because it holds a value.");
+	else if (geterrcode() == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
+		errhint("Widen the ids: ALTER TABLE ... ALTER COLUMN id TYPE bigint. Entries that exist can still be set.");
+}
+
+/*
+ * Does that for each error until error_context_stack is what it was, as
+ * hidden.previous tells.
+ */
+static void
+push_hide_row(ErrorContextCallback *hidden)
+{
+	hidden->callback = hide_row;
+	hidden->arg = NULL;
+	hidden->previous = error_context_stack;
+	error_context_stack = hidden;
+}
+
+/*
  * StatementRun
  *		Runs a statement and returns the number of its rows, which StatementRow
  *		reads.
@@ -534,10 +560,14 @@ uint64
 StatementRun(Connection *connection, Statement *statement,
 			 const StatementArgs *args, bool read_only)
 {
-	int			result = SPI_execute_plan(get_plan(connection, statement, args),
-										  unconstify(StatementArgs *, args)->values,
-										  args->nulls, read_only, 0);
+	ErrorContextCallback hidden;
+	int			result;
 
+	push_hide_row(&hidden);
+	result = SPI_execute_plan(get_plan(connection, statement, args),
+							  unconstify(StatementArgs *, args)->values,
+							  args->nulls, read_only, 0);
+	error_context_stack = hidden.previous;
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(result));
@@ -645,6 +675,7 @@ run_into(Connection *connection, Statement *statement,
 		.read_only = read_only,
 		.dest = &receiver->pub
 	};
+	ErrorContextCallback hidden;
 	int			result;
 
 	receiver->pub.rStartup = start_receiver;
@@ -661,8 +692,10 @@ run_into(Connection *connection, Statement *statement,
 		param->pflags = PARAM_FLAG_CONST;
 		param->ptype = statement->params[i].type;
 	}
+	push_hide_row(&hidden);
 	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
 									   &options);
+	error_context_stack = hidden.previous;
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan_extended failed: %s",
 			 SPI_result_code_string(result));
@@ -869,6 +902,62 @@ StatementCommit(void)
 		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
 }
 
+/*
+ * Does an error concern only the row that was written, as one of a constraint
+ * or a trigger does, so that other rows can still be written?
+ */
+static bool
+is_error_of_row(int sqlstate)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case ERRCODE_INVALID_TRANSACTION_STATE:
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_OPERATOR_INTERVENTION:
+		case ERRCODE_SYSTEM_ERROR:
+		case ERRCODE_INTERNAL_ERROR:
+			return false;
+		default:
+			return true;
+	}
+}
+
+/*
+ * StatementTry
+ *		Runs a block that writes rows in a subtransaction.  Returns NULL, or an
+ *		error that concerns the rows alone, and then nothing is written; any
+ *		other error goes on.
+ */
+ErrorData *
+StatementTry(StatementBlock block, void *state)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		block(state);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error != NULL && !is_error_of_row(error->sqlerrcode))
+		ReThrowError(error);
+	return error;
+}
+
 /* Raises an error if the table's owner may not look anything up in the schema. */
 static void
 check_schema_usage(Oid schema, Oid owner)
@@ -906,6 +995,7 @@ uint64
 StatementRunAsOwner(Connection *connection, Statement *statement,
 					const StatementArgs *args)
 {
+	ErrorContextCallback hidden;
 	Oid			saved_user;
 	int			saved_context;
 	int			result;
@@ -916,10 +1006,12 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
 	SetUserIdAndSecContext(owner,
 						   saved_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_NOFORCE_RLS);
+	push_hide_row(&hidden);
 	result = SPI_execute_snapshot(get_plan(connection, statement, args),
 								  unconstify(StatementArgs *, args)->values,
 								  args->nulls, GetLatestSnapshot(),
 								  InvalidSnapshot, false, true, 0);
+	error_context_stack = hidden.previous;
 	if (result < 0)
 		elog(ERROR, "SPI_execute_snapshot failed: %s",
 			 SPI_result_code_string(result));

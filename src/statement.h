@@ -51,6 +51,9 @@ typedef bool (*StatementExpand) (StringInfo sql, const char *placeholder,
  */
 typedef bool (*StatementVisitor) (TupleTableSlot *slot, void *state);
 
+/* What StatementTry runs. */
+typedef void (*StatementBlock) (void *state);
+
 typedef struct Statement
 {
 	/*
@@ -148,6 +151,7 @@ extern Oid	StatementTable(const Connection *connection);
 extern Oid	StatementTableOwner(const Connection *connection);
 extern bool StatementIsDistributed(Connection *connection);
 extern void StatementCommit(void);
+extern ErrorData *StatementTry(StatementBlock block, void *state);
 extern void StatementRequireAllRows(const Connection *connection);
 extern bool TypeHolds(Oid type, Oid other);
 extern void StatementCheckTable(Relation table);

@@ -589,7 +589,8 @@ check_size(const StatementArgs *args, Size size)
 				 errmsg("value of %s is too large",
 						DescribeEntry(args->values, args->nulls)),
 				 errdetail("It has %zu bytes, extension_storage.max_value_size allows %d.",
-						   size, max_value_size)));
+						   size, max_value_size),
+				 err_generic_string(PG_DIAG_COLUMN_NAME, "value")));
 }
 
 /*
