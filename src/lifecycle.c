@@ -499,9 +499,11 @@ clear_users(void *state)
  * later constraint refuses must not be what keeps a user from being deleted.
  */
 static void
-try_clear_users(ClearUsers *users)
+try_clear_users(Connection *connection, Statement *lock, Statement *clear,
+				const StatementArgs *args)
 {
-	ErrorData  *error = StatementTry(clear_users, users);
+	ClearUsers	users = {connection, lock, clear, args};
+	ErrorData  *error = StatementTry(clear_users, &users);
 
 	if (error == NULL)
 		return;
@@ -538,11 +540,8 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 		if (is_only_table(&connection, fcinfo, NULL))
 		{
 			run_purge(&connection, &purge_all_users, &args, true);
-			try_clear_users(&(ClearUsers)
-							{
-								&connection, &lock_all_users_statement,
-								&clear_all_users_statement, &args
-							});
+			try_clear_users(&connection, &lock_all_users_statement,
+							&clear_all_users_statement, &args);
 		}
 	}
 	else if ((texts = deleted_values(trigdata,
@@ -559,11 +558,8 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 		run_purge(&connection, &purge_users, &args, true);
 		if (StatementIsDistributed(&connection))
 			args.shape = SHAPE_DISTRIBUTED;
-		try_clear_users(&(ClearUsers)
-						{
-							&connection, &lock_users_statement,
-							&clear_users_statement, &args
-						});
+		try_clear_users(&connection, &lock_users_statement,
+						&clear_users_statement, &args);
 	}
 	SPI_finish();
 	return PointerGetDatum(NULL);

@@ -1446,8 +1446,8 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	is_distributed = StatementIsDistributed(&connection);
 
 	/*
-	 * First the writers, then the snapshot: what one of them that is not named
-	 * has made by then is in the snapshot.
+	 * First the writers, then the snapshot: what one of them that is not
+	 * named has made by then is in the snapshot.
 	 */
 	if (!is_standby)
 		writers = name_writers(&connection);

@@ -540,7 +540,7 @@ hide_row(void *arg pg_attribute_unused())
  * hidden.previous tells.
  */
 static void
-push_hide_row(ErrorContextCallback *hidden)
+push_hide_row(ErrorContextCallback * hidden)
 {
 	hidden->callback = hide_row;
 	hidden->arg = NULL;

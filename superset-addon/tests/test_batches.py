@@ -499,6 +499,18 @@ def test_bad_body(admin: Client, body: bytes, message: str) -> None:
     assert answer.status_code == 400 and message in answer.json()["message"]
 
 
+@pytest.mark.parametrize("op", ["get", "set", "delete"])
+@pytest.mark.parametrize("resource", [f"{'t' * 65}/x", f"type/{'u' * 37}"])
+def test_resource_with_a_long_name(admin: Client, op: str, resource: str) -> None:
+    """What a single call would be told, for the first operation."""
+    scope = f"resources/{resource}"
+    fields = {"value": "x"} if op == "set" else {}
+    answer = do(admin, (op, "k", fields), (op, "l", fields), scope=scope)
+    assert (answer.status_code, answer.json()["operation"]) == (400, 0)
+    assert answer.json()["message"] == admin.get(f"{scope}/k").json()["message"]
+    assert "is too long" in answer.json()["message"]
+
+
 def test_hundred_operations(admin: Client) -> None:
     names = [f"k{number:03}" for number in range(100)]
     answer = do(admin, *(("set", name, {"value": name}) for name in reversed(names)))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import string
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -204,8 +206,20 @@ def test_ids_are_behind(running: Superset, admin: Client) -> None:
             " (extension_id, user_fk, resource_type, resource_uuid, key)",
             ("42P10", "undo what was changed"),
         ),
+        (
+            "ALTER TABLE {0} ADD CONSTRAINT added CHECK (1 / (value_size - 1) < 2)",
+            "ALTER TABLE {0} DROP CONSTRAINT added",
+            ("22012", "was added to the store's table"),
+        ),
     ],
-    ids=["constraint", "policy", "no column", "type", "no unique constraint"],
+    ids=[
+        "constraint",
+        "policy",
+        "no column",
+        "type",
+        "no unique constraint",
+        "division",
+    ],
 )
 def test_table_was_changed(
     running: Superset, admin: Client, broken: str, mended: str, words: tuple[str, ...]
@@ -221,6 +235,19 @@ def test_table_was_changed(
     finally:
         sql(mended.format(table))
     assert admin.put("user/k", "x").ok
+
+
+def test_index_refuses_an_entry(running: Superset, admin: Client) -> None:
+    """A limit of PostgreSQL's own, which says nothing of the value's size."""
+    description = "".join(random.Random(1).choices(string.ascii_letters, k=6000))
+    sql("CREATE INDEX added ON ext_storage.extension_storage (description)")
+    try:
+        with logged(running, "54000", "added", "cannot be indexed"):
+            entry = {"value": "x", "description": description}
+            assert summary(admin.put("user/k", entry)) == UNAVAILABLE
+    finally:
+        sql("DROP INDEX ext_storage.added")
+    assert admin.put("user/k", entry).ok
 
 
 def test_trigger_keeps_a_row(running: Superset, admin: Client) -> None:
@@ -387,7 +414,9 @@ ADVICE = {
     **dict.fromkeys(("08", "57"), "what is between Superset and it."),
     **dict.fromkeys(("0A", "25", "2B", "2D", "38", "53", "54", "55", "58", "XX"), LOG),
     **dict.fromkeys(("21", "26", "72", "HV"), LOG),
-    **dict.fromkeys(("23", "27", "39", "44", "P0", "42P17"), "refuses the entry."),
+    **dict.fromkeys(
+        ("22", "23", "27", "39", "44", "P0", "42P17"), "refuses the entry."
+    ),
     **dict.fromkeys(("42703", "42804", "42809", "42P10"), "undo what was changed."),
     **dict.fromkeys(("42", "3F"), "Run superset init-extension-storage: "),
     "42501": "a row-level security policy",
@@ -416,12 +445,12 @@ STATUS = {
     "ES001": (500, {"message": "Value cannot be decrypted"}, False),
     "ES003": (507, {"message": "raised"}, False),
     "ES004": (412, {"message": "raised"}, False),
-    "54000": (413, {"message": "raised"}, False),
-    "2200H": UNAVAILABLE,
-    "22P05": UNAVAILABLE,
     **dict.fromkeys(("57P04", "53100", "53400"), UNAVAILABLE),
     **dict.fromkeys(("40", "57", "08", "53", "55P03", "25P03", "25P04"), BUSY),
-    "22": (400, {"message": "raised"}, False),
+    **dict.fromkeys(
+        ("22001", "22003", "22004", "22007", "22008", "22021", "22023", "22P02"),
+        (400, {"message": "raised"}, False),
+    ),
     # Faults of the caller's transaction, which the API never makes, or unknown ones
     **dict.fromkeys(
         (

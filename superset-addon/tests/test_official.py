@@ -15,7 +15,7 @@ from contextvars import copy_context
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -27,6 +27,23 @@ from conftest import END, README, Client, Superset, sql
 NOTES, OTHER = "acme.notes", "acme.other-notes"
 TABLE = "ext_storage.extension_storage"
 BACK_END = Path(__file__).with_name("official_extension.py").read_text()
+
+
+class Point(NamedTuple):
+    """What the encoder makes an object of."""
+
+    x: Any
+    y: Any
+
+
+class Named:
+    """Something else of which it does."""
+
+    def __init__(self, columns: dict[Any, Any]) -> None:
+        self.columns = columns
+
+    def _asdict(self) -> dict[Any, Any]:
+        return self.columns
 
 
 @pytest.fixture(scope="session")
@@ -768,6 +785,11 @@ def test_secrets_are_encrypted_whoever_writes_them(official: Any) -> None:
         ("k", frozenset(), {}, "a set, which JSON cannot hold"),
         ("k", [Decimal("1.1")], {}, "a Decimal, which JSON cannot hold"),
         ("k", np.array([np.nan]), {}, "a number that is not finite"),
+        ("k", Point(1, Decimal(2)), {}, "a Decimal, which JSON cannot hold"),
+        ("k", [Point(1, float("nan"))], {}, "a number that is not finite"),
+        ("k", {"a": Named({"b": {1}})}, {}, "a set, which JSON cannot hold"),
+        ("k", Named({1: "a", "1": "b"}), {}, "two keys of one text"),
+        ("k", [Named({"b": i}) for i in (1, {2})], {}, "a set"),
         ("k", object(), {}, "type object cannot be encoded as json"),
         ("k", b"\xff", {}, "type bytes cannot be encoded as json"),
         ("k", lambda: 1, {"codec": "pickle"}, "function cannot be encoded as pickle"),
@@ -793,6 +815,65 @@ def test_bad_values(
             with pytest.raises(InvalidArgument, match=message):
                 state.secrets.set(key, value)
     assert rows("key") == []
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+def test_rows_of_a_query(official: Any, in_list: bool) -> None:
+    """The encoder makes objects of them: what is in them is looked at all the same."""
+    from superset.extensions import db
+
+    from superset_extension_storage.errors import InvalidArgument
+
+    def row(columns: str) -> Any:
+        found = db.session.connection().exec_driver_sql(f"SELECT {columns}").one()
+        return [found] if in_list else found
+
+    with storage(official) as state:
+        state.persistent.set("k", row("1 AS a, 'b' AS c"))
+        expected = {"a": 1, "c": "b"}
+        assert state.persistent.get("k") == ([expected] if in_list else expected)
+        for columns, message in (
+            ("1.50::numeric AS a", "a Decimal"),
+            ("'NaN'::float8 AS a", "a number that is not finite"),
+            ("1 AS a, 2 AS a", "two keys of one text"),
+        ):
+            with pytest.raises(InvalidArgument, match=message):
+                state.persistent.set("k", row(columns))
+
+
+def test_what_has_one_form(official: Any) -> None:
+    """It comes back in that form, as the README says."""
+    for value, form in (
+        (Point(1, 2), {"x": 1, "y": 2}),
+        ((1, 2), [1, 2]),
+        (b"text", "text"),
+        ({1: None}, {"1": None}),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+    ):
+        with storage(official) as state:
+            state.persistent.set("k", value)
+            assert state.persistent.get("k") == form
+
+
+def test_what_a_manifest_is_changed_to(official: Any) -> None:
+    """A copy is changed: entries stay those of the extension, for all contexts."""
+    from superset.extensions.utils import get_extensions
+    from superset_core.extensions.context import get_context
+
+    manifest = get_extensions()[NOTES].manifest.model_copy(deep=True)
+    for extension in (NOTES, manifest):
+        with official.extension_context(extension, user_id=1) as context:
+            context.storage.persistent.set("k", 1)
+            for changed in (context.extension, get_context().extension, manifest):
+                changed.id = OTHER
+                changed.dependencies.append("x")
+            assert get_context().extension.id == NOTES
+            assert get_context().extension.dependencies == []
+            assert get_context().storage.persistent.get("k") == 1
+        manifest.id, manifest.dependencies = NOTES, []
+    with official.extension_context(NOTES) as context:
+        assert context.extension.id == NOTES
+    assert rows("extension_id") == [(NOTES,)]
 
 
 def test_options_of_other_types(official: Any) -> None:

@@ -181,7 +181,7 @@ my @raised = map { "ES00$_" } $sources =~ /MAKE_SQLSTATE\('E', 'S', '0', '0', '(
 
 push @raised, '58P01', '42501' if $sources =~ /errcode_for_file_access/;
 # not those that are compared with
-$sources =~ s/\bcase ERRCODE_\w+|[=!]= ERRCODE_\w+|ERRCODE_TO_CATEGORY//g;
+$sources =~ s/\bcase ERRCODE_\w+|[=!]=\s+ERRCODE_\w+|ERRCODE_TO_CATEGORY//g;
 push @raised, map { $state{$_} // die "no $_" } $sources =~ /\b(ERRCODE_(?!ES_)\w+)/g;
 push @raised, map { $state_of_condition{$_} // die "no $_" } $scripts =~ /ERRCODE = '(\w+)'/g;
 my @listed = map { /\b([0-9A-Z]{5})\b/g } section('Errors') =~ /^\| ([^|]*) \|/mg;

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl
@@ -29,7 +29,7 @@ from superset import is_feature_enabled
 from superset.daos.chart import ChartDAO
 from superset.daos.dashboard import DashboardDAO, EmbeddedDashboardDAO
 from superset.exceptions import SupersetSecurityException
-from superset.extensions import db, security_manager, talisman
+from superset.extensions import security_manager, talisman
 from superset.utils.core import get_user_id
 from superset.utils.decorators import transaction
 from superset.views.base_api import BaseSupersetApi, statsd_metrics
@@ -47,6 +47,7 @@ from .dao import (
     ExtensionStorageDAO,
     is_reserved,
     moment,
+    savepoint,
 )
 
 logger = logging.getLogger(__name__)
@@ -1003,7 +1004,7 @@ def _one_by_one(
 ) -> list[Any]:
     """Do operations together; where that is refused, find out which one it is."""
     try:
-        with db.session.connection().begin_nested():
+        with savepoint():
             return together()
     except errors.ExtensionStorageError as error:
         if type(error) not in STATUS:
@@ -1019,23 +1020,24 @@ Answers = dict[str, dict[str, Any]]
 
 
 def _get_all(address: Scope, operations: list[Operation]) -> Answers:
+    def together(asked: list[Operation]) -> list[EntryWithValue | None]:
+        entries = ExtensionStorageDAO.get_many(
+            **address, keys=[one.key for one in asked]
+        )
+        found = {entry.key: entry for entry in entries}
+        return [found.get(one.key) for one in asked]
+
+    def alone(one: Operation) -> EntryWithValue | None:
+        return ExtensionStorageDAO.get(**address, key=one.key)
+
     answers: Answers = {}
     size = 0
     for first in range(0, len(operations), GET_STEP):
         asked = operations[first : first + GET_STEP]
-        try:
-            entries = ExtensionStorageDAO.get_many(
-                **address, keys=[one.key for one in asked]
-            )
-        except errors.InvalidArgument:
-            for one in asked:
-                with _told_of(one):
-                    ExtensionStorageDAO.get(**address, key=one.key)
-            raise
-        found = {entry.key: entry for entry in entries}
-        for one in asked:
-            answers[one.key] = _answer_get(one, found.get(one.key))
-            size += len((one.key in found and found[one.key].value) or b"")
+        entries = _one_by_one(partial(together, asked), alone, asked)
+        for one, entry in zip(asked, entries, strict=True):
+            answers[one.key] = _answer_get(one, entry)
+            size += len((entry and entry.value) or b"")
             if size > MAX_VALUE_SIZE:
                 raise Refused(
                     413,

@@ -106,8 +106,14 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "ES002": (StorageUnavailable, _KEYS),
     "ES003": (QuotaExceeded, None),
     "ES004": (VersionMismatch, None),
-    "54000": (ValueTooLarge, None),
-    "22": (InvalidArgument, None),
+    **dict.fromkeys(
+        (
+            *("22001", "22003", "22004", "22007", "22008", "22021", "22023", "22P02"),
+            "22P03",
+        ),
+        (InvalidArgument, None),
+    ),
+    "22": (StorageUnavailable, _TABLE),
     "2200H": (
         StorageUnavailable,
         "The ids of the store's table are used up: the README of extension_storage"
@@ -222,6 +228,8 @@ def from_database(error: SQLAlchemyError) -> ExtensionStorageError:
     )
     if diagnosis.message_hint and sqlstate in _HINTED:
         action = None
+    if sqlstate == "54000" and diagnosis.column_name == "value":
+        kind, action = ValueTooLarge, None  # not a limit of PostgreSQL's own
     return kind(
         diagnosis.message_primary or str(error.orig),
         sqlstate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json as standard_json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -109,7 +109,7 @@ def _check_json(value: Any) -> None:
 
     Not what has one form in JSON: a tuple, a date, a key that is a number.
     """
-    left, seen = [value], set()
+    left, seen = [value], {}  # of what is seen, so that no id is used again
     while left:
         part = left.pop()
         if isinstance(part, float) and not isfinite(part):
@@ -118,9 +118,14 @@ def _check_json(value: Any) -> None:
             raise _Inexact("a set")
         if isinstance(part, Decimal):
             raise _Inexact("a Decimal")
+        if callable(getattr(part, "_asdict", None)) and not isinstance(part, type):
+            columns = part._asdict()  # as the encoder does with a namedtuple or a row
+            if isinstance(part, Sized) and len(part) != len(columns):
+                raise _Inexact("two keys of one text")
+            part = columns
         if not isinstance(part, (dict, list, tuple)) or id(part) in seen:
             continue
-        seen.add(id(part))
+        seen[id(part)] = part
         if isinstance(part, dict):
             left += (key for key in part if isinstance(key, float))
             if len(set(map(_key_of, part))) < len(part):

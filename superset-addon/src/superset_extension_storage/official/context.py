@@ -54,8 +54,13 @@ class ExtensionStorage:
 class ExtensionContext:
     """An extension, and the user that was named for it, if any was."""
 
-    extension: BaseExtension
+    _manifest: BaseExtension
     named_user_id: int | None = None
+
+    @property
+    def extension(self) -> BaseExtension:
+        """The manifest, as a copy: what is changed in it concerns nobody else."""
+        return self._manifest.model_copy(deep=True)
 
     @property
     def user_id(self) -> int | None:
@@ -141,7 +146,7 @@ def extension_context(
         with superset_s_own(manifest, user_id=user_id) as context:
             yield context
         return
-    context = ExtensionContext(manifest, user_id)
+    context = ExtensionContext(manifest.model_copy(deep=True), user_id)
     request = _request()
     entered = _Entered(context, None if request is None else weakref.ref(request))
     _entered.set((*(e for e in _entered.get() if not e.is_over()), entered))
