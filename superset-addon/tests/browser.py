@@ -62,3 +62,29 @@ def log_in(driver: Chrome, url: str, user: str) -> None:
     driver.find_element(By.ID, "username").send_keys(user)
     driver.find_element(By.ID, "password").send_keys(PASSWORD, Keys.ENTER)
     wait(driver, lambda d: "/login" not in d.current_url)
+
+
+def load_extension(driver: Chrome, root: str, extension_id: str) -> None:
+    """Load an extension's code behind a path, outside of which Superset 6.1.0 looks."""
+    problem = driver.execute_async_script(
+        """
+        const [root, extension, done] = arguments;
+        (async () => {
+          const answer = await fetch(`${root}/api/v1/extensions/`);
+          const [{remoteEntry, moduleFederationName}] =
+            (await answer.json()).result.filter(({id}) => id === extension);
+          await new Promise((loaded, failed) => {
+            const script = document.createElement('script');
+            Object.assign(script, {
+              src: root + remoteEntry, onload: loaded, onerror: failed });
+            document.head.append(script);
+          });
+          const container = window[moduleFederationName];
+          await container.init({});
+          (await container.get('./index'))();
+        })().then(done, error => done(error.stack ?? 'it does not load'));
+        """,
+        root,
+        extension_id,
+    )
+    assert problem is None, problem

@@ -146,11 +146,12 @@ class Superset:
         self, *arguments: str, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run a command of Superset's command line."""
+        if "input" not in options:
+            options["stdin"] = subprocess.DEVNULL
         done = subprocess.run(
             [Path(sys.executable).with_name("superset"), *arguments],
             cwd=self.folder,
             env=self.environment(),
-            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=END,

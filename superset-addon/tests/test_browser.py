@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
-from browser import log_in, start_browser, wait
+from browser import load_extension, log_in, start_browser, wait
 from conftest import Superset, sql
 
 
@@ -40,10 +41,40 @@ def test_nothing_overtakes_the_login(browser: Chrome, running: Superset) -> None
 def test_front_end_example(browser: Chrome, running: Superset, results: Path) -> None:
     """The front end of acme.my-ext, which Superset has loaded, step by step."""
     browser.get(f"{running.url}/superset/welcome/")
-    wait(browser, lambda d: d.execute_script("return 'acmeMyExt' in window"))
+    found = run_example(browser)
+    browser.execute_script(
+        "document.body.innerHTML = '<pre style=\"font-size: 20px; padding: 2em\"></pre>';"
+        "document.querySelector('pre').textContent ="
+        " location.href + '\\n\\n' + JSON.stringify(arguments[0], null, 2);",
+        found,
+    )
+    assert browser.save_screenshot(str(results / "browser-last-step.png"))
+
+
+def test_front_end_example_behind_a_path(
+    installed: Superset, app: Any, tmp_path: Path
+) -> None:
+    root = "/team/superset"
+    superset = Superset(tmp_path / "superset")
+    superset.variables["SUPERSET_APP_ROOT"] = root
+    superset.start()
+    driver = start_browser(tmp_path / "chromium")
+    try:
+        log_in(driver, superset.url, "admin")
+        driver.get(f"{superset.url}/dashboard/list/")
+        load_extension(driver, root, "acme.my-ext")
+        run_example(driver)
+    finally:
+        driver.quit()
+        superset.stop()
+
+
+def run_example(driver: Chrome) -> dict[str, object]:
+    """Run the README's front end step by step; give what it read and listed."""
+    wait(driver, lambda d: d.execute_script("return 'acmeMyExt' in window"))
 
     def run(step: str) -> object:
-        return browser.execute_async_script(
+        return driver.execute_async_script(
             "const done = arguments[1];"
             "acmeMyExt[arguments[0]]().then(done, e => done('failed: ' + e));",
             step,
@@ -65,13 +96,7 @@ def test_front_end_example(browser: Chrome, running: Superset, results: Path) ->
     assert saved == {"foo": "bar"}
     assert run("delete") is None
     assert stored() == []
-    browser.execute_script(
-        "document.body.innerHTML = '<pre style=\"font-size: 20px; padding: 2em\"></pre>';"
-        "document.querySelector('pre').textContent ="
-        " location.href + '\\n\\n' + JSON.stringify(arguments[0], null, 2);",
-        {"saved": saved, "listed": listed},
-    )
-    assert browser.save_screenshot(str(results / "browser-last-step.png"))
+    return {"saved": saved, "listed": listed}
 
 
 def test_stored_html_runs_no_script(browser: Chrome, running: Superset) -> None:

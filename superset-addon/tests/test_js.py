@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome
 
-from browser import log_in, start_browser, wait
+from browser import load_extension, log_in, start_browser, wait
 from conftest import Superset, sql
 from sample import build_sample
 from sample import run as run_program
@@ -107,29 +107,8 @@ def open_sample(driver: Chrome, superset: Superset, user: str) -> None:
     """Log in and wait until the extension has run."""
     log_in(driver, superset.url, user)
     driver.get(f"{superset.url}/dashboard/list/")
-    if "SUPERSET_APP_ROOT" in superset.variables:
-        # Superset 6.1.0 looks for the code of extensions outside of the path.
-        problem = driver.execute_async_script(
-            """
-            const [root, done] = arguments;
-            (async () => {
-              const answer = await fetch(`${root}/api/v1/extensions/`);
-              const [{remoteEntry, moduleFederationName}] =
-                (await answer.json()).result.filter(({id}) => id === 'acme.sample');
-              await new Promise((loaded, failed) => {
-                const script = document.createElement('script');
-                Object.assign(script, {
-                  src: root + remoteEntry, onload: loaded, onerror: failed });
-                document.head.append(script);
-              });
-              const container = window[moduleFederationName];
-              await container.init({});
-              (await container.get('./index'))();
-            })().then(done, error => done(error.stack ?? 'it does not load'));
-            """,
-            superset.variables["SUPERSET_APP_ROOT"],
-        )
-        assert problem is None, problem
+    if root := superset.variables.get("SUPERSET_APP_ROOT"):
+        load_extension(driver, root, "acme.sample")
     wait(driver, lambda d: d.execute_script("return Boolean(window.acmeSample)"))
     # the visit that it counts
     wait(driver, lambda d: sql(f"SELECT key FROM {TABLE} WHERE key = 'visits'"))

@@ -409,12 +409,40 @@ def test_key_file_and_configuration(second: Superset, key_file: Path) -> None:
 # SECRET_KEY
 
 
+def in_shell(superset: Superset, *lines: str) -> subprocess.CompletedProcess[str]:
+    """Run lines as an extension, for a user."""
+    return superset.run(
+        "shell",
+        input="from superset_core.extensions.storage.persistent import PersistentSetOptions\n"
+        "from superset_extension_storage.official import extension_context\n"
+        "with extension_context('acme.my-ext', user_id=1) as context:\n"
+        "    state = context.storage.persistent\n"
+        + "".join(f"    {line}\n" for line in lines)
+        + "\n",
+    )
+
+
 def test_rotation_of_secret_key(second: Superset) -> None:
     """As Superset's documentation has it; every value is read at each step."""
     old, new = "the old SECRET_KEY, long enough", "the new SECRET_KEY, long enough"
     second.restart(SECRET_KEY=old)
     client = second.client("admin")
     assert client.put("global/old", SECRET).status_code == 200
+    options = 'PersistentSetOptions(codec="pickle", encrypt=True)'
+    done = in_shell(
+        second,
+        f"state.set('p', (1, 2), {options})",
+        f"state.shared.set('p', 3, {options})",
+    )
+    assert done.returncode == 0, done.stderr
+    ((version,),) = sql(
+        "SELECT DISTINCT version FROM ext_storage.extension_storage WHERE key = 'p'"
+    )
+
+    def unpickled() -> list[str]:
+        reads = ("state.get('p', pickle=True)", "state.shared.get('p', pickle=True)")
+        done = in_shell(second, *(f"print('read', {read})" for read in reads))
+        return re.findall(r"read (.*)", done.stdout)
 
     def readable(*keys: str) -> None:
         client = second.client("admin")
@@ -430,17 +458,27 @@ def test_rotation_of_secret_key(second: Superset) -> None:
     second.run("re-encrypt-secrets")
     readable("old", "new")
     done = second.run("init-extension-storage")
-    assert ", PREVIOUS_SECRET_KEY: decrypts, 1 entries; it is needed\n" in done.stdout
+    assert ", PREVIOUS_SECRET_KEY: decrypts, 3 entries; it is needed\n" in done.stdout
 
     # without the rotation that the README tells of, init says so
     del second.config["PREVIOUS_SECRET_KEY"]
     done = second.run("init-extension-storage", check=False)
     assert done.returncode == 4
-    assert "Error: Entries that no key reads: 1." in done.stderr
+    assert "Error: Entries that no key reads: 3." in done.stderr
 
     second.config["PREVIOUS_SECRET_KEY"] = old
+    assert unpickled() == ["(1, 2)", "3"]
+    done = second.run("rotate-extension-storage-keys", "--dry-run")
+    assert "2 pickled values to sign anew\n" in done.stdout
+    done = second.run("rotate-extension-storage-keys", "--extension-id", "acme.my-ext")
+    assert "4 scanned, 3 re-encrypted, 1 already current, 0 failed\n" in done.stdout
+    assert "2 pickled values signed anew\n" in done.stdout
     done = second.run("rotate-extension-storage-keys")
-    assert "2 scanned, 1 re-encrypted, 1 already current, 0 failed\n" in done.stdout
+    assert "0 pickled values signed anew\n" in done.stdout
+    assert sql(
+        "SELECT count(*), min(version), max(version), bool_and(is_encrypted)"
+        " FROM ext_storage.extension_storage WHERE key = 'p'"
+    ) == [(2, version + 1, version + 1, True)]
     assert ", PREVIOUS_SECRET_KEY: decrypts, 0 entries; it may be removed\n" in (
         done.stdout
     )
@@ -449,6 +487,7 @@ def test_rotation_of_secret_key(second: Superset) -> None:
     del second.config["PREVIOUS_SECRET_KEY"]
     second.restart()
     readable("old", "new")
+    assert unpickled() == ["(1, 2)", "3"]
     second.run("init-extension-storage")
 
 

@@ -443,7 +443,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
     def _answer(self, error: errors.ExtensionStorageError) -> Response:
         """Answer an error of the store; what an operator must know is logged."""
         if status := STATUS.get(type(error)):
-            return self.response(status, message=_words(error))
+            return self.response(status, message=_refusal(error))
         logger.error(
             "Extension storage: %s (SQLSTATE %s). %s",
             error.message,
@@ -901,7 +901,14 @@ def _readout(entry: EntryWithValue) -> dict[str, Any]:
     }
 
 
-def _words(error: errors.ExtensionStorageError) -> str:
+def _refusal(error: errors.ExtensionStorageError) -> str:
+    """Give the words for who asked, and a line for the log."""
+    logger.log(
+        logging.WARNING if isinstance(error, errors.QuotaExceeded) else logging.INFO,
+        "Extension storage: %s (SQLSTATE %s)",
+        error.message,
+        error.sqlstate,
+    )
     return f"{error.message}: {error.detail}" if error.detail else error.message
 
 
@@ -993,7 +1000,7 @@ def _told_of(one: Operation) -> Iterator[None]:
         raise Refused(refused.status, refused.message, one.number) from None
     except errors.ExtensionStorageError as error:
         if status := STATUS.get(type(error)):
-            raise Refused(status, _words(error), one.number) from None
+            raise Refused(status, _refusal(error), one.number) from None
         raise
 
 

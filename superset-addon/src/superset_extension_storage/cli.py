@@ -16,12 +16,21 @@ import click
 from flask.cli import with_appcontext
 from sqlalchemy.exc import DBAPIError
 
-from .errors import ExtensionStorageError, from_database
+from .errors import (
+    SET_UP,
+    ExtensionStorageError,
+    ValueUndecryptable,
+    VersionMismatch,
+    from_database,
+)
 from .keys import EXTENSION, SERVER, KeysUnusable, quoted
 
 NEEDED_VERSION = "1.2"
 
 STATUS = "extension-storage-status"  # the name of that command
+
+# The columns that tell an entry from others.
+ADDRESS = ("extension_id", "user_fk", "resource_type", "resource_uuid", "key")
 
 # Exit codes; 2 is Click's, for options that cannot be used.
 COULD_NOT_RUN = 1
@@ -91,13 +100,16 @@ def refuse_configuration(error: KeysUnusable) -> NoReturn:
     raise failure from None
 
 
-def in_a_line(error: ExtensionStorageError | DBAPIError) -> str:
-    """Give the words of an error, and what to do about it."""
+def in_a_line(error: ExtensionStorageError | DBAPIError, advise: bool = True) -> str:
+    """Give the words of an error and, if asked to, what to do about it."""
     if isinstance(error, DBAPIError):
         error = from_database(error)
     # Where the connection is gone, all that the server said may be in one text.
     message = re.split(r"\s(?:DETAIL|HINT|CONTEXT):\s", error.message)[0]
     said = [message.removeprefix("FATAL:"), error.detail, error.hint]
+    # nobody is sent from the command to the command
+    if advise and error.action and SET_UP not in error.action:
+        said.append(error.action)
     return " ".join(
         " ".join(sentence.split()).rstrip(".") + "." for sentence in said if sentence
     )
@@ -421,9 +433,55 @@ def rotate(extension_id: str | None, batch_size: int, dry_run: bool) -> None:
         f" {'to re-encrypt' if dry_run else 're-encrypted'},"
         f" {result.current} already current, {result.failed} failed"
     )
+    if current_app.config.get("PREVIOUS_SECRET_KEY"):
+        signed = _sign_anew(extension_id, dry_run)
+        click.echo(f"{signed} pickled values {'to sign' if dry_run else 'signed'} anew")
     _report_keys()
     if result.failed:
         raise click.exceptions.Exit(UNREADABLE)
+
+
+def _sign_anew(extension_id: str | None, dry_run: bool) -> int:
+    """Sign pickled values with SECRET_KEY that PREVIOUS_SECRET_KEY has signed.
+
+    Commits each. Gives their number; one that somebody changes meanwhile is
+    signed anew by that.
+    """
+    from superset.extensions import db
+
+    from .dao import PICKLED, ExtensionStorageDAO, qualified
+    from .official.codecs import signed_anew
+
+    signed = 0
+    table = qualified("extension_storage")
+    found = db.session.connection().exec_driver_sql(
+        f"SELECT {', '.join(ADDRESS)}, changed_by_fk FROM {table} WHERE value_type = %(type)s AND"
+        " (extension_id = %(extension_id)s OR %(extension_id)s IS NULL) ORDER BY id",
+        {"type": PICKLED, "extension_id": extension_id},
+    )
+    try:
+        for *parts, actor_fk in found.all():
+            address = dict(zip(ADDRESS, parts, strict=True))
+            try:
+                entry = ExtensionStorageDAO.get(**address)
+                value = entry and signed_anew(entry.value, address)
+                if value and not dry_run:
+                    ExtensionStorageDAO.set(
+                        **address,
+                        value=value,
+                        value_type=PICKLED,
+                        category=entry.category,
+                        description=entry.description,
+                        actor_fk=actor_fk,
+                        if_version=entry.version,
+                    )
+                signed += bool(value)
+                db.session.commit()
+            except (ValueUndecryptable, VersionMismatch):
+                db.session.rollback()
+    except KeyboardInterrupt:
+        _interrupted("Interrupted.")
+    return signed
 
 
 def _check_extension(extension_id: str) -> None:
@@ -509,7 +567,7 @@ def _call_rotation(
     except DBAPIError as error:
         sqlstate = getattr(error.orig, "pgcode", None)
         if sqlstate is None or sqlstate.startswith(PASSING):
-            _interrupted(in_a_line(error))
+            _interrupted(in_a_line(error, advise=False))
         raise
     finally:
         signal.signal(signal.SIGINT, handler)

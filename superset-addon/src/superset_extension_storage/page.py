@@ -122,11 +122,11 @@ def _problem(error: Exception) -> tuple[str, str]:
             "Reading the whole store takes too long for a page.",
             "superset extension-storage-status has all the time it needs.",
         )
+    said = " ".join(filter(None, (error.hint, error.action)))
     if isinstance(error, StorageUnavailable):
-        said = " ".join(filter(None, (error.hint, error.action)))
         return error.message, REMEDIES.get(error.sqlstate) or said or OTHER_DATABASE
     logger.error("Extension storage: %s (%s)", error.message, error.sqlstate)
-    return error.message, "The logs of Superset and of the database server say more."
+    return error.message, said or "The log of Superset says more."
 
 
 def _size(size: float) -> str:

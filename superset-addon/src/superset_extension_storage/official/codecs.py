@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json as standard_json
 import pickle
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -151,13 +151,27 @@ def _json_of(value: Any) -> Any:
     return converted
 
 
-def _signer(address: Mapping[str, Any]) -> Signer:
+def signed_anew(signed: bytes, address: Mapping[str, Any]) -> bytes | None:
+    """Sign with SECRET_KEY what PREVIOUS_SECRET_KEY has signed; None where it has not."""
+    try:
+        pickled = _signer(address, [current_app.config["PREVIOUS_SECRET_KEY"]]).unsign(
+            signed
+        )
+    except BadSignature:
+        return None
+    return _signer(address).sign(pickled)
+
+
+def _signer(address: Mapping[str, Any], keys: Sequence[Any] = ()) -> Signer:
     """Sign pickles for their address: who unpickles runs what they say.
 
     So no bytes that were written by another way, over HTTP or in SQL, and none
     of another entry are unpickled.
     """
-    keys = [current_app.config.get("PREVIOUS_SECRET_KEY"), current_app.secret_key]
+    keys = keys or [
+        current_app.config.get("PREVIOUS_SECRET_KEY"),
+        current_app.secret_key,
+    ]
     parts = sorted(part for part in address.items() if part[1] is not None)
     return Signer(
         [key for key in keys if key],
