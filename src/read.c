@@ -463,10 +463,16 @@ ext_storage_get_entry(PG_FUNCTION_ARGS)
 	SPI_finish();
 	if (found)
 	{
+		struct varlena *opened = NULL;
+
 		if (is_encrypted(row))
-			row[ENTRY_VALUE] =
-				PointerGetDatum(open_value(&args, stored_value(row)));
+		{
+			opened = open_value(&args, stored_value(row));
+			row[ENTRY_VALUE] = PointerGetDatum(opened);
+		}
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
+		if (opened != NULL)
+			explicit_bzero(VARDATA(opened), VARSIZE(opened) - VARHDRSZ);
 	}
 	return (Datum) 0;
 }
