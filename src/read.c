@@ -463,7 +463,7 @@ ext_storage_get_entry(PG_FUNCTION_ARGS)
 	SPI_finish();
 	if (found)
 	{
-		struct varlena *opened = NULL;
+		bytea	   *opened = NULL;
 
 		if (is_encrypted(row))
 		{
