@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -576,8 +577,12 @@ def test_ephemeral(official: Any) -> None:
         from superset_core.extensions.storage.ephemeral import (  # noqa: F401
             EphemeralSetOptions,
         )
+
+
+@pytest.mark.parametrize("name", ["dao", "unheard_of"])
+def test_modules_that_are_not_here(official: Any, name: str) -> None:
     with pytest.raises(ModuleNotFoundError):
-        import superset_core.extensions.storage.unheard_of  # noqa: F401
+        import_module(f"superset_core.extensions.storage.{name}")
 
 
 # Values
@@ -1631,18 +1636,79 @@ def test_readme_examples(official: Any) -> None:
     assert sql(f"SELECT user_fk FROM {TABLE} WHERE key = 'report'") == [(1,)]
 
 
-def test_readme_names_every_difference() -> None:
-    """The table has a line for each public name of the modules."""
+# The README's table of the official API, and what proves each line of it.
+PROVED_BY = {
+    "`get_context()`, `.extension`, `RuntimeError` elsewhere": (
+        test_no_context,
+        test_context_tells_extension_and_user,
+        test_what_a_manifest_is_changed_to,
+        test_requests_and_contexts,
+        test_loading,
+    ),
+    "`.user_id`": (test_user_of_the_request_unless_named, test_who_calls),
+    "`.storage.persistent`, `.storage.secrets`": (
+        test_every_call,
+        test_nested_contexts,
+    ),
+    "`.storage.ephemeral`, `superset_core.extensions.storage.ephemeral`": (
+        test_ephemeral,
+    ),
+    "`superset_core.extensions.storage.dao`": (test_modules_that_are_not_here,),
+    "`PersistentSetOptions`, `PersistentListOptions`, `PersistentListEntry`,"
+    " `PersistentListResult`": (test_dataclasses,),
+    "`PersistentState.get`, `.shared.get`": (
+        test_every_call,
+        test_undecryptable,
+        test_pickle_is_read_only_when_asked_for,
+    ),
+    "`PersistentState.set`, `.shared.set`": (
+        test_every_call,
+        test_encryption_is_never_taken_back,
+        test_bad_values,
+    ),
+    "`PersistentState.list`, `.shared.list`": (
+        test_every_call,
+        test_list,
+        test_unreadable_entries_in_a_list,
+        test_list_is_bounded_by_bytes,
+    ),
+    "`PersistentState.remove`, `.shared.remove`": (test_every_call, test_remove),
+    "codecs `json`, `binary`": (
+        test_json,
+        test_binary,
+        test_bad_values,
+        test_rows_of_a_query,
+        test_what_has_one_form,
+    ),
+    "codec `pickle`": (test_foreign_pickles_are_not_read,),
+    "commit by `set` and `remove`, unless in a `transaction()`": (
+        test_commits,
+        test_transaction_of_the_caller,
+    ),
+    "no user: `RuntimeError`": (test_no_user,),
+    "other errors": (test_bad_values, test_too_large, test_undecryptable),
+    "`SecretsState.get`, `.set`, `.remove`": (test_every_call, test_secrets),
+    "`SecretsState.shared`, `SecretsState.list_names`": (test_secrets,),
+}
+
+
+def test_readme_has_every_name(official: Any) -> None:
+    """The table has a line for each public name of the modules, and each is proved."""
     import superset_core.extensions.storage.persistent as persistent
     import superset_core.extensions.storage.secrets as secrets
 
     section = README.read_text().partition("### The API of Superset 7")[2]
-    for name in (
-        "get_context",
-        *(n for n in vars(persistent) if n.startswith("Persistent")),
-        *(n for n in vars(secrets) if n.startswith("SecretsState")),
-        "ephemeral",
-        "list_names",
-        "user_id",
+    table = section.partition("| name | as in Superset 7? |\n|---|---|\n")[2]
+    lines = re.findall(r"^\| (.*?) \|", table.partition("\n\n")[0], re.MULTILINE)
+    assert lines == list(PROVED_BY)
+    named = " ".join(lines)
+    for name in (n for n in vars(persistent) if n.startswith("Persistent")):
+        assert f"`{name}" in named, name
+    for name, state in (
+        ("PersistentState", persistent.PersistentState),
+        (".shared", persistent.PersistentState.shared),
+        ("SecretsState", secrets.SecretsState),
     ):
-        assert f"`{name}" in section or f".{name}" in section, name
+        calls = [n for n in dir(state) if n[0] != "_" and callable(getattr(state, n))]
+        for call in calls:
+            assert re.search(rf"({re.escape(name)})?\.{call}\b", named), (name, call)
