@@ -167,6 +167,17 @@ wipe_stack(void)
 }
 
 /*
+ * CipherWipe
+ *		Wipes a copy of a key, and what copying it has left in registers.
+ */
+void
+CipherWipe(void *key, Size size)
+{
+	explicit_bzero(key, size);
+	wipe_stack();
+}
+
+/*
  * Wipes what a call of pgcrypto has freed: the key padded to 32 bytes, by
  * combo_init() in contrib/pgcrypto/px.c, and an OSSLCipher in
  * TopMemoryContext, of 120 or 136 bytes, in contrib/pgcrypto/openssl.c.
@@ -291,7 +302,7 @@ wipe_cipher(void *arg)
 
 	pg_hmac_free(cipher->hmac);
 	cipher->hmac = NULL;
-	explicit_bzero(&cipher->key, sizeof(cipher->key));
+	CipherWipe(&cipher->key, sizeof(cipher->key));
 }
 
 /*

@@ -17,6 +17,7 @@
 extern const FernetCipher *CipherCreate(MemoryContext context,
 										const FernetKey *key);
 pg_noreturn extern void CipherFail(void);
+extern void CipherWipe(void *key, Size size);
 extern void CipherHmac(const void *key, size_t key_len, const char *data,
 					   size_t len, uint8 *mac);
 extern FernetStatus FernetKeyFromSecret(const char *secret, size_t len,

@@ -95,7 +95,7 @@ wipe_kept(void *arg)
 {
 	KeptCipher *kept = arg;
 
-	explicit_bzero(&kept->key, sizeof(kept->key));
+	CipherWipe(&kept->key, sizeof(kept->key));
 }
 
 /* Makes a cipher to keep. */
@@ -188,7 +188,7 @@ key_to_text(FernetKey *key)
 
 	SET_VARSIZE(result, VARHDRSZ + FERNET_KEY_TEXT_LEN);
 	FernetKeyToText(key, VARDATA(result));
-	explicit_bzero(key, sizeof(*key));
+	CipherWipe(key, sizeof(*key));
 	return result;
 }
 

@@ -132,7 +132,7 @@ get_keyring(void)
 	}
 	PG_FINALLY();
 	{
-		explicit_bzero(keys, nkeys * sizeof(SecretKey));
+		CipherWipe(keys, nkeys * sizeof(SecretKey));
 	}
 	PG_END_TRY();
 	pfree(keys);

@@ -255,7 +255,7 @@ mask_secret(MaskedKeys *masked, const char *secret, size_t len)
 		mask_key(masked->keys[masked->nkeys++], &key);
 	else
 		masked->problem = PROBLEM_NOT_DERIVED;
-	explicit_bzero(&key, sizeof(key));
+	CipherWipe(&key, sizeof(key));
 	return derived;
 }
 
@@ -583,7 +583,7 @@ load_setting(const SecretSource *source, KeyArray *array)
 
 		mask_key(&key, masked->keys[i]);
 		add_key(array, &key, source, i + 1);
-		explicit_bzero(&key, sizeof(key));
+		CipherWipe(&key, sizeof(key));
 	}
 }
 
@@ -722,7 +722,7 @@ add_lines(KeyArray *array, char *contents, size_t len,
 					 errmsg("could not derive a key from encryption key file \"%s\"",
 							encryption_keys_file)));
 		add_key(array, &key, source, parser.ordinal);
-		explicit_bzero(&key, sizeof(key));
+		CipherWipe(&key, sizeof(key));
 		if (parser.continues)
 			warn_of_broken_line(parser.ordinal);
 	}
@@ -789,7 +789,7 @@ SecretsLoad(int *nkeys, bool *encrypts)
 	}
 	PG_CATCH();
 	{
-		explicit_bzero(array.keys, size);
+		CipherWipe(array.keys, size);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();

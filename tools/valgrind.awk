@@ -1,14 +1,21 @@
 # Prints memcheck's errors that are ours, and how many of each kind are not.
 # An error is ours if a line of our source (below the folder given as sources),
 # or our library, is in any of its stacks; but not where a commit of ours only
-# writes out the padding of PostgreSQL's WAL.
+# writes out the padding of PostgreSQL's WAL, or a lock that we take only has it
+# read the padding of its invalidation messages.
+
+function is_ours(stack) {
+    return index(stack, sources) || stack ~ /extension_storage\.so/
+}
 
 function count() {
     if (block == "")
         return
-    if (first ~ /^Syscall param pwrite64/ && block ~ /by [^ ]+ XLogFlush /)
+    if ((first ~ /^Syscall param pwrite64/ && block ~ /by [^ ]+ XLogFlush /) ||
+        (match(block, /by [^ ]+ ReceiveSharedInvalidMessages /) &&
+         !is_ours(substr(block, 1, RSTART))))
         others[first]++
-    else if (index(block, sources) || block ~ /extension_storage\.so/) {
+    else if (is_ours(block)) {
         ours++
         print block
     } else

@@ -404,6 +404,7 @@ OF_THE_SERVER = {
     *("XX001", "XX002"),
     *("08P01", "22012", "25001", "25P04", "2BP01", "2D000", "38000", "39P01", "40002"),
     *("40003", "42703", "42809", "42846", "42P10", "42P17", "54011", "54023", "55P02"),
+    *("09000", "20000", "2F000", "2F002", "38002"),
     *("55P04", "58P02", "F0001", "HV000", "P0002", "P0004"),
 }
 
@@ -412,10 +413,11 @@ LOG = "The log of the database server says more."
 ADVICE = {
     **dict.fromkeys(("ES001", "ES002", "F0"), "says where keys are configured."),
     **dict.fromkeys(("08", "57"), "what is between Superset and it."),
-    **dict.fromkeys(("0A", "25", "2B", "2D", "38", "53", "54", "55", "58", "XX"), LOG),
+    **dict.fromkeys(("0A", "25", "2B", "2D", "53", "54", "55", "58", "XX"), LOG),
     **dict.fromkeys(("21", "26", "72", "HV"), LOG),
     **dict.fromkeys(
-        ("22", "23", "27", "39", "44", "P0", "42P17"), "refuses the entry."
+        ("09", "20", "22", "23", "27", "2F", "38", "39", "44", "P0", "42P17"),
+        "refuses the entry.",
     ),
     **dict.fromkeys(("42703", "42804", "42809", "42P10"), "undo what was changed."),
     **dict.fromkeys(("42", "3F"), "Run superset init-extension-storage: "),
@@ -460,7 +462,6 @@ STATUS = {
             "26000",
             "2BP01",
             "2D000",
-            "38000",
             "72000",
             "HV000",
         ),

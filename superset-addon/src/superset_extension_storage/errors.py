@@ -155,10 +155,9 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
         "Either the sequence of the ids is behind the ids in the table, and setval()"
         " moves it, or a unique constraint was added to the store's table.",
     ),
-    "27": (StorageUnavailable, _TABLE),
-    "39": (StorageUnavailable, _TABLE),
-    "44": (StorageUnavailable, _TABLE),
-    "P0": (StorageUnavailable, _TABLE),
+    **dict.fromkeys(
+        ("09", "20", "27", "2F", "38", "39", "44", "P0"), (StorageUnavailable, _TABLE)
+    ),
     "25000": (StorageUnavailable, _SERVER_LOG),
     "25006": (
         StorageUnavailable,
