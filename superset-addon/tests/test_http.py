@@ -42,6 +42,12 @@ def fill(admin: Client, count: int, scope: str = "global") -> None:
         ).ok
 
 
+IN_TRANSACTION = (
+    "SELECT query FROM pg_stat_activity"
+    " WHERE usename = 'superset' AND state LIKE 'idle in transaction%%'"
+)
+
+
 def wire(client: Client, key: str, headers: str, method: str = "PUT") -> socket.socket:
     """Send the head of a request as it is, and give the connection."""
     server = urlsplit(client.superset.url)
@@ -459,11 +465,8 @@ def test_slow_upload_holds_no_transaction(gamma: Client) -> None:
     """More than the network holds has been read, and no session is in a transaction."""
     connection = wire(gamma, "user/k", "Content-Length: 16000012\r\n")
     connection.sendall(b'{"value":"' + b"x" * 15_999_999)
-    held = sql(
-        "SELECT query FROM pg_stat_activity"
-        " WHERE usename = 'superset' AND state LIKE 'idle in transaction%%'"
-    )
-    connection.sendall(b'x"}'[:1] + b'"}')
+    held = sql(IN_TRANSACTION)
+    connection.sendall(b'x"}')
     assert answer_on(connection)[0] == 200
     assert held == []
 
@@ -839,6 +842,20 @@ def test_guest_of_an_embedded_dashboard(
             assert guest.get(f"{path}/k").text == "x"
         assert guest.get(f"resources/dashboard/{embedded}/k").text == "x"
         assert guest.get("user/").status_code == 401
+        # A slow upload of a guest's holds no transaction either.
+        token = guest.session.get(f"{free.url}/api/v1/security/csrf_token/").json()
+        guest.session.headers["X-CSRFToken"] = token["result"]
+        header = f"X-GuestToken: {guest.session.headers['X-GuestToken']}\r\n"
+        body = b'{"operations": [{"op": "get", "key": "k"}]' + b" " * 15_000_000 + b"}"
+        connection = wire(
+            guest, f"{chart}/", f"{header}Content-Length: {len(body)}\r\n", "POST"
+        )
+        connection.sendall(body[:-1])
+        held = sql(IN_TRANSACTION)
+        connection.sendall(body[-1:])
+        status, answer = answer_on(connection)
+        assert (status, held) == (200, []), answer
+        assert answer["result"][0]["value"] == "x"
         assert guest.get(f"resources/dashboard/{uuid4()}/k").status_code == 404
         # Without the feature the uuid is no dashboard's.
         path = f"resources/dashboard/{embedded}/k"

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from uuid import UUID, uuid4
 
 import msgspec
-from flask import Blueprint, Response, g, request, session
+from flask import Blueprint, Response, current_app, g, request, session
 from flask_appbuilder.api import expose, permission_name, protect
 from flask_jwt_extended import decode_token
 from flask_jwt_extended.exceptions import JWTExtendedException
@@ -511,12 +511,15 @@ def _is_logged_in() -> bool:
     if "_user_id" in session:
         return True
     kind, _, token = request.headers.get("Authorization", "").partition(" ")
-    if kind.lower() != "bearer":
-        return False
+    guest = request.headers.get(current_app.config["GUEST_TOKEN_HEADER_NAME"])
     try:
-        return bool(decode_token(token))
+        if kind.lower() == "bearer":
+            return bool(decode_token(token))
+        if guest is not None and is_feature_enabled("EMBEDDED_SUPERSET"):
+            return bool(security_manager.parse_jwt_guest_token(guest))
     except (JWTExtendedException, PyJWTError):
-        return False
+        pass
+    return False
 
 
 def _current_user() -> int:
