@@ -290,14 +290,23 @@ BEGIN
                 ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.user_fk)',
                 home, kind.present);
             GET DIAGNOSTICS n = ROW_COUNT;
-            EXECUTE format(
-                'UPDATE %s.extension_storage e SET created_by_fk = NULL WHERE e.created_by_fk IS NOT NULL'
-                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.created_by_fk)',
-                home, kind.present);
-            EXECUTE format(
-                'UPDATE %s.extension_storage e SET changed_by_fk = NULL WHERE e.changed_by_fk IS NOT NULL'
-                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.changed_by_fk)',
-                home, kind.present);
+            -- as where a user is deleted: an old entry that a constraint refuses
+            -- keeps nothing from going, and is not shown
+            BEGIN
+                EXECUTE format(
+                    'UPDATE %s.extension_storage e SET created_by_fk = NULL WHERE e.created_by_fk IS NOT NULL'
+                    ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.created_by_fk)',
+                    home, kind.present);
+                EXECUTE format(
+                    'UPDATE %s.extension_storage e SET changed_by_fk = NULL WHERE e.changed_by_fk IS NOT NULL'
+                    ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.changed_by_fk)',
+                    home, kind.present);
+            EXCEPTION WHEN integrity_constraint_violation THEN
+                RAISE WARNING USING ERRCODE = SQLSTATE,
+                    MESSAGE = 'created_by_fk and changed_by_fk keep users who are gone',
+                    DETAIL = SQLERRM,
+                    HINT = 'Change the entries so that they fit, and call ext_storage_purge_orphans().';
+            END;
         ELSE
             EXECUTE format(
                 'DELETE FROM %s.extension_storage e WHERE e.resource_type = $1'

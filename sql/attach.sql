@@ -236,6 +236,16 @@ CREATE TRIGGER by_hand AFTER DELETE ON regress_app.wide
     FOR EACH ROW EXECUTE FUNCTION ext_storage_users_deleted('id');
 INSERT INTO regress_app.wide VALUES (1);
 SELECT pg_temp.error_of('DELETE FROM regress_app.wide');
+DROP TRIGGER by_hand ON regress_app.wide;
+CREATE TRIGGER by_hand AFTER UPDATE ON regress_app.wide REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION ext_storage_users_deleted('id');
+SELECT pg_temp.error_of('UPDATE regress_app.wide SET id = 2');
+CREATE OR REPLACE TRIGGER by_hand AFTER INSERT ON regress_app.wide
+    FOR EACH STATEMENT EXECUTE FUNCTION ext_storage_resources_deleted('chart', 'id');
+SELECT pg_temp.error_of('INSERT INTO regress_app.wide VALUES (2)');
+CREATE OR REPLACE TRIGGER by_hand AFTER UPDATE ON regress_app.wide REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION ext_storage_resources_deleted('chart', 'id');
+SELECT pg_temp.error_of('UPDATE regress_app.wide SET id = 2');
 
 -- Who may attach: needs the right to make triggers there, and ours.
 CREATE ROLE regress_plain;
@@ -365,6 +375,7 @@ BEGIN;
 ALTER TABLE extension_storage ADD CONSTRAINT regress_short CHECK (key <> 'long') NOT VALID;
 DELETE FROM regress_app.guests WHERE id = 100;
 SELECT key, user_fk, created_by_fk FROM extension_storage WHERE user_fk = 100 OR created_by_fk = 100;
+SELECT ext_storage_purge_orphans();
 ALTER TABLE extension_storage DROP CONSTRAINT regress_short;
 SELECT ext_storage_purge_orphans();
 SELECT key, user_fk, created_by_fk FROM extension_storage WHERE user_fk = 100 OR created_by_fk = 100;

@@ -119,6 +119,27 @@ SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'new', 'x', if_versio
 SELECT pg_temp.error_of($$SELECT ext_storage_delete('acme.h', 'k')$$);
 SELECT pg_temp.error_of($$SELECT ext_storage_delete('acme.h', 'k', if_version => 1)$$);
 SELECT ext_storage_delete('acme.h', 'new');
+SELECT pg_temp.error_of($$SELECT count(*) FROM ext_storage_set_many('acme.h', '{k}', '{x}')$$);
+SELECT pg_temp.error_of($$SELECT count(*) FROM ext_storage_delete_many('acme.h', '{k}')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_rename('acme.h', 'k', 'l')$$);
+DROP TRIGGER hostile ON extension_storage;
+-- Nor does one that makes another version each time.
+CREATE FUNCTION hostile_version() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF pg_trigger_depth() > 1 THEN
+        RETURN NEW;
+    END IF;
+    UPDATE extension_storage SET version = version + 1 WHERE id = OLD.id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER hostile BEFORE UPDATE OR DELETE ON extension_storage
+    FOR EACH ROW EXECUTE FUNCTION hostile_version();
+SELECT c, pg_temp.error_of(c) FROM unnest(ARRAY[
+    $$SELECT ext_storage_set('acme.h', 'k', 'x')$$,
+    $$SELECT count(*) FROM ext_storage_set_many('acme.h', '{k}', '{x}')$$,
+    $$SELECT ext_storage_delete('acme.h', 'k')$$,
+    $$SELECT count(*) FROM ext_storage_delete_many('acme.h', '{k}')$$,
+    $$SELECT ext_storage_rename('acme.h', 'k', 'l')$$]) c;
 DROP TRIGGER hostile ON extension_storage;
 SELECT ext_storage_grant('regress_holder', 'write');
 ALTER TABLE extension_storage ENABLE ROW LEVEL SECURITY;

@@ -373,7 +373,8 @@ trigger_data(FunctionCallInfo fcinfo, int nargs)
 		!TRIGGER_FIRED_FOR_STATEMENT(trigdata->tg_event) ||
 		trigdata->tg_trigger->tgnargs != nargs ||
 		(!TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event) &&
-		 trigdata->tg_oldtable == NULL))
+		 (!TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
+		  trigdata->tg_oldtable == NULL)))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("trigger \"%s\" of table \"%s\" was not made by ext_storage_attach_users or ext_storage_attach_resource",

@@ -471,6 +471,27 @@ report_not_written(const StatementArgs *args)
 			 errhint("A trigger or a row-level security policy of table \"extension_storage\" prevents it.")));
 }
 
+/* The tries to write an entry, and what there was of it after the last one. */
+typedef struct Tries
+{
+	int			ntries;
+	EntryState	last;
+} Tries;
+
+/*
+ * Notes that a try has changed nothing.  Raises an error if there is the same
+ * as after the last one, so that another will not either, or if it was one too
+ * many: a trigger may make another version each time.
+ */
+static void
+note_try(Tries *tries, const EntryState *state, const StatementArgs *args)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (tries->ntries++ == MAX_TRIES || same_state(state, &tries->last))
+		report_not_written(args);
+	tries->last = *state;
+}
+
 /* Makes the result of a call that returns one entry. */
 static Datum
 make_entry(FunctionCallInfo fcinfo, Datum *row, bool *nulls)
@@ -613,16 +634,15 @@ store_value(Connection *connection, StatementArgs *args, Datum value,
 	DatumGetBool(args->values[SET_PARAM_IS_ENCRYPTED]);
 	bytea	   *sealed = NULL;
 	int64		expected = version_of(args, SET_PARAM_EXPECTED_VERSION);
-	EntryState	last = {0};
+	Tries		tries = {0};
 
 	check_size(args, size);
 	StatementSet(args, SET_PARAM_VALUE_SIZE, INT4OID,
 				 Int32GetDatum((int32) size));
-	for (int ntries = 0;; ntries++)
+	for (;;)
 	{
 		EntryState	state;
 
-		CHECK_FOR_INTERRUPTS();
 		if (is_encrypted && sealed == NULL)
 			sealed = seal_value(args, value);
 		StatementSet(args, SET_PARAM_VALUE, BYTEAOID,
@@ -649,9 +669,7 @@ store_value(Connection *connection, StatementArgs *args, Datum value,
 			report_version_mismatch(args, expected, &state);
 		if (keep_encryption && state.exists)
 			is_encrypted = state.is_encrypted;
-		if (ntries == MAX_TRIES || same_state(&state, &last))
-			report_not_written(args);
-		last = state;
+		note_try(&tries, &state, args);
 	}
 	if (sealed != NULL)
 		pfree(sealed);
@@ -778,13 +796,12 @@ ext_storage_set_json(PG_FUNCTION_ARGS)
 static bool
 delete_entry(Connection *connection, const StatementArgs *args, int64 expected)
 {
-	EntryState	last = {0};
+	Tries		tries = {0};
 
 	for (;;)
 	{
 		EntryState	state;
 
-		CHECK_FOR_INTERRUPTS();
 		if (StatementRun(connection, &delete_statement, args, false) > 0)
 			return true;
 		state = get_state(connection, args);
@@ -792,9 +809,7 @@ delete_entry(Connection *connection, const StatementArgs *args, int64 expected)
 			report_version_mismatch(args, expected, &state);
 		if (!state.exists)
 			return false;
-		if (same_state(&state, &last))
-			report_not_written(args);
-		last = state;
+		note_try(&tries, &state, args);
 	}
 }
 
@@ -1004,7 +1019,7 @@ ext_storage_rename(PG_FUNCTION_ARGS)
 	Connection	connection;
 	StatementArgs args;
 	StatementArgs new_args;
-	EntryState	last = {0};
+	Tries		tries = {0};
 	int64		expected;
 	Datum		row[NUM_ENTRY_COLUMNS];
 	bool		nulls[NUM_ENTRY_COLUMNS];
@@ -1033,7 +1048,6 @@ ext_storage_rename(PG_FUNCTION_ARGS)
 		EntryState	state;
 		EntryState	new_state = get_state(&connection, &new_args);
 
-		CHECK_FOR_INTERRUPTS();
 		if (new_state.exists)
 			ereport(ERROR,
 					(errcode(ERRCODE_DUPLICATE_OBJECT),
@@ -1051,9 +1065,7 @@ ext_storage_rename(PG_FUNCTION_ARGS)
 			HideStatementEnd(&hidden);
 			PG_RETURN_NULL();
 		}
-		if (same_state(&state, &last))
-			report_not_written(&args);
-		last = state;
+		note_try(&tries, &state, &args);
 	}
 	SPI_finish();
 	HideStatementEnd(&hidden);
