@@ -29,6 +29,7 @@ server.listen(0, '127.0.0.1');
 await once(server, 'listening');
 const root = `http://127.0.0.1:${server.address().port}`;
 const bootstrap = JSON.stringify({ common: { application_root: root } });
+assert.throws(() => getContext('acme.app'), /applicationRoot/);
 globalThis.document = { getElementById: () => ({ dataset: { bootstrap } }) };
 
 const { persistent } = getContext('acme.app').storage;

@@ -630,9 +630,10 @@ def test_names(drivers: dict[str, Chrome]) -> None:
         window.fetch = () => { throw new Error('a request'); };
         try {
           return [
-            ...await Promise.all(['', '.', '..', 'a/b'].flatMap(key => [
-              failure(persistent.get(key)), failure(persistent.remove(key)),
-              failure(persistent.set(key, 1))])),
+            ...await Promise.all(['', '.', '..', 'a/b', '\\ud800', 'a\\udc00'].flatMap(
+              key => [failure(persistent.get(key)), failure(persistent.remove(key)),
+                      failure(persistent.set(key, 1))])),
+            await failure(persistent.list({page: 0, pageSize: 1, category: '\\ud800'})),
             ...await Promise.all(['acme', 'a.b.c', '../x.y', 'a.b/c', ''].map(
               id => failure((async () => getContext(id))()))),
           ].map(([kind]) => kind);
@@ -641,7 +642,7 @@ def test_names(drivers: dict[str, Chrome]) -> None:
         }
         """,
         )
-        == [400] * 12 + ["TypeError"] * 5
+        == [400] * 19 + ["TypeError"] * 5
     )
     assert len(stored("key")) == len(keys)
 

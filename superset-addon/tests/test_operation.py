@@ -23,7 +23,7 @@ import psycopg2
 import pytest
 from cryptography.fernet import Fernet, InvalidToken
 
-from conftest import END, README, SECRET_KEY, Client, Superset, reload, sql
+from conftest import END, README, SECRET_KEY, Client, Superset, reload, setting, sql
 
 EXTVERSION = "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
 SUMMARY = re.compile(r"^\d+ scanned, .*$", re.MULTILINE)
@@ -518,6 +518,24 @@ def test_rotate_with_a_bad_row(app: Any) -> None:
     warning = re.search(r"^Warning: (.*)$", done.stderr, re.MULTILINE)[1]
     uuid = sql(f"SELECT uuid::text FROM {TABLE} WHERE key = 'los0'")[0][0]
     assert all(word in warning for word in ("los0", "acme.my-ext", uuid))
+
+
+def test_rotate_leaves_rows(app: Any) -> None:
+    """Rows that somebody has locked: what is left is said, also by the exit code."""
+    plant("other", 2)
+    with setting("extension_storage.rotation_lock_wait", "0"):
+        other = psycopg2.connect(dbname="superset")
+        try:
+            with other.cursor() as cursor:
+                cursor.execute(f"SELECT 1 FROM {TABLE} WHERE key = 'oth0' FOR UPDATE")
+                done = rotate(app)
+        finally:
+            other.close()
+        assert done.exit_code == 3
+        assert "2 scanned, 1 re-encrypted, 0 already current, 0 failed\n" in done.stdout
+        assert "Warning: 1 locked rows and 0 that cannot be written" in done.stderr
+        assert "Rows were left. What was done stays; run the" in done.stderr
+        assert rotate(app).exit_code == 0
 
 
 @pytest.mark.parametrize(

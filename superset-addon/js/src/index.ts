@@ -192,6 +192,9 @@ export function getContext(
 
 /** Gives the path that Superset is behind, as it tells its own front end. */
 function applicationRoot(): string {
+  if (typeof document === 'undefined') {
+    throw new TypeError('where there is no document, give options.applicationRoot');
+  }
   const bootstrap = document.getElementById('app')?.dataset.bootstrap;
   const root: unknown =
     bootstrap && JSON.parse(bootstrap).common?.application_root;
@@ -203,7 +206,16 @@ function segment(text: string, name: string): string {
   if (text === '' || text === '.' || text === '..' || text.includes('/')) {
     throw new StorageError(400, `${name} must not be empty, . or .., or contain /`);
   }
-  return encodeURIComponent(text);
+  return encoded(text, name);
+}
+
+/** Encodes text for a URL; half a surrogate pair would become another text there. */
+function encoded(text: string, name: string): string {
+  try {
+    return encodeURIComponent(text);
+  } catch {
+    throw new StorageError(400, `${name} must not have half a surrogate pair`);
+  }
 }
 
 /** Requests with the CSRF token of the session. */
@@ -388,11 +400,10 @@ class ScopeAccessor implements StorageAccessor {
   }
 
   async list(options: ListOptions): Promise<ListResult> {
-    const query = new URLSearchParams({
-      page: String(options.page),
-      page_size: String(options.pageSize),
-    });
-    if (options.category !== undefined) query.set('category', options.category);
+    let query = `page=${options.page}&page_size=${options.pageSize}`;
+    if (options.category !== undefined) {
+      query += `&category=${encoded(options.category, 'category')}`;
+    }
     const answer = await this.server.request(`${this.path}?${query}`);
     const { result, count } = await jsonOf<{ result?: unknown; count?: unknown }>(answer);
     if (typeof count !== 'number' || !isListOfKeys(result)) throw foreign(answer);

@@ -410,7 +410,7 @@ def rotate(extension_id: str | None, batch_size: int, dry_run: bool) -> None:
     """Re-encrypt the entries of extensions with the first key.
 
     Can be stopped and run again. Exits with 1 where it could not run, 3 where
-    it was interrupted, 4 where no key reads an entry.
+    it was interrupted or rows were left, 4 where no key reads an entry.
     """
     from flask import current_app
 
@@ -439,6 +439,8 @@ def rotate(extension_id: str | None, batch_size: int, dry_run: bool) -> None:
     _report_keys()
     if result.failed:
         raise click.exceptions.Exit(UNREADABLE)
+    if progress.left:
+        _interrupted("Rows were left.")
 
 
 def _sign_anew(extension_id: str | None, dry_run: bool) -> int:
@@ -481,6 +483,10 @@ def _sign_anew(extension_id: str | None, dry_run: bool) -> int:
                 db.session.rollback()
     except KeyboardInterrupt:
         _interrupted("Interrupted.")
+    except ExtensionStorageError as error:
+        if error.sqlstate is None or error.sqlstate.startswith(PASSING):
+            _interrupted(in_a_line(error, advise=False))
+        raise
     return signed
 
 
@@ -587,11 +593,16 @@ class Progress:
         self._terminal = sys.stdout.isatty()
         self._bar: Any = None
         self._warnings: list[str] = []
+        self.left = False  # rows that others have locked, or that cannot be written
 
     def append(self, notice: str) -> None:
         """Take a notice from psycopg2, which sees a list in this object."""
-        message = notice.partition(":  ")[2].splitlines()[0]
-        if not message.startswith("rotate_keys: "):
+        severity, _, text = notice.partition(":  ")
+        message = text.splitlines()[0]
+        if severity == "WARNING" and message.startswith("rotate_keys: "):
+            self.left = True
+            self._warnings.append(message.removeprefix("rotate_keys: "))
+        elif not message.startswith("rotate_keys: "):
             self._warnings.append(message)
             if not self._terminal:
                 self.finish()
