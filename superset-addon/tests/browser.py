@@ -49,10 +49,16 @@ def start_browser(profile: Path) -> Chrome:
     # logged in, the answer sets the cookie of a session without a user; if it
     # comes after the answer to the login, the login is lost.
     driver.execute_cdp_cmd("Network.enable", {})
-    driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/superset/log/*"]})
+    block(driver)
     driver.set_page_load_timeout(END)
     driver.set_script_timeout(END)
     return driver
+
+
+def block(driver: Chrome, *urls: str) -> None:
+    """Send no request to these URLs, nor to the one of every browser of ours."""
+    blocked = {"urls": ["*/superset/log/*", *urls]}
+    driver.execute_cdp_cmd("Network.setBlockedURLs", blocked)
 
 
 def log_in(driver: Chrome, url: str, user: str) -> None:

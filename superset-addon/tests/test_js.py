@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome
 
-from browser import load_extension, log_in, start_browser, wait
+from browser import block, load_extension, log_in, start_browser, wait
 from conftest import Superset, sql
 from sample import build_sample
 from sample import run as run_program
@@ -105,7 +105,12 @@ def superset(
 
 def open_sample(driver: Chrome, superset: Superset, user: str) -> None:
     """Log in and wait until the extension has run."""
+    # Or the page after the login would run the extension, too, which may write when
+    # it is left.
+    block(driver, "*/api/v1/extensions/*")
     log_in(driver, superset.url, user)
+    driver.get("about:blank")
+    block(driver)
     driver.get(f"{superset.url}/dashboard/list/")
     if root := superset.variables.get("SUPERSET_APP_ROOT"):
         load_extension(driver, root, "acme.sample")
