@@ -30,13 +30,20 @@ hide_statement(void *arg pg_attribute_unused())
 	errhidecontext(true);
 }
 
+/* Has each error call a function, until error_context_stack is set back. */
+static inline void
+PushErrorCallback(ErrorContextCallback * callback, void (*function) (void *arg))
+{
+	callback->callback = function;
+	callback->arg = NULL;
+	callback->previous = error_context_stack;
+	error_context_stack = callback;
+}
+
 static inline void
 HideStatementBegin(ErrorContextCallback * hidden)
 {
-	hidden->callback = hide_statement;
-	hidden->arg = NULL;
-	hidden->previous = error_context_stack;
-	error_context_stack = hidden;
+	PushErrorCallback(hidden, hide_statement);
 }
 
 static inline void

@@ -449,22 +449,18 @@ static bool
 is_only_table(Connection *connection, FunctionCallInfo fcinfo, const char *type)
 {
 	Relation	table = ((TriggerData *) fcinfo->context)->tg_relation;
-	Size		len = type != NULL ? strlen(type) + 1 : 0;	/* with its null byte */
-	bytea	   *arguments = palloc(VARHDRSZ + len);
+	int			len = type != NULL ? strlen(type) + 1 : 0;	/* with its null byte */
 	StatementArgs args;
 	Datum		row[NUM_OTHER_COLUMNS];
 	bool		nulls[NUM_OTHER_COLUMNS];
 
-	SET_VARSIZE(arguments, VARHDRSZ + len);
-	if (len > 0)
-		memcpy(VARDATA(arguments), type, len);
 	StatementArgsInit(&args);
 	StatementSet(&args, OTHER_PARAM_FUNCTION, OIDOID,
 				 ObjectIdGetDatum(fcinfo->flinfo->fn_oid));
 	StatementSet(&args, OTHER_PARAM_TABLE, OIDOID,
 				 ObjectIdGetDatum(RelationGetRelid(table)));
 	StatementSet(&args, OTHER_PARAM_ARGUMENTS, BYTEAOID,
-				 PointerGetDatum(arguments));
+				 PointerGetDatum(cstring_to_text_with_len(type != NULL ? type : "", len)));
 	if (!StatementFetch(connection, &other_statement, &args, true, row, nulls))
 		return true;
 	ereport(WARNING,

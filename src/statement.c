@@ -536,19 +536,6 @@ hide_row(void *arg pg_attribute_unused())
 }
 
 /*
- * Does that for each error until error_context_stack is what it was, as
- * hidden.previous tells.
- */
-static void
-push_hide_row(ErrorContextCallback * hidden)
-{
-	hidden->callback = hide_row;
-	hidden->arg = NULL;
-	hidden->previous = error_context_stack;
-	error_context_stack = hidden;
-}
-
-/*
  * StatementRun
  *		Runs a statement and returns the number of its rows, which StatementRow
  *		reads.
@@ -563,7 +550,7 @@ StatementRun(Connection *connection, Statement *statement,
 	ErrorContextCallback hidden;
 	int			result;
 
-	push_hide_row(&hidden);
+	PushErrorCallback(&hidden, hide_row);
 	result = SPI_execute_plan(get_plan(connection, statement, args),
 							  unconstify(StatementArgs *, args)->values,
 							  args->nulls, read_only, 0);
@@ -692,7 +679,7 @@ run_into(Connection *connection, Statement *statement,
 		param->pflags = PARAM_FLAG_CONST;
 		param->ptype = statement->params[i].type;
 	}
-	push_hide_row(&hidden);
+	PushErrorCallback(&hidden, hide_row);
 	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
 									   &options);
 	error_context_stack = hidden.previous;
@@ -1006,7 +993,7 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
 	SetUserIdAndSecContext(owner,
 						   saved_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_NOFORCE_RLS);
-	push_hide_row(&hidden);
+	PushErrorCallback(&hidden, hide_row);
 	result = SPI_execute_snapshot(get_plan(connection, statement, args),
 								  unconstify(StatementArgs *, args)->values,
 								  args->nulls, GetLatestSnapshot(),

@@ -29,9 +29,6 @@ NEEDED_VERSION = "1.2"
 
 STATUS = "extension-storage-status"  # the name of that command
 
-# The columns that tell an entry from others.
-ADDRESS = ("extension_id", "user_fk", "resource_type", "resource_uuid", "key")
-
 # Exit codes; 2 is Click's, for options that cannot be used.
 COULD_NOT_RUN = 1
 INTERRUPTED = 3
@@ -100,16 +97,11 @@ def refuse_configuration(error: KeysUnusable) -> NoReturn:
     raise failure from None
 
 
-def in_a_line(error: ExtensionStorageError | DBAPIError, advise: bool = True) -> str:
-    """Give the words of an error and, if asked to, what to do about it."""
-    if isinstance(error, DBAPIError):
-        error = from_database(error)
+def in_a_line(error: ExtensionStorageError) -> str:
+    """Give the server's words of an error."""
     # Where the connection is gone, all that the server said may be in one text.
     message = re.split(r"\s(?:DETAIL|HINT|CONTEXT):\s", error.message)[0]
     said = [message.removeprefix("FATAL:"), error.detail, error.hint]
-    # nobody is sent from the command to the command
-    if advise and error.action and SET_UP not in error.action:
-        said.append(error.action)
     return " ".join(
         " ".join(sentence.split()).rstrip(".") + "." for sentence in said if sentence
     )
@@ -129,7 +121,11 @@ def of_an_operator(command: Callable[..., None]) -> Callable[..., None]:
             _check_server()
             command(**options)
         except (ExtensionStorageError, DBAPIError) as error:
-            fail(in_a_line(error))
+            if isinstance(error, DBAPIError):
+                error = from_database(error)
+            # nobody is sent from the command to the command
+            advice = None if SET_UP in (error.action or "") else error.action
+            fail(" ".join(filter(None, (in_a_line(error), advice))))
 
     return run
 
@@ -456,14 +452,17 @@ def _sign_anew(extension_id: str | None, dry_run: bool) -> int:
 
     signed = 0
     table = qualified("extension_storage")
-    found = db.session.connection().exec_driver_sql(
-        f"SELECT {', '.join(ADDRESS)}, changed_by_fk FROM {table} WHERE value_type = %(type)s AND"
-        " (extension_id = %(extension_id)s OR %(extension_id)s IS NULL) ORDER BY id",
-        {"type": PICKLED, "extension_id": extension_id},
-    )
-    try:
-        for *parts, actor_fk in found.all():
-            address = dict(zip(ADDRESS, parts, strict=True))
+    with _interruptible():
+        found = db.session.connection().exec_driver_sql(
+            "SELECT extension_id, user_fk, resource_type, resource_uuid, key,"
+            f" changed_by_fk FROM {table} WHERE value_type = %(type)s"
+            " AND (extension_id = %(extension_id)s OR %(extension_id)s IS NULL)"
+            " ORDER BY id",
+            {"type": PICKLED, "extension_id": extension_id},
+        )
+        for row in found.mappings().all():
+            address = dict(row)
+            actor_fk = address.pop("changed_by_fk")
             try:
                 entry = ExtensionStorageDAO.get(**address)
                 value = entry and signed_anew(entry.value, address)
@@ -481,12 +480,6 @@ def _sign_anew(extension_id: str | None, dry_run: bool) -> int:
                 db.session.commit()
             except (ValueUndecryptable, VersionMismatch):
                 db.session.rollback()
-    except KeyboardInterrupt:
-        _interrupted("Interrupted.")
-    except ExtensionStorageError as error:
-        if error.sqlstate is None or error.sqlstate.startswith(PASSING):
-            _interrupted(in_a_line(error, advise=False))
-        raise
     return signed
 
 
@@ -560,25 +553,33 @@ def _call_rotation(
     set_wait_callback(wait)
     handler = signal.signal(signal.SIGINT, stop)
     try:
-        return connection.exec_driver_sql(
-            statement,
-            {
-                "extension_id": extension_id,
-                "batch_size": batch_size,
-                "dry_run": dry_run,
-            },
-        ).one()
-    except KeyboardInterrupt:
-        _interrupted("Interrupted.")
-    except DBAPIError as error:
-        sqlstate = getattr(error.orig, "pgcode", None)
-        if sqlstate is None or sqlstate.startswith(PASSING):
-            _interrupted(in_a_line(error, advise=False))
-        raise
+        with _interruptible():
+            return connection.exec_driver_sql(
+                statement,
+                {
+                    "extension_id": extension_id,
+                    "batch_size": batch_size,
+                    "dry_run": dry_run,
+                },
+            ).one()
     finally:
         signal.signal(signal.SIGINT, handler)
         set_wait_callback(None)
         driver.notices = []
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Say that what was done stays, where a person or something passing ends the block."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _interrupted("Interrupted.")
+    except (ExtensionStorageError, DBAPIError) as error:
+        told = from_database(error) if isinstance(error, DBAPIError) else error
+        if told.sqlstate is None or told.sqlstate.startswith(PASSING):
+            _interrupted(in_a_line(told))
+        raise
 
 
 def _interrupted(why: str) -> NoReturn:

@@ -100,19 +100,19 @@ _TIME_OUT = (
     " ALTER ROLE sets for its role alone."
 )
 
+# Of class 22, those that an argument of the caller's makes.
+_OF_ARGUMENTS = (
+    *("22001", "22003", "22004", "22007", "22008"),
+    *("22021", "22023", "22P02", "22P03"),
+)
+
 # An SQLSTATE, or the class that begins it: the error, and what an operator does.
 _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "ES001": (ValueUndecryptable, _KEYS),
     "ES002": (StorageUnavailable, _KEYS),
     "ES003": (QuotaExceeded, None),
     "ES004": (VersionMismatch, None),
-    **dict.fromkeys(
-        (
-            *("22001", "22003", "22004", "22007", "22008", "22021", "22023", "22P02"),
-            "22P03",
-        ),
-        (InvalidArgument, None),
-    ),
+    **dict.fromkeys(_OF_ARGUMENTS, (InvalidArgument, None)),
     "22": (StorageUnavailable, _TABLE),
     "2200H": (
         StorageUnavailable,

@@ -80,7 +80,7 @@ def _in_words(error: Exception) -> str:
         return error.message
     if isinstance(error, SQLAlchemyError):
         error = from_database(error)
-    return " ".join(filter(None, (in_a_line(error, advise=False), error.action)))
+    return " ".join(filter(None, (in_a_line(error), error.action)))
 
 
 def _report() -> dict[str, Any]:

@@ -63,6 +63,11 @@ class ExtensionContext:
         return self._manifest.model_copy(deep=True)
 
     @property
+    def extension_id(self) -> str:
+        """The id, without the copy."""
+        return self._manifest.id
+
+    @property
     def user_id(self) -> int | None:
         """The user that was named, else the one of the request, None for neither."""
         named = self.named_user_id

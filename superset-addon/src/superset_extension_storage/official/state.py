@@ -31,19 +31,19 @@ class State:
         self._owner = owner
 
     def _scope(self) -> dict[str, Any]:
-        return {"extension_id": self._current().extension.id, **self.resource}
+        return {"extension_id": _extension_of(self._current()), **self.resource}
 
     def _current(self) -> Any:
         from superset_core.extensions.context import get_context
 
         current, owner = get_context(), self._owner
         if owner is not None and (
-            owner.extension.id != current.extension.id
+            owner.extension_id != _extension_of(current)
             or owner.named_user_id not in (None, current.user_id)
         ):
             raise RuntimeError(
-                f"a context of {owner.extension.id} was used in one of"
-                f" {current.extension.id} or of another user: call get_context()"
+                f"a context of {owner.extension_id} was used in one of"
+                f" {_extension_of(current)} or of another user: call get_context()"
             )
         return current
 
@@ -94,6 +94,11 @@ class UserState(State):
                 "there is no user: use .shared, or name one in extension_context()"
             )
         return {**super()._scope(), "user_fk": user_fk}
+
+
+def _extension_of(context: Any) -> str:
+    # Superset's own contexts have the manifest alone.
+    return getattr(context, "extension_id", None) or context.extension.id
 
 
 def _user_of(context: Any) -> int | None:
