@@ -181,6 +181,12 @@ CALL ext_storage_move_in('first.loose', batch_size => 2);
 SELECT key FROM extension_storage ORDER BY key;
 DROP TRIGGER refuse ON extension_storage;
 CALL ext_storage_move_in('first.loose');
+-- Of an entry whose newest row is refused, the older one is taken.
+ALTER TABLE extension_storage ADD CONSTRAINT regress_value CHECK (value <> 'refused');
+SELECT pg_temp.fill($$key = 'o', value = 'oldest'$$, $$key = 'o', value = 'older'$$, $$key = 'o', value = 'refused'$$);
+CALL ext_storage_move_in('first.loose');
+SELECT convert_from(value, 'UTF8') FROM extension_storage WHERE key = 'o';
+ALTER TABLE extension_storage DROP CONSTRAINT regress_value;
 ALTER TABLE extension_storage DROP CONSTRAINT regress_check;
 DELETE FROM extension_storage;
 -- An empty one, also by batches.

@@ -707,10 +707,11 @@ move_row(void *state)
 }
 
 /*
- * Moves a row as move_row does, and reports an error that concerns it alone.  A
- * full quota and ids that are used up concern those that follow as well.
+ * Moves a row as move_row does; false, with a report, for an error that concerns
+ * it alone.  A full quota and ids that are used up concern those that follow as
+ * well.
  */
-static void
+static bool
 try_row(MoveIn *move, SourceRow *row)
 {
 	ErrorData  *error;
@@ -718,13 +719,14 @@ try_row(MoveIn *move, SourceRow *row)
 	move->row = row;
 	error = StatementTry(move_row, move);
 	if (error == NULL)
-		return;
+		return true;
 	if (error->sqlerrcode == ERRCODE_ES_QUOTA ||
 		error->sqlerrcode == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
 		ReThrowError(error);
 	move->failed++;
 	warn_of(row, psprintf("is left out: %s: %s",
 						  unpack_sql_state(error->sqlerrcode), error->message));
+	return false;
 }
 
 /*
@@ -757,14 +759,13 @@ take_row(MoveIn *move, SourceRow *row)
 		move->duplicates++;
 		warn_of(row, "is left out: there is a newer row");
 	}
-	else if (complete_row(move, row))
+	else if (!complete_row(move, row))
+		move->failed++;
+	else if (try_row(move, row))
 	{
 		resetStringInfo(&move->settled);
 		appendBinaryStringInfo(&move->settled, address.data, address.len);
-		try_row(move, row);
 	}
-	else
-		move->failed++;
 }
 
 /* Reads the rows with some ids, and takes each. */

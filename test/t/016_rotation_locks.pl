@@ -1,6 +1,7 @@
 # Rows that a rotation cannot have, and entries that it cannot see: it waits for
 # locked rows without holding anything up, and key_status calls no key removable
 # that a transaction in progress, a prepared one for instance, may have used.
+# move_in waits, too, for as long as lock_timeout allows.
 
 use strict;
 use warnings FATAL => 'all';
@@ -249,6 +250,19 @@ query("$old; SELECT ext_storage_set('acme.app', 'f', 'f0', is_encrypted => true)
 $in .= "SELECT ordinal, entries, removable FROM ext_storage_key_status();\n\\q\n";
 $writer->finish;
 like($writer_out, qr/^2\|1\|f$/m, 'an older snapshot does not hide an entry from key_status');
+
+# -- what move_in cannot write --
+
+query(q{CREATE TABLE source AS SELECT id, extension_id, 'm' || key AS key, uuid, user_fk, resource_type,
+	resource_uuid, category, description, convert_to('v', 'UTF8') AS value, value_type, false AS is_encrypted,
+	created_on, changed_on, created_by_fk, changed_by_fk FROM extension_storage});
+my $rows = query('SELECT count(*) FROM source');
+prepare('writer', q{SELECT ext_storage_set('acme.app', 'ma', 'written')});
+($rc, $out, $err) = $node->psql('postgres', q{SET lock_timeout = '100ms'; CALL ext_storage_move_in('source')});
+is($out, join('|', $rows, $rows - 1, 0, 0, 0, 1), 'move_in waits for a locked row as long as lock_timeout allows');
+like($err, qr/WARNING:  move_in: row \d+, key "ma" .*, is left out: 55P03: /, 'and leaves it out by name');
+query(q{ROLLBACK PREPARED 'writer'});
+is(query(q{CALL ext_storage_move_in('source')}), join('|', $rows, 1, $rows - 1, 0, 0, 0), 'a second call moves it');
 
 $node->stop;
 done_testing();
