@@ -48,13 +48,14 @@ def write(
 
 
 @pytest.fixture
-def quota() -> Iterator[int]:
-    """A quota of a megabyte, also for connections that a page is using."""
+def quota(request: pytest.FixtureRequest) -> Iterator[int | str]:
+    """A quota, also for connections that a page is using; of a megabyte unless named."""
+    limit = getattr(request, "param", MEGABYTE)
     conf = Path(os.environ["PG_DATA"]) / "postgresql.conf"
     before = conf.read_text()
-    conf.write_text(f"{before}extension_storage.quota_per_extension = {MEGABYTE}\n")
+    conf.write_text(f"{before}extension_storage.quota_per_extension = '{limit}'\n")
     reload()
-    yield MEGABYTE
+    yield limit
     conf.write_text(before)
     reload()
 
@@ -166,6 +167,99 @@ def test_near_the_quota(admin: Client, quota: int) -> None:
     assert shares == ["90 % – above 80 %", "80 % – above 80 %", "80 %"]
 
 
+@pytest.mark.parametrize("quota", ["1MB", "1e6"], indirect=True)
+def test_quota_with_a_unit(second: Superset, quota: str) -> None:
+    """Also where the page is the first that the connection is used for."""
+    second.start()
+    admin = second.client("admin")
+    write("acme.a", 1, 1_048_000 if quota == "1MB" else 999_000)
+    for _ in range(2):
+        main = page(admin)
+        assert "Quota of each extension: 1.0 MB." in text_of(main)
+        assert tables_of(main)["es-usage"][0][4] == "> 99 % – nearly used up"
+
+
+def test_bytes_are_those_of_the_quota(
+    app: Any, admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Descriptions count, and value_size only where it is the token's."""
+    from superset_extension_storage import report
+
+    write("acme.described", 3, 100)
+    sql(f"UPDATE {TABLE} SET description = repeat('ä', 20000)")
+    for number, size in enumerate((0, 15, 16, 1000, 2_000_000)):
+        write(f"acme.token-{number}", 2, size, SECRET_KEY)
+    write("acme.lying", 7, 100, key="plain")
+    write("acme.lying", 7, 100, SECRET_KEY)
+    for number, size in enumerate((2**31 - 1, 0, None, 99)):
+        sql(
+            f"UPDATE {TABLE} SET value_size = %s WHERE extension_id = 'acme.lying'"
+            " AND key IN ('plain' || %s, 'k' || %s)",
+            size,
+            number + 1,
+            number + 1,
+        )
+    counted = sql(
+        "SELECT extension_id, entries, encrypted_entries, value_bytes"
+        " FROM ext_storage.ext_storage_usage()"
+    )
+    assert {row[0]: row[3] for row in counted}["acme.described"] == 120_300
+
+    def reported() -> list[tuple[Any, ...]]:
+        with app.app_context():
+            usage = report.usage_report(False, None)
+        return sorted(
+            (u.extension_id, u.entries, u.encrypted, u.size) for u in usage.extensions
+        )
+
+    assert reported() == counted
+    # the whole table as a sample
+    ((pages,),) = sql(f"SELECT pg_relation_size('{TABLE}') / 8192")
+    for name, value in (("EXACT_PAGES", 0), ("SAMPLE_PAGES", pages), ("FEW_ROWS", 0)):
+        monkeypatch.setattr(report, name, value)
+    assert reported() == counted
+    assert tables_of(page(admin))["es-usage"][0][3] == "4.0 MB"
+
+
+def test_a_policy_that_hides_rows(admin: Client) -> None:
+    """The page does not show the rest as if it were all."""
+    write("acme.a", 1, 1)
+    sql(
+        f"ALTER TABLE {TABLE} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
+        f" CREATE POLICY own ON {TABLE} USING (extension_id = 'acme.b')"
+    )
+    try:
+        main = page(admin)
+    finally:
+        sql(
+            f"DROP POLICY own ON {TABLE}; ALTER TABLE {TABLE}"
+            " NO FORCE ROW LEVEL SECURITY, DISABLE ROW LEVEL SECURITY"
+        )
+    assert "would be affected by row-level security" in text_of(main)
+    assert tables_of(main) == {"es-usage": []}
+
+
+def test_functions_of_others_are_not_called(admin: Client) -> None:
+    """What stands in the way of PostgreSQL's own names, in a schema that is searched."""
+    write("acme.a", 1, 1)
+    sql(
+        "CREATE FUNCTION public.stop() RETURNS bigint LANGUAGE plpgsql"
+        " AS $$BEGIN RAISE EXCEPTION 'called'; END$$;"
+        " CREATE FUNCTION public.wrong(bigint, integer) RETURNS float8"
+        " LANGUAGE sql RETURN public.stop();"
+        " CREATE OPERATOR public.^ (leftarg = bigint, rightarg = integer,"
+        " function = public.wrong);"
+        " CREATE FUNCTION public.pg_relation_size(regclass, text) RETURNS bigint"
+        " LANGUAGE sql RETURN public.stop();"
+        " ALTER ROLE superset SET search_path = public, pg_catalog"
+    )
+    try:
+        rows = tables_of(page(admin))["es-usage"]
+    finally:
+        sql("ALTER ROLE superset RESET search_path; DROP FUNCTION public.stop CASCADE;")
+    assert [row[:2] for row in rows] == [["acme.a", "1"]]
+
+
 def test_without_a_quota(admin: Client) -> None:
     write("acme.a", 1, 850)
     write("acme.b", 1, 150)
@@ -209,6 +303,23 @@ def test_keys(second: Superset) -> None:
         "Not known: other transactions may use it",
         "Not known: other transactions may use it",
     ]
+
+
+def test_times_are_utc(second: Superset) -> None:
+    sql(
+        f"INSERT INTO {TABLE} (extension_id, key, value, is_encrypted)"
+        " VALUES ('acme.a', 'token', %s, true)",
+        fernet(SECRET_KEY).encrypt_at_time(b"value", 1_767_319_445),
+    )
+    sql("ALTER ROLE superset SET timezone = 'Asia/Kolkata'")
+    try:
+        second.start()
+        keys = tables_of(page(second.client("admin")))["es-keys"]
+        told = second.run("extension-storage-status").stdout
+    finally:
+        sql("ALTER ROLE superset RESET timezone")
+    assert keys[0][4:6] == ["2026-01-02 02:04"] * 2
+    assert "oldest (UTC)" in told and told.count("2026-01-02 02:04") == 2
 
 
 def test_times_that_no_datetime_holds(admin: Client) -> None:
@@ -416,12 +527,86 @@ def test_small_extensions_beside_large_ones(
         assert found[f"acme.one-{number}"].entries == 1
 
 
+def row_of_many(admin: Client) -> list[str]:
+    rows = {row[0]: row for row in tables_of(page(admin))["es-usage"]}
+    return rows["acme.many"]
+
+
 def test_kept_bytes_are_exact(admin: Client, large: None, quota: int) -> None:
     """Where there is a quota, the store counts bytes, and the page reads them."""
     sql("SET ROLE superset; SELECT ext_storage.ext_storage_set('acme.a', 'k', 'x')")
-    rows = {row[0]: row for row in tables_of(page(admin))["es-usage"]}
-    assert rows["acme.many"][3] == "119.0 MB"
-    assert rows["acme.many"][1].startswith("about ")
+    row = row_of_many(admin)
+    assert row[3] == "119.0 MB"
+    assert row[1].startswith("about ")
+
+
+@pytest.mark.parametrize("trigger", ["count", "count_rows"])
+def test_bytes_that_are_no_longer_kept(
+    admin: Client, large: None, quota: int, trigger: str
+) -> None:
+    """Where a trigger is not as the store made it, they are estimates again."""
+    for state in ("DISABLE", "ENABLE", "ENABLE REPLICA"):
+        sql("SET ROLE superset; SELECT ext_storage.ext_storage_set('acme.a', 'k', 'x')")
+        assert "about" not in row_of_many(admin)[3]
+        sql(f"ALTER TABLE {TABLE} {state} TRIGGER extension_storage_{trigger}")
+        assert row_of_many(admin)[3].startswith("about ")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_extensions_that_the_sample_has_not_met(
+    second: Superset, request: pytest.FixtureRequest, kept: bool
+) -> None:
+    second.lines = [
+        "def FLASK_APP_MUTATOR(app):",
+        "    from superset_extension_storage import install, page, report",
+        "    install(app)",
+        "    page.MOST_EXTENSIONS = 30",
+        "    report.EXACT_PAGES, report.SAMPLE_PAGES = 1, 20",
+        "    report.COUNTED_APART, report.MOST_APART = 2, 50",
+    ]
+    write("acme.big", 8_000, 300)
+    for number in range(30):
+        write(f"acme.n-{number:02}", 60 + number, 10)
+    if kept:
+        request.getfixturevalue("quota")
+        sql("SET ROLE superset; SELECT ext_storage.ext_storage_set('acme.a', 'k', 'x')")
+        sql(f"DELETE FROM {TABLE} WHERE extension_id = 'acme.a'")
+    ((pages,),) = sql(f"SELECT pg_relation_size('{TABLE}') / 8192")
+    met = {
+        name
+        for (name,) in sql(
+            f"SELECT DISTINCT extension_id FROM {TABLE}"
+            " TABLESAMPLE SYSTEM (100 * %s) REPEATABLE (1)",
+            20 / pages,
+        )
+    }
+    unmet = sorted({f"acme.n-{number:02}" for number in range(30)} - met)
+    assert "acme.big" in met and len(unmet) > 10
+    second.start()
+    main = page(second.client("admin"))
+    text = text_of(main)
+    rows = {row[0]: row for row in tables_of(main)["es-usage"]}
+    # 31 extensions, and those without bytes come last, by name
+    assert len(rows) == 30 and "; of 31 the first 30: superset ext" in text
+    assert f"It has no entry of {len(unmet)} extensions:" in text
+    assert re.search(r"31 extensions, about [\d,]+ entries, ", text)
+    about, margin = (
+        int(figure.replace(",", ""))
+        for figure in re.fullmatch(
+            r"about ([\d,]+) ± ([\d,]+)", rows["acme.big"][1]
+        ).groups()
+    )
+    assert abs(about - 8_000) <= 2 * margin
+    for number, name in enumerate(unmet):
+        if name not in rows:
+            continue
+        entries = "50 or more" if number < 2 else "none in that part"
+        assert rows[name][1:3] == [entries, "–"] and rows[name][5] == "–"
+        size = (60 + int(name[-2:])) * 10
+        assert rows[name][3:5] == ([f"{size} bytes", "< 1 %"] if kept else ["–", "–"])
+    assert ("about 2.4 MB" in text) == (not kept)
+    if kept:
+        assert "entries, 2.4 MB," in text
 
 
 def test_takes_too_long(second: Superset) -> None:
@@ -435,6 +620,65 @@ def test_takes_too_long(second: Superset) -> None:
     finally:
         connection.close()
     assert "Reading the whole store takes too long for a page." in text
+
+
+def test_time_is_that_of_all_statements(
+    app: Any, running: Superset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each statement has what the ones before it have left."""
+    from superset_extension_storage import report
+
+    write("acme.a", 1000, 300)
+    now, limits, run = [0.0], [], report._run
+
+    def slow(statement: str, **arguments: Any) -> list[Any]:
+        if "limit" in arguments:
+            limits.append(arguments["limit"])
+        else:
+            now[0] += 7
+        return run(statement, **arguments)
+
+    monkeypatch.setattr(report, "_run", slow)
+    monkeypatch.setattr(report, "monotonic", lambda: now[0])
+    monkeypatch.setattr(report, "EXACT_PAGES", 1)
+    monkeypatch.setattr(report, "SAMPLE_PAGES", 10)
+    with app.app_context():
+        report.usage_report(False, 70)
+    assert len(limits) > 6
+    assert limits == [f"{63_001 - 7_000 * n}ms" for n in range(len(limits))]
+
+
+def test_text_of_another_encoding(second: Superset) -> None:
+    """In a database that has none, as other programs wrote it."""
+    database = "ascii"
+    sql(
+        "CREATE DATABASE ascii OWNER superset ENCODING 'SQL_ASCII' LOCALE 'C'"
+        " TEMPLATE template0",
+        database="postgres",
+    )
+    second.database = database
+    second.run("db", "upgrade")
+    second.run(
+        *("fab", "create-admin", "--username", "admin", "--password", "correct horse"),
+        *("--firstname", "a", "--lastname", "b", "--email", "admin@example.org"),
+    )
+    second.run("init")
+    second.run("init-extension-storage")
+    second.start()
+    try:
+        admin = second.client("admin")
+        assert "Nothing is stored yet." in text_of(page(admin))
+        sql(
+            f"INSERT INTO {TABLE} (extension_id, key, value)"
+            " VALUES ('acme.' || chr(233), 'k', 'x')",
+            database=database,
+        )
+        text = text_of(page(admin))
+    finally:
+        second.stop()
+        sql("DROP DATABASE ascii WITH (FORCE)", database="postgres")
+    assert "text that is not in the encoding of the connection" in text
+    assert "another program has stored that text: correct it" in text
 
 
 # A store out of order

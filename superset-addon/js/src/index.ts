@@ -368,10 +368,9 @@ class ScopeAccessor implements StorageAccessor {
     const answer = await this.read(key);
     if (answer === null) return null;
     const isBinary = !isJson(answer);
+    const bytes = new Uint8Array(await answer.arrayBuffer());
     return {
-      value: isBinary
-        ? encodeBase64(new Uint8Array(await answer.arrayBuffer()))
-        : parseJson(key, await answer.text()),
+      value: isBinary ? encodeBase64(bytes) : parseJson(key, bytes),
       codec: isBinary ? 'binary' : 'json',
       isBinary,
       etag: versionOf(answer),
@@ -400,7 +399,12 @@ class ScopeAccessor implements StorageAccessor {
   }
 
   async list(options: ListOptions): Promise<ListResult> {
-    let query = `page=${options.page}&page_size=${options.pageSize}`;
+    const { page, pageSize } = options;
+    const isWhole = Number.isSafeInteger(page) && Number.isSafeInteger(pageSize);
+    if (!isWhole || page < 0 || pageSize < 1 || pageSize > 100) {
+      throw new StorageError(400, 'page must be from 0, pageSize from 1 to 100');
+    }
+    let query = `page=${page}&page_size=${pageSize}`;
     if (options.category !== undefined) {
       query += `&category=${encoded(options.category, 'category')}`;
     }
@@ -596,14 +600,28 @@ function encodeValue(
       value_type: BINARY_TYPE,
     };
   }
-  const text = JSON.stringify(value);
+  const text = JSON.stringify(value, refuseWhatJsonLacks);
   if (text === undefined) throw new TypeError('the value cannot be JSON');
   return { value: text, value_type: JSON_TYPE };
 }
 
-function parseJson(key: string, text: string): JsonValue {
+/** Has JSON.stringify refuse what it would write as null, or leave out. */
+function refuseWhatJsonLacks(this: unknown, _: string, part: unknown): unknown {
+  const isLost =
+    (typeof part === 'number' && !Number.isFinite(part)) ||
+    typeof part === 'function' ||
+    typeof part === 'symbol' ||
+    // a property that is undefined is one that is not there
+    (part === undefined && Array.isArray(this));
+  if (isLost) throw new TypeError('the value cannot be JSON');
+  return part;
+}
+
+function parseJson(key: string, stored: string | Uint8Array): JsonValue {
   try {
-    return JSON.parse(text);
+    // Neither replaces bytes that are no UTF-8, nor leaves out a byte order mark.
+    const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+    return JSON.parse(typeof stored === 'string' ? stored : decoder.decode(stored));
   } catch {
     throw notJson(key);
   }

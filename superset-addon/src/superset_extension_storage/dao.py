@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -138,15 +138,19 @@ def spelled(time: str) -> str:
 
 
 def moment(text: str | None) -> datetime | str | None:
-    """Give what was spelled as a datetime, or as it is where none can hold it."""
+    """Give what was spelled as a datetime, or as it is where none can hold it.
+
+    A time with a zone, that of the session, is given in UTC.
+    """
     if text is None:
         return None
     try:
         # Python 3.10 reads microseconds, and no shorter fraction.
-        return datetime.fromisoformat(
+        time = datetime.fromisoformat(
             re.sub(r"(?<=\.)\d+", lambda fraction: fraction[0].ljust(6, "0"), text)
         )
-    except ValueError:
+        return time.astimezone(timezone.utc) if time.tzinfo else time
+    except (ValueError, OverflowError):
         return text
 
 
@@ -210,11 +214,18 @@ def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
     passed = ", ".join(f"{name} => CAST(%({name})s AS {types[name]})" for name in types)
     # For psycopg2 itself: text() would be parsed and compiled at each call.
     statement = f"SELECT {what} {qualified(function)}({passed})"
-    try:
+    with database_errors():
         connection = db.session.connection()
         _check_encoding(connection, arguments)
         hand_over(connection, function, arguments)
         return connection.exec_driver_sql(statement, arguments).all()
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Have what a statement raises be an error of this package."""
+    try:
+        yield
     except SQLAlchemyError as error:
         raise from_database(error) from None
     except UnicodeDecodeError:  # the bytes, which may be a secret, are in that error
@@ -231,10 +242,8 @@ def savepoint() -> Iterator[None]:
 
     The session's own savepoints would flush what the caller has changed.
     """
-    try:
+    with database_errors():
         begun = db.session.connection().begin_nested()
-    except SQLAlchemyError as error:
-        raise from_database(error) from None
     with begun:
         yield
 

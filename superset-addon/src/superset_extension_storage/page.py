@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
@@ -19,11 +18,14 @@ from superset.views.base import BaseSupersetView, get_spa_template_context
 from .cli import OF_THE_SERVER, is_of_the_server, key_source
 from .errors import ExtensionStorageError, StorageUnavailable
 from .report import EXAMPLES, TakesTooLong, key_report, usage_report
-from .status import printable
+from .status import printable, shown_time
 
 logger = logging.getLogger(__name__)
 
 MENU_NAME = "Extension Storage"
+
+# The page of a store of more extensions shows the largest.
+MOST_EXTENSIONS = 1000
 
 # What an administrator does about a store that cannot be used, where the page can
 # say more than the error.
@@ -73,9 +75,10 @@ class ExtensionStorageView(BaseSupersetView):
             keys_problem=keys_problem,
             no_key=NO_KEY,
             examples=EXAMPLES,
+            most=MOST_EXTENSIONS,
             size=_size,
             count=_count,
-            time=_time,
+            time=shown_time,
             percent=_percent,
             scope=_scope,
             printable=printable,
@@ -144,12 +147,6 @@ def _count(number: float, margin: float = 0) -> str:
         return f"{number:,.0f}"
     digits = max(len(f"{margin:.0f}") - 1, 0)
     return f"{round(number, -digits):,.0f}"
-
-
-def _time(moment: datetime | str | None) -> str:
-    if isinstance(moment, str):
-        return moment
-    return f"{moment:%Y-%m-%d %H:%M}" if moment else "–"
 
 
 def _percent(part: float, whole: float) -> str:

@@ -6,7 +6,7 @@ so; who asks for it gets it exactly, within a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,12 +14,11 @@ from math import sqrt
 from time import monotonic
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
 from superset.extensions import db
 
 from .cli import NEEDED_VERSION, is_older
-from .dao import call, key_status, moment, qualified, spelled
-from .errors import SET_UP, ExtensionStorageError, StorageUnavailable, from_database
+from .dao import call, database_errors, key_status, moment, qualified, spelled
+from .errors import SET_UP, ExtensionStorageError, StorageUnavailable
 
 # A table of more pages is not read whole unless somebody asks for it.
 EXACT_PAGES = 16384
@@ -49,16 +48,18 @@ class Usage:
     """What an extension stores; a margin tells how far an estimate may be off.
 
     It is two standard errors: of a hundred estimates, about five are off more.
+    Where a sample has no entry of the extension, a figure may not be known.
     """
 
     extension_id: str
-    entries: float
-    encrypted: float
-    size: float
-    encrypted_size: float
+    entries: float | None
+    encrypted: float | None
+    size: float | None  # bytes, as a quota counts them
+    token_size: float | None
     newest: datetime | str | None  # text where no datetime can hold it
     entries_margin: float = 0
     size_margin: float = 0
+    at_least: int = 0  # entries that were counted before the counting ended
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,20 @@ class UsageReport:
     sampled: float | None  # the share of the table that was read
 
     def total(self, figure: str) -> float:
-        return sum(getattr(usage, figure) for usage in self.extensions)
+        """Add up what is known.
 
-    def entries_margin(self) -> float:
-        """The extensions are in the same pages: their margins add up at most."""
-        return self.total("entries_margin")
+        The extensions are in the same pages: their margins add up at most.
+        """
+        return sum(getattr(usage, figure) or 0 for usage in self.extensions)
+
+    def unknown(self, figure: str) -> int:
+        """Give the number of extensions that are not in the total."""
+        return sum(getattr(usage, figure) is None for usage in self.extensions)
 
     def has_few_tokens(self) -> bool:
         return (
             self.total("encrypted") <= FEW_TOKENS
-            and self.total("encrypted_size") <= FEW_TOKEN_BYTES
+            and self.total("token_size") <= FEW_TOKEN_BYTES
         )
 
 
@@ -99,12 +104,35 @@ class KeyReport:
     examples: Sequence[Any] = ()
 
 
-_FIGURES = """
+# The transaction's: no name is looked for in a schema that others may write to,
+# and a policy that hides rows is an error.
+_SETTINGS = """
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
+    pg_catalog.set_config('row_security', 'off', true)
+"""
+
+# Once its library is loaded, the setting is checked, and a number of bytes.
+_LOAD_LIBRARY = "SELECT FROM {usage}() LIMIT 0"
+_PAGES_AND_QUOTA = """
+SELECT pg_relation_size(CAST('{literal}' AS regclass))
+    / CAST(current_setting('block_size') AS bigint),
+    (SELECT CAST(setting AS float8) FROM pg_settings
+     WHERE name = 'extension_storage.quota_per_extension')
+"""
+
+# As the store counts them: src/quota.c of extension_storage.
+_BYTES = """
+    COALESCE(CASE WHEN is_encrypted AND value_size >= 0
+        AND octet_length(value)
+            = ((CAST(value_size AS bigint) / 16 + 1) * 16 + 59) / 3 * 4
+        THEN value_size ELSE octet_length(value) END, 0)
+    + COALESCE(octet_length(description), 0)
+"""
+_FIGURES = f"""
     count(*) AS entries,
     count(*) FILTER (WHERE is_encrypted) AS encrypted,
-    COALESCE(sum(COALESCE(value_size, octet_length(value))), 0) AS size,
-    COALESCE(sum(COALESCE(value_size, octet_length(value)))
-        FILTER (WHERE is_encrypted), 0) AS encrypted_size
+    COALESCE(sum({_BYTES}), 0) AS size,
+    COALESCE(sum(octet_length(value)) FILTER (WHERE is_encrypted), 0) AS token_size
 """
 _NEWEST = f"{spelled('max(changed_on)')} AS newest"
 
@@ -120,7 +148,7 @@ SELECT extension_id, sum(entries) AS rows,
     CAST(sum(entries) AS float8) AS entries,
     CAST(sum(encrypted) AS float8) AS encrypted,
     CAST(sum(size) AS float8) AS size,
-    CAST(sum(encrypted_size) AS float8) AS encrypted_size,
+    CAST(sum(token_size) AS float8) AS token_size,
     {spelled("max(newest)")} AS newest,
     CAST(sum(entries ^ 2) AS float8) AS entries_squares,
     CAST(sum(size ^ 2) AS float8) AS size_squares
@@ -155,15 +183,14 @@ CROSS JOIN LATERAL (
     SELECT {_FIGURES}, {_NEWEST}
     FROM (SELECT * FROM {{table}} WHERE extension_id = name LIMIT %(most)s) AS e
 ) AS figures
-WHERE entries < %(most)s
 """
 
-# The bytes that the store itself counts, while a quota makes it do so.
+# The bytes that the store itself counts, while both triggers are as it made them.
 _KEPT_BYTES = """
 SELECT u.extension_id, u.value_bytes FROM {table}_usage AS u
-WHERE (SELECT tgenabled FROM pg_trigger
-       WHERE tgrelid = CAST('{literal}' AS regclass)
-           AND tgname = 'extension_storage_count') <> 'D'
+WHERE NOT pg_is_in_recovery() AND (SELECT count(*) FROM pg_trigger
+       WHERE tgrelid = CAST('{literal}' AS regclass) AND tgenabled = 'A'
+           AND tgname IN ('extension_storage_count', 'extension_storage_count_rows')) = 2
 """
 
 
@@ -172,33 +199,47 @@ def usage_report(exact: bool, until: float | None) -> UsageReport:
 
     `until` is a time of time.monotonic(), None for all the time that it takes.
     """
-    with _reading():
-        _limit_time(until)
-        check_version()
-        ((pages, quota),) = _run(
-            "SELECT pg_relation_size(CAST('{literal}' AS regclass))"
-            " / CAST(current_setting('block_size') AS bigint),"
-            " current_setting('extension_storage.quota_per_extension', true)"
-        )
+    with _reading(until) as run:
+        check_version(run)
+        run(_LOAD_LIBRARY)
+        ((pages, quota),) = run(_PAGES_AND_QUOTA)
         share = SAMPLE_PAGES / pages if pages > EXACT_PAGES and not exact else None
         if share is None:
             found = [
                 _usage(row)
-                for row in _run(
+                for row in run(
                     f"SELECT extension_id, {_FIGURES}, {_NEWEST} FROM {{table}}"
                     " GROUP BY extension_id"
                 )
             ]
         else:
-            found = _estimates(share)
-    found.sort(key=lambda usage: (-usage.size, usage.extension_id))
-    return UsageReport(found, int(float(quota or 0)), share)
+            found = _estimates(run, share)
+    found.sort(key=lambda usage: (-(usage.size or 0), usage.extension_id))
+    return UsageReport(found, int(quota), share)
 
 
-def check_version() -> None:
+def _run(statement: str, **arguments: Any) -> list[Any]:
+    """Run a statement in which {verify} and {usage} are those functions, {table} is
+    the store's table, and {literal} the table's name in a string.
+    """
+    if db.session.get_bind().dialect.name != "postgresql":
+        raise StorageUnavailable("the metadata database is not PostgreSQL")
+    table = qualified("extension_storage")
+    statement = statement.format(
+        table=table,
+        literal=table.replace("'", "''"),
+        verify=qualified("ext_storage_verify"),
+        usage=qualified("ext_storage_usage"),
+    )
+    with database_errors():
+        return db.session.connection().exec_driver_sql(statement, arguments).all()
+
+
+def check_version(run: Callable[..., list[Any]] = _run) -> None:
     """Refuse an extension that is missing, or older than the add-on needs."""
-    found = _run(
-        "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
+    found = run(
+        "SELECT extversion FROM pg_catalog.pg_extension"
+        " WHERE extname OPERATOR(pg_catalog.=) 'extension_storage'"
     )
     if not found:
         raise StorageUnavailable(
@@ -213,28 +254,28 @@ def check_version() -> None:
         )
 
 
-def _estimates(share: float) -> list[Usage]:
-    sample = {row.extension_id: row for row in _run(_SAMPLE, share=share)}
-    found = {name: _estimate(row, share) for name, row in sample.items()}
-    _run(_BY_INDEX)
-    names = [name for (name,) in _run(_NAMES)]
-    few = [n for n in names if n not in sample or sample[n].rows < FEW_ROWS]
-    for row in _run(_COUNTED_APART, names=few[:COUNTED_APART], most=MOST_APART):
-        found[row.extension_id] = _usage(row)
-    ((may_read,),) = _run(
+def _estimates(run: Callable[..., list[Any]], share: float) -> list[Usage]:
+    sample = {row.extension_id: row for row in run(_SAMPLE, share=share)}
+    run(_BY_INDEX)
+    found = {name: Usage(name, None, None, None, None, None) for (name,) in run(_NAMES)}
+    found |= {name: _estimate(row, share) for name, row in sample.items()}
+    few = [n for n in found if n not in sample or sample[n].rows < FEW_ROWS]
+    few.sort(key=lambda name: name in sample)
+    for row in run(_COUNTED_APART, names=few[:COUNTED_APART], most=MOST_APART):
+        if row.entries < MOST_APART:
+            found[row.extension_id] = _usage(row)
+        elif row.extension_id not in sample:
+            found[row.extension_id] = replace(
+                found[row.extension_id], at_least=MOST_APART
+            )
+    ((may_read,),) = run(
         "SELECT has_table_privilege(to_regclass('{literal}_usage'), 'SELECT')"
     )
     if may_read:
-        for name, size in _run(_KEPT_BYTES):
+        for name, size in run(_KEPT_BYTES):
             if name in found:
                 found[name] = replace(found[name], size=size, size_margin=0)
-    # Of those that were neither met nor counted, there may be that many.
-    unmet = {
-        name: Usage(name, 0, 0, 0, 0, None, entries_margin=FEW_ROWS / share)
-        for name in names
-        if name not in found
-    }
-    return [*found.values(), *unmet.values()]
+    return list(found.values())
 
 
 def _usage(row: Any) -> Usage:
@@ -251,7 +292,7 @@ def _estimate(row: Any, share: float) -> Usage:
         row.entries / share,
         row.encrypted / share,
         row.size / share,
-        row.encrypted_size / share,
+        row.token_size / share,
         moment(row.newest),
         margin(row.entries_squares),
         margin(row.size_squares),
@@ -260,7 +301,7 @@ def _estimate(row: Any, share: float) -> Usage:
 
 def key_report(counted: bool, until: float | None) -> KeyReport:
     """Tell which keys there are and, from all tokens, what each is needed for."""
-    with _reading():
+    with _reading(until) as run:
         _limit_time(until)
         if not counted:
             return KeyReport(call("ext_storage_configured_keys"), counted)
@@ -269,17 +310,24 @@ def key_report(counted: bool, until: float | None) -> KeyReport:
         examples = ()
         if unreadable:
             # The server has the keys until the transaction ends.
-            _limit_time(until)
-            examples = _run("SELECT * FROM {verify}() LIMIT %(most)s", most=EXAMPLES)
+            examples = run("SELECT * FROM {verify}() LIMIT %(most)s", most=EXAMPLES)
     keys = [row for row in rows if row.role != "unknown"]
     return KeyReport(keys, counted, unreadable, examples)
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
-    """Run statements that only read, and end their transaction."""
+def _reading(until: float | None) -> Iterator[Callable[..., list[Any]]]:
+    """Give what runs statements that only read, all before `until`; end their
+    transaction.
+    """
+
+    def run(statement: str, **arguments: Any) -> list[Any]:
+        _limit_time(until)
+        return _run(statement, **arguments)
+
     try:
-        yield
+        _run(_SETTINGS)
+        yield run
     except ExtensionStorageError as error:
         if error.sqlstate == _QUERY_CANCELED:
             raise TakesTooLong from None
@@ -289,28 +337,10 @@ def _reading() -> Iterator[None]:
 
 
 def _limit_time(until: float | None) -> None:
-    """Have each statement from here on end by then."""
+    """Have the next statement end by then."""
     if until is not None:
         left = max(until - monotonic(), 0)
         _run(
-            "SELECT set_config('statement_timeout', %(limit)s, true)",
+            "SELECT pg_catalog.set_config('statement_timeout', %(limit)s, true)",
             limit=f"{left * 1000 + 1:.0f}ms",
         )
-
-
-def _run(statement: str, **arguments: Any) -> list[Any]:
-    """Run a statement in which {verify} is that function, {table} the store's table,
-    and {literal} the table's name in a string.
-    """
-    if db.session.get_bind().dialect.name != "postgresql":
-        raise StorageUnavailable("the metadata database is not PostgreSQL")
-    table = qualified("extension_storage")
-    statement = statement.format(
-        table=table,
-        literal=table.replace("'", "''"),
-        verify=qualified("ext_storage_verify"),
-    )
-    try:
-        return db.session.connection().exec_driver_sql(statement, arguments).all()
-    except DBAPIError as error:
-        raise from_database(error) from None

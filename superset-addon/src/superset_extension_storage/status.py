@@ -156,7 +156,7 @@ def _print(report: dict[str, Any]) -> None:
         "No extension stores anything.",
     )
     _print_table(
-        (*KEY_COLUMNS, "removable"),
+        (*KEY_COLUMNS[:-2], "oldest (UTC)", "newest (UTC)", "removable"),
         [
             (
                 *(_short(key[column]) for column in KEY_COLUMNS),
@@ -217,7 +217,13 @@ def _short(value: Any) -> Any:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:%Y-%m-%d %H:%M}" if isinstance(value, datetime) else value
+    return shown_time(value) if isinstance(value, datetime) else value
+
+
+def shown_time(time: datetime | str | None) -> str:
+    if isinstance(time, str):
+        return time
+    return f"{time:%Y-%m-%d %H:%M}" if time else "–"
 
 
 def _scope(entry: dict[str, Any]) -> str:
