@@ -42,7 +42,8 @@ copy_sources() {
     as_user rm -rf src
     as_user mkdir src
     tar -c --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
-        --exclude=__pycache__ --exclude=node_modules Makefile ./*.md LICENSE META.json ruff.toml \
+        --exclude=__pycache__ --exclude=node_modules \
+        .gitignore Makefile ./*.md LICENSE META.json ruff.toml \
         extension_storage.control extension_storage--*.sql src sql expected \
         test bench tools superset-addon | as_user tar -x -C src
 }

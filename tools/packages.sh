@@ -106,7 +106,7 @@ need_bench() {
 }
 
 need_superset() {
-    need python3-venv ca-certificates chromium chromium-driver \
+    need python3-venv ca-certificates git chromium chromium-driver \
         pgbouncer nginx apache2-bin
 }
 

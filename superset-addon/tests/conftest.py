@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,16 +222,19 @@ class Client:
         self.session = requests.Session()
         if user is None:
             return
-        page = self.session.get(f"{superset.url}/login/").text
-        token = re.search(r'id="csrf_token"[^>]*value="([^"]+)"', page)
+        token = self.token_of_login()
         answer = self.session.post(
             f"{superset.url}/login/",
-            data={"username": user, "password": PASSWORD, "csrf_token": token[1]},
+            data={"username": user, "password": PASSWORD, "csrf_token": token},
             allow_redirects=False,
         )
         assert answer.status_code == 302 and "session" in self.session.cookies
         token = self.request("GET", "/api/v1/security/csrf_token/").json()["result"]
         self.session.headers["X-CSRFToken"] = token
+
+    def token_of_login(self) -> str:
+        page = self.session.get(f"{self.superset.url}/login/").text
+        return re.search(r'id="csrf_token"[^>]*value="([^"]+)"', page)[1]
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         """Send a request; path is below the server, or of an extension's storage."""
@@ -253,6 +256,29 @@ class Client:
 
     def delete(self, path: str, **options: Any) -> requests.Response:
         return self.request("DELETE", path, **options)
+
+
+@pytest.fixture
+def visitor(app: Any, running: Superset) -> Iterator[Callable[..., Client]]:
+    """Somebody who has not signed in: gives permissions of the role Public, and takes
+    them back.
+    """
+
+    def grant(*names: str) -> Client:
+        with app.app_context():
+            from superset.extensions import db, security_manager
+
+            security_manager.find_role("Public").permissions = [
+                security_manager.find_permission_view_menu(name, "ExtensionStorage")
+                for name in names
+            ]
+            db.session.commit()
+        client = running.client(None)
+        client.session.headers["X-CSRFToken"] = client.token_of_login()
+        return client
+
+    yield grant
+    grant()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -638,40 +639,21 @@ def test_writers_in_opposite_order(admin: Client) -> None:
     assert len(found) == 1 and found[0][0] == 16
 
 
-def test_guest_reads_several(app: Any, clients: dict[str | None, Client]) -> None:
+def test_visitor_reads_several(visitor: Callable[..., Client], admin: Client) -> None:
     """Who has no session, and may read, does; and writes nothing."""
-
-    def grant(*names: str) -> None:
-        with app.app_context():
-            from superset.extensions import db, security_manager
-
-            security_manager.find_role("Public").permissions = [
-                security_manager.find_permission_view_menu(name, "ExtensionStorage")
-                for name in names
-            ]
-            db.session.commit()
-
-    assert clients["admin"].put("global/k", "x").ok
-    anonymous = clients[None]
-    grant("can_read", "can_write", "can_write_shared")
-    try:
-        page = anonymous.get("/login/").text.split('name="csrf_token"')[1]
-        token = {"X-CSRFToken": page.split('value="')[1].split('"')[0]}
-        answer = do(anonymous, ("get", "k"), scope="global", headers=token)
-        assert answer.json()["result"][0]["value"] == "x"
-        for operation, scope in (
-            (("set", "k", {"value": "y"}), "global"),
-            (("delete", "k"), "global"),
-            (("get", "k"), "user"),
-            (("set", "k", {"value": "y"}), "resources/thing/1"),
-        ):
-            answer = do(anonymous, operation, scope=scope, headers=token)
-            assert answer.status_code == 401
-        answer = anonymous.delete("global/?key_prefix=k", headers=token)
-        assert answer.status_code == 401
-    finally:
-        grant()
-    assert clients["admin"].get("global/k").text == "x"
+    assert admin.put("global/k", "x").ok
+    nobody = visitor("can_read", "can_write", "can_write_shared")
+    answer = do(nobody, ("get", "k"), scope="global")
+    assert answer.json()["result"][0]["value"] == "x"
+    for operation, scope in (
+        (("set", "k", {"value": "y"}), "global"),
+        (("delete", "k"), "global"),
+        (("get", "k"), "user"),
+        (("set", "k", {"value": "y"}), "resources/thing/1"),
+    ):
+        assert do(nobody, operation, scope=scope).status_code == 401
+    assert nobody.delete("global/?key_prefix=k").status_code == 401
+    assert admin.get("global/k").text == "x"
 
 
 def test_dashboard_of_others(clients: dict[str | None, Client]) -> None:

@@ -7,7 +7,7 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,37 +232,20 @@ def test_no_permission(clients: dict[str | None, Client]) -> None:
         assert (answer.status_code, answer.json()) == (403, {"message": "Forbidden"})
 
 
-def test_user_scope_without_a_user(app: Any, clients: dict[str | None, Client]) -> None:
+def test_user_scope_without_a_user(visitor: Callable[..., Client]) -> None:
     """The role Public may read and write, but is nobody."""
-
-    def grant(*permissions: str) -> None:
-        with app.app_context():
-            from superset.extensions import db, security_manager
-
-            security_manager.find_role("Public").permissions = [
-                security_manager.find_permission_view_menu(name, "ExtensionStorage")
-                for name in permissions
-            ]
-            db.session.commit()
-
-    grant("can_read", "can_write", "can_write_shared")
-    try:
-        anonymous = clients[None]
-        assert anonymous.get("global/").status_code == 200
-        token = anonymous.get("/login/").text.split('name="csrf_token"')[1]
-        token = token.split('value="')[1].split('"')[0]
-        for answer in (
-            anonymous.get("user/"),
-            anonymous.get("user/k"),
-            anonymous.put("user/k", "x", headers={"X-CSRFToken": token}),
-            anonymous.put("global/k", "x", headers={"X-CSRFToken": token}),
-            anonymous.delete("global/k", headers={"X-CSRFToken": token}),
-            anonymous.put("resources/t/u/k", "x", headers={"X-CSRFToken": token}),
-        ):
-            assert answer.status_code == 401
-            assert answer.json() == {"message": "Authentication required"}
-    finally:
-        grant()
+    nobody = visitor("can_read", "can_write", "can_write_shared")
+    assert nobody.get("global/").status_code == 200
+    for answer in (
+        nobody.get("user/"),
+        nobody.get("user/k"),
+        nobody.put("user/k", "x"),
+        nobody.put("global/k", "x"),
+        nobody.delete("global/k"),
+        nobody.put("resources/t/u/k", "x"),
+    ):
+        assert answer.status_code == 401
+        assert answer.json() == {"message": "Authentication required"}
 
 
 def test_csrf_token_missing(gamma: Client) -> None:
@@ -469,6 +452,46 @@ def test_slow_upload_holds_no_transaction(gamma: Client) -> None:
     connection.sendall(b'x"}')
     assert answer_on(connection)[0] == 200
     assert held == []
+
+
+def test_slow_upload_of_a_visitor(
+    admin: Client, visitor: Callable[..., Client]
+) -> None:
+    """Whose body is read when it is known that the role Public may read."""
+    admin.put("global/k", "x")
+    start = b'{"operations": [{"op": "get", "key": "k"}]'
+    spaces = 15_000_000
+    length = len(start) + spaces + 1
+    connection = wire(
+        visitor("can_read"), "global/", f"Content-Length: {length}\r\n", "POST"
+    )
+    # More than the network holds: most of it has been read.
+    connection.sendall(start + b" " * spaces)
+    held = sql(IN_TRANSACTION)
+    connection.sendall(b"}")
+    status, answer = answer_on(connection)
+    assert (status, answer["result"][0]["value"]) == (200, "x")
+    assert held == []
+
+
+def test_body_without_an_end(second: Superset) -> None:
+    """Behind a server that does not end a body whose length is not told."""
+    second.lines = [
+        "def unended(application):",
+        "    def call(environment, start):",
+        "        environment.pop('wsgi.input_terminated', None)",
+        "        return application(environment, start)",
+        "    return call",
+        "ADDITIONAL_MIDDLEWARE = [unended]",
+    ]
+    second.start()
+    admin = second.client("admin")
+    for method, key in (("PUT", "global/k"), ("POST", "global/")):
+        connection = wire(admin, key, "Transfer-Encoding: chunked\r\n", method)
+        connection.sendall(b'd\r\n{"value":"x"}\r\n0\r\n\r\n')
+        status, answer = answer_on(connection)
+        assert (status, answer["message"]) == (411, "Content-Length is missing")
+    assert admin.put("global/k", "x").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -66,6 +67,34 @@ def tokens() -> list[bytes]:
 
 
 # Set-up
+
+
+def test_installation_leaves_nothing_in_the_checkout(tmp_path: Path) -> None:
+    """As the README installs it."""
+    root = Path(__file__).parents[2]
+    (command,) = re.findall(r"^pip (install .*)$", README.read_text(), re.MULTILINE)
+    checkout = tmp_path / "checkout"
+    shutil.copytree(root / "superset-addon", checkout / "superset-addon")
+    shutil.copy(root / ".gitignore", checkout)
+
+    def run(*program: str | Path) -> str:
+        return subprocess.run(
+            program, cwd=checkout, check=True, capture_output=True, text=True
+        ).stdout
+
+    run("git", "init", "-q")
+    run("git", "add", ".")
+    installed = tmp_path / "installed"
+    run(
+        *(sys.executable, "-m", "pip", *command.split(), "--target", installed),
+        *("--no-deps", "--no-build-isolation"),
+    )
+    package = installed / "superset_extension_storage"
+    assert package.joinpath("templates/extension_storage/page.html").exists()
+    assert package.joinpath("static/page.css").exists()
+    assert checkout.joinpath("superset-addon/build").exists()
+    assert run("git", "ls-files", "--others", "--exclude-standard") == ""
+    assert run("git", "diff", "--name-only") == ""
 
 
 def test_init_again(app: Any) -> None:

@@ -29,7 +29,7 @@ from superset import is_feature_enabled
 from superset.daos.chart import ChartDAO
 from superset.daos.dashboard import DashboardDAO, EmbeddedDashboardDAO
 from superset.exceptions import SupersetSecurityException
-from superset.extensions import security_manager, talisman
+from superset.extensions import db, security_manager, talisman
 from superset.utils.core import get_user_id
 from superset.utils.decorators import transaction
 from superset.views.base_api import BaseSupersetApi, statsd_metrics
@@ -369,11 +369,9 @@ class ExtensionStorageRestApi(BaseSupersetApi):
 
     def _put(self, publisher: str, name: str, key: str, scope: Scope) -> Response:
         address = _address(publisher, name, key, scope)
-        if "extension_storage_body" not in g:
-            g.extension_storage_body = _entry_of_body()
         entry = ExtensionStorageDAO.set(
             **address,
-            **g.extension_storage_body,
+            **_body(_entry_of_body),
             if_version=Conditions.of_headers().version(),
         )
         # The version tells what was replaced; a refusal takes it back.
@@ -404,9 +402,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         permission: str,
         scope: Callable[[bool], Scope],
     ) -> Response:
-        if "extension_storage_body" not in g:
-            g.extension_storage_body = _operations_of_body()
-        operations: list[Operation] = g.extension_storage_body
+        operations: list[Operation] = _body(_operations_of_body)
         write = any(one.kind != "get" for one in operations)
         if write:
             _current_user()
@@ -489,6 +485,14 @@ def _before_the_first_statement(
         g.extension_storage_body = read()
         # Whatever the body calls itself: the CSRF check would parse a form.
         request.form = request.files = ImmutableMultiDict()
+
+
+def _body(read: Callable[[], Any]) -> Any:
+    """Give what the body says, which of somebody who has not signed in is read now."""
+    if "extension_storage_body" not in g:
+        db.session.rollback()  # it has only read, and must not wait for the client
+        g.extension_storage_body = read()
+    return g.extension_storage_body
 
 
 def _check_utf8(values: dict[str, str]) -> None:

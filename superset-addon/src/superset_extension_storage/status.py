@@ -132,7 +132,8 @@ def _key(row: Any) -> dict[str, Any]:
         removable, remark = False, "Superset itself needs it"
     elif removable and is_of_the_server(row.source):
         remark = "other databases of the server may need it"
-    return {**_columns(row, KEY_COLUMNS), "removable": removable, "remark": remark}
+    told = {"source": key_source(row.source), "removable": removable, "remark": remark}
+    return {**_columns(row, KEY_COLUMNS), **told}
 
 
 def _columns(row: Any, names: tuple[str, ...]) -> dict[str, Any]:
