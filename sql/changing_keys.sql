@@ -37,15 +37,14 @@ BEGIN
     INSERT INTO change VALUES (calls, keys);
 END $$;
 
--- What a statement does while the keys change in its middle, after it has counted
--- the rows: their number
--- grows, they become others, they become fewer.
-CREATE FUNCTION answers(statement text, from_keys text, OUT to_keys text, OUT answer text)
+-- What a statement does while the keys change in its middle, at 450 after it has
+-- counted the rows: their number grows, they become others, they become fewer.
+CREATE FUNCTION answers(statement text, from_keys text, at_call integer DEFAULT 450, OUT to_keys text, OUT answer text)
 RETURNS SETOF record LANGUAGE plpgsql AS $$
 BEGIN
     FOREACH to_keys IN ARRAY ARRAY['new-secret,old-secret', 'a,b,c,d,e,f,old-secret', 'third-secret'] LOOP
         RESET ROLE;
-        CALL change_at(450, to_keys);
+        CALL change_at(at_call, to_keys);
         SET ROLE regress_changing_keys;
         EXECUTE format('SET extension_storage.encryption_keys = %L', from_keys);
         answer := pg_temp.error_of(statement);
@@ -58,6 +57,13 @@ SET client_min_messages = error;
 SELECT * FROM answers('SELECT * FROM ext_storage_key_status()', 'new-secret,old-secret');
 SELECT * FROM answers('SELECT * FROM ext_storage_verify()', 'new-secret,old-secret');
 SELECT * FROM answers('CALL ext_storage_rotate_keys(batch_size => 70)', 'new-secret,old-secret');
+SELECT * FROM answers('SELECT * FROM ext_storage_list_values(''acme.app'', page_size => 100)', 'new-secret,old-secret', 150);
+SELECT * FROM answers($$SELECT * FROM ext_storage_get_many('acme.app',
+    ARRAY(SELECT 'key' || i FROM generate_series(1, 100) i))$$, 'new-secret,old-secret', 50);
+SELECT * FROM answers($$SELECT * FROM ext_storage_get_entry('acme.app', 'key2')$$, 'new-secret,old-secret', 1);
+SELECT * FROM answers($$SELECT ext_storage_set('acme.app', 'key1', 'x')$$, 'new-secret,old-secret', 1);
+SELECT * FROM answers($$SELECT * FROM ext_storage_set_many('acme.app', ARRAY(SELECT 'key' || i FROM generate_series(1, 9) i),
+    ARRAY(SELECT convert_to(repeat('x', i), 'UTF8') FROM generate_series(1, 9) i))$$, 'new-secret,old-secret', 5);
 
 -- Whatever they were rotated to, all are read, by one key or another.
 RESET ROLE;

@@ -8,6 +8,12 @@ CREATE ROLE regress_holder;
 SELECT FROM ext_storage_set('acme.h', 'k', 'plain', description => 'words');
 SELECT FROM ext_storage_set('acme.h', 's', 'secret', is_encrypted => true);
 
+-- A table that is taken over, and one whose rows have entries.
+CREATE TABLE hostile_source AS SELECT * FROM extension_storage WHERE key = 'k';
+CREATE TABLE hostile_users (id integer PRIMARY KEY);
+INSERT INTO hostile_users VALUES (7);
+SELECT ext_storage_attach_users('hostile_users');
+
 -- Every function that reads or writes the table, and what all of them say
 -- after a statement that is undone again.
 CREATE TABLE hostile_calls (n serial, call text);
@@ -34,7 +40,21 @@ INSERT INTO hostile_calls (call) VALUES
     ($$SELECT * FROM ext_storage_usage()$$),
     ($$SELECT ext_storage_purge_extension('acme.h')$$),
     ($$SELECT ext_storage_purge_user(1)$$),
-    ($$SELECT ext_storage_purge_resource('chart', 'x')$$);
+    ($$SELECT ext_storage_purge_resource('chart', 'x')$$),
+    ($$CALL ext_storage_move_in('hostile_source', dry_run => true)$$);
+CREATE FUNCTION pg_temp.said_of(statement text, call text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    said text;
+BEGIN
+    BEGIN
+        EXECUTE statement;
+        said := pg_temp.error_of(call);
+        RAISE EXCEPTION 'undo' USING ERRCODE = 'ZZ000';
+    EXCEPTION WHEN SQLSTATE 'ZZ000' THEN
+        RETURN said;
+    END;
+END $$;
 CREATE FUNCTION pg_temp.said_after(statement text)
 RETURNS SETOF text LANGUAGE plpgsql AS $$
 DECLARE
@@ -104,6 +124,36 @@ SELECT pg_temp.said_after('ALTER TABLE extension_storage RENAME TO moved;'
     ' category, description, 4096::bigint AS value, value_type, is_encrypted, created_on, changed_on,'
     ' created_by_fk, changed_by_fk, version::text AS version, value_size FROM moved');
 SELECT pg_temp.said_after('ALTER TABLE extension_storage RENAME TO moved');
+
+-- What deletes by a trigger, and what a trigger has not deleted, which is plain SQL.
+INSERT INTO extension_storage (extension_id, user_fk, key, value)
+VALUES ('acme.h', 7, 'of a user', 'x'), ('acme.h', 8, 'of an orphan', 'x');
+SELECT call, column_name, split_part(said, E'\n', 1) AS said
+FROM unnest(ARRAY['DELETE FROM hostile_users', 'TRUNCATE hostile_users', 'SELECT ext_storage_purge_orphans()']) call,
+    unnest(ARRAY['extension_id', 'user_fk', 'value', 'version', 'created_by_fk']) column_name,
+    LATERAL pg_temp.said_of(format('ALTER TABLE extension_storage ALTER %1$I DROP NOT NULL, ALTER %1$I DROP DEFAULT,'
+        ' ALTER %1$I TYPE money USING NULL', column_name), call) said
+ORDER BY call, column_name;
+DELETE FROM extension_storage WHERE user_fk IN (7, 8);
+
+-- So are columns of the table that is taken over, and of that of the sums.
+SELECT a.attname, t.type, said
+FROM pg_attribute a, (VALUES ('money'), ('text[]')) t (type),
+    LATERAL pg_temp.said_of(format('ALTER TABLE hostile_source ALTER %1$I TYPE %2$s USING NULL::%2$s', a.attname, t.type),
+        $$CALL ext_storage_move_in('hostile_source', dry_run => true)$$) said
+WHERE a.attrelid = 'hostile_source'::regclass AND a.attnum > 0
+ORDER BY a.attnum, t.type;
+SET extension_storage.quota_per_extension = '1MB';
+SELECT FROM ext_storage_set('acme.q', 'k', 'x');
+SELECT change, split_part(said, E'\n', 1) AS said
+FROM unnest(ARRAY['ALTER value_bytes TYPE money USING 0::money', 'ALTER value_bytes TYPE integer',
+        'ALTER value_bytes TYPE text', 'ALTER extension_id TYPE name',
+        'ALTER extension_id TYPE text[] USING ARRAY[extension_id]', 'DROP value_bytes',
+        'RENAME TO extension_storage_sums']) change,
+    LATERAL pg_temp.said_of('ALTER TABLE extension_storage_usage ' || change,
+        $$SELECT ext_storage_set('acme.q', 'k', 'y')$$) said;
+SELECT ext_storage_delete('acme.q', 'k');
+RESET extension_storage.quota_per_extension;
 
 -- A trigger or a policy that keeps a row as it is gives an error: neither a
 -- loop nor a lie.
@@ -182,7 +232,8 @@ SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'checked', 'a value')
 SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'double', 'plain')$$);
 ALTER TABLE extension_storage DROP CONSTRAINT hostile, DROP CONSTRAINT hostile_unique;
 
-DROP TABLE hostile_calls;
+SELECT ext_storage_detach('hostile_users');
+DROP TABLE hostile_calls, hostile_source, hostile_users;
 DROP FUNCTION hostile_nothing;
 DROP DOMAIN hostile_text;
 DELETE FROM extension_storage;
