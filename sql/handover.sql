@@ -50,6 +50,9 @@ END$$;
 COPY ext_storage_secrets (encryption_keys) FROM STDIN;
 marker-of-a-list,"
 \.
+COPY ext_storage_secrets (encryption_keys) FROM STDIN;
+marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker,marker
+\.
 COPY ext_storage_secrets (secret_key) FROM STDIN;
 marker-that-is-not-utf-8\\377
 \.

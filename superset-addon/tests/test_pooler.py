@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 import sqlalchemy
 from cryptography.fernet import InvalidToken
@@ -148,6 +149,41 @@ def test_key_file(behind: Superset, bouncer: PgBouncer, key_file: Path) -> None:
     assert fernet("secret of the file").decrypt(token()) == b"value"
     done = behind.run("rotate-extension-storage-keys")
     assert "1 scanned, 0 re-encrypted, 1 already current, 0 failed\n" in done.stdout
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_keys_of_statements(installed: Superset, tmp_path: Path, local: bool) -> None:
+    """Those of set_config(…, true) are the transaction's; those of SET the next one's."""
+    bouncer = PgBouncer(tmp_path / "pgbouncer", "default_pool_size = 1")
+    one, other = (
+        psycopg2.connect(
+            host="127.0.0.1", port=bouncer.port, user="superset", dbname="superset"
+        )
+        for _ in range(2)
+    )
+    try:
+        with one, one.cursor() as cursor:
+            cursor.execute(
+                "SELECT set_config('extension_storage.secret_key', 'a secret', %s)",
+                [local],
+            )
+            cursor.execute(
+                "SELECT ext_storage.ext_storage_set('acme.my-ext', 'k', 'value',"
+                " is_encrypted => true)"
+            )
+        with other, other.cursor() as cursor:
+            read = "SELECT ext_storage.ext_storage_get('acme.my-ext', 'k')"
+            if local:
+                with pytest.raises(psycopg2.Error) as refused:
+                    cursor.execute(read)
+                assert refused.value.pgcode == "ES002"
+            else:
+                cursor.execute(read)
+                assert bytes(cursor.fetchone()[0]) == b"value"
+    finally:
+        one.close()
+        other.close()
+        bouncer.stop()
 
 
 def test_rotation(behind: Superset, bouncer: PgBouncer) -> None:

@@ -451,6 +451,38 @@ like(answer("SET extension_storage.encryption_keys = '" . 'a,' x 40000 . "a'", $
 	is(answer($status), 1, 'secret_key is one secret, whatever it contains');
 }
 
+# Two processes that bring their keys, at each step of the README's order: what
+# either writes, both read.
+sub as_process
+{
+	local $options = "-c extension_storage.encryption_keys=$_[0]";
+	return answer($_[1]);
+}
+my $set = q{SELECT FROM ext_storage_set('acme.app', 'shared', 'value', is_encrypted => true)};
+my $get = $read =~ s/'k'/'shared'/r;
+sub both_read_all
+{
+	my (@lists) = @_;
+	my @read;
+
+	for my $writer (@lists)
+	{
+		as_process($writer, $set);
+		push @read, map { as_process($_, $get) } @lists;
+	}
+	return join ' ', map { $_ eq 'value' ? 'value' : substr $_, 8, 5 } @read;
+}
+is(both_read_all(@$_), 'value value value value', "at once: @$_")
+  for [ 'old', 'old' ], [ 'old,new', 'old' ], [ 'old,new', 'old,new' ],
+  [ 'new,old', 'old,new' ], [ 'new,old', 'new,old' ];
+is(both_read_all('new,old', 'old'), 'value ES001 value value',
+	'a new key that is first at once is not read by the other');
+as_process('old', $set);
+as_process('new,old', 'CALL ext_storage_rotate_keys()');
+is( as_process('new,old', 'SELECT removable FROM ext_storage_key_status() WHERE ordinal = 2'),
+	't', 'once rotated, the old key may go');
+is(both_read_all('new', 'new,old'), 'value value value value', 'from one after the other');
+
 $node->append_conf('postgresql.conf',
 	"extension_storage.encryption_keys = 'file-secret'");
 $node->reload;

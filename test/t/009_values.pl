@@ -38,7 +38,9 @@ for my $read (
 	q{SELECT length(ext_storage_get('acme.v', 'large'))},
 	q{SELECT length(ext_storage_get_json('acme.v', 'json')::text)},
 	q{SELECT length(value) FROM generate_series(1, 3), LATERAL ext_storage_get_entry('acme.v', 'large')},
-	q{SELECT length(value) FROM ext_storage_get_entry('acme.v', 'large') WITH ORDINALITY})
+	q{SELECT length(value) FROM ext_storage_get_entry('acme.v', 'large') WITH ORDINALITY},
+	q{SELECT length(value) FROM ext_storage_get_many('acme.v', ARRAY['large'])},
+	q{SELECT sum(length(value)) FROM ext_storage_list_values('acme.v', key_prefix => 'large')})
 {
 	my ($said, $log) = run($read);
 

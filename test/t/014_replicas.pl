@@ -94,6 +94,11 @@ is($standby->safe_psql('postgres', $read{$_}), $expected{$_}, "$_ on a hot stand
 my ($rc, $out, $err) = $standby->psql('postgres',
 	q{SELECT ext_storage_set('acme.app', 'k1', 'x')});
 like($err, qr/ERROR:  cannot execute .* in a read-only transaction/, 'a standby does not write');
+($rc, $out, $err) = $standby->psql('postgres', q{
+	SET extension_storage.encryption_keys = 'first secret,second secret,not needed';
+	SELECT removable FROM ext_storage_key_status() WHERE ordinal = 3});
+is($out, '', 'a standby does not know whether a key can be removed');
+like($err, qr/WARNING:  it is not known whether a key is removable\nDETAIL:  .*standby/, 'and says why');
 $standby->stop;
 
 # -- logical replication --

@@ -153,5 +153,30 @@ for my $by (qw(postgres app_owner))
 	}
 }
 
+# A dump of public alone has no entries, and its restore no triggers; what the
+# README says of it brings them back.
+$node->command_ok(
+	[ 'pg_dump', '-n', 'public', '-f', "$folder/public", $node->connstr('source') ],
+	'dump of public');
+$node->safe_psql('postgres', 'CREATE DATABASE public_only OWNER app_owner');
+my $restore = $node->connstr('public_only') . ' user=app_owner';
+my ($out, $err) = run_command([ 'psql', '-X', '-q', '-f', "$folder/public", $restore ]);
+is(scalar(() = $err =~ /ERROR:  schema "ext_storage" does not exist/g), 4,
+	'the restore of public fails to make the four triggers');
+is($node->safe_psql('public_only', 'SELECT count(*) FROM ab_user'), '2', 'and has the tables');
+$node->safe_psql(
+	'public_only', q{
+	CREATE SCHEMA ext_storage;
+	CREATE EXTENSION extension_storage SCHEMA ext_storage CASCADE;
+	SELECT ext_storage.ext_storage_attach_users();
+	SELECT ext_storage.ext_storage_attach_resource('dashboard', 'dashboards');
+	SELECT ext_storage.ext_storage_set('acme.app', 'k', 'x', user_fk => 1)},
+	extra_params => [ '-U', 'app_owner' ]);
+is($node->safe_psql('public_only', $attached), $source{attached}, 'they come back');
+$node->safe_psql('public_only', 'DELETE FROM ab_user WHERE id = 1',
+	extra_params => [ '-U', 'app_owner' ]);
+is($node->safe_psql('public_only', 'SELECT count(*) FROM ext_storage.extension_storage'),
+	'0', 'and delete');
+
 $node->stop;
 done_testing();
