@@ -219,6 +219,16 @@ def test_bytes_are_those_of_the_quota(
         monkeypatch.setattr(report, name, value)
     assert reported() == counted
     assert tables_of(page(admin))["es-usage"][0][3] == "4.0 MB"
+    # wider columns, and extensions that are counted apart from the sample
+    sql(f"ALTER TABLE {TABLE} ALTER value_size TYPE bigint")
+    try:
+        monkeypatch.setattr(report, "FEW_ROWS", 7)
+        assert reported() == counted
+        with app.app_context():
+            total = report.usage_report(False, None).total("size")
+    finally:
+        sql(f"ALTER TABLE {TABLE} ALTER value_size TYPE integer")
+    assert total == sum(row[3] for row in counted)
 
 
 def test_a_policy_that_hides_rows(admin: Client) -> None:

@@ -131,7 +131,7 @@ _BYTES = """
 _FIGURES = f"""
     count(*) AS entries,
     count(*) FILTER (WHERE is_encrypted) AS encrypted,
-    COALESCE(sum({_BYTES}), 0) AS size,
+    CAST(COALESCE(sum({_BYTES}), 0) AS bigint) AS size,
     COALESCE(sum(octet_length(value)) FILTER (WHERE is_encrypted), 0) AS token_size
 """
 _NEWEST = f"{spelled('max(changed_on)')} AS newest"
