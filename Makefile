@@ -57,7 +57,7 @@ PROVE_TESTS = test/t/*.pl
 UNIT_TEST = test/unit/test_fernet
 EXTRA_CLEAN = $(UNIT_TEST) $(EXTENSION)-*.zip
 
-PG_CONFIG = pg_config
+PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 

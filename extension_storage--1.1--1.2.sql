@@ -595,6 +595,7 @@ AS $$
         ('ext_storage_users_deleted', 'holder'),
         ('ext_storage_resources_deleted', 'holder'),
         ('ext_storage_grant', 'holder'),
+        ('ext_storage_revoke', 'holder'),
         ('fernet_encrypt', 'holder'),
         ('fernet_decrypt', 'holder'),
         ('fernet_generate_key', 'holder'),
@@ -665,6 +666,78 @@ BEGIN
     END IF;
 END
 $$;
+
+-- A plain REVOKE takes back only what its own role has granted, or the owner of
+-- an object: neither the holder nor a superuser takes all of it so.
+CREATE FUNCTION @extschema@.ext_storage_revoke(role regrole)
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    role_before CONSTANT text := current_setting('role');
+    entries regclass;
+    item record;
+BEGIN
+    IF role IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
+            MESSAGE = 'role must not be null';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = role) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+            MESSAGE = format('role %s does not exist', role);
+    END IF;
+    SELECT c.oid::regclass INTO entries
+    FROM pg_extension x
+    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid
+        AND d.classid = 'pg_class'::regclass AND d.deptype = 'e'
+    JOIN pg_class c ON c.oid = d.objid AND c.relname = 'extension_storage' AND c.relowner = role
+    WHERE x.extname = 'extension_storage';
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('role %s owns table %s', role, entries),
+            HINT = 'Give the table to another role, then call ext_storage_take_over().';
+    END IF;
+    FOR item IN
+        WITH member AS (
+            SELECT d.classid, d.objid, x.extnamespace
+            FROM pg_extension x
+            JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid
+                AND d.deptype = 'e'
+            WHERE x.extname = 'extension_storage')
+        SELECT DISTINCT o.what, a.grantor::regrole AS grantor
+        FROM (
+            SELECT format('ROUTINE %s', p.oid::regprocedure) AS what, p.proowner AS owner, p.proacl AS acl
+            FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid
+            UNION ALL
+            SELECT format('%s %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass),
+                c.relowner, c.relacl
+            FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid
+            WHERE c.relkind <> 'c'
+            UNION ALL
+            SELECT format('TYPE %s', t.oid::regtype), t.typowner, t.typacl
+            FROM pg_type t JOIN member m ON m.classid = 'pg_type'::regclass AND m.objid = t.oid
+            UNION ALL
+            SELECT format('SCHEMA %s', n.oid::regnamespace), n.nspowner, n.nspacl
+            FROM pg_namespace n WHERE n.oid = (SELECT DISTINCT m.extnamespace FROM member m)) o,
+            LATERAL aclexplode(o.acl) a
+        WHERE a.grantee = role AND o.owner <> role
+        ORDER BY o.what
+    LOOP
+        IF NOT pg_has_role(session_user, item.grantor, 'MEMBER') THEN
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+                MESSAGE = format('role %s has rights that role %s granted', role, item.grantor),
+                HINT = 'That role or a superuser can take them back.';
+        END IF;
+        EXECUTE format('SET LOCAL ROLE %s', item.grantor);
+        EXECUTE format('REVOKE ALL ON %s FROM %s', item.what, role);
+    END LOOP;
+    PERFORM set_config('role', role_before, true);
+END
+$$;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_revoke(regrole) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.ext_storage_revoke(regrole) IS
+    'Takes back what a role was granted on this extension, whoever granted it: its level and the use of the schema';
 
 -- REASSIGN OWNED and ALTER ... OWNER TO leave rights to functions where they
 -- were.  This gives them to who owns the table now, and makes what a former

@@ -7,6 +7,7 @@ CREATE ROLE regress_read;
 CREATE ROLE regress_write;
 CREATE ROLE regress_admin;
 CREATE ROLE "regress ""odd"" Role";
+CREATE ROLE regress_leaver;
 SELECT ext_storage_grant('regress_read', 'read');
 SELECT ext_storage_grant(role => 'regress_write', level => 'write');
 SELECT ext_storage_grant('regress_admin', 'admin');
@@ -101,6 +102,19 @@ SELECT e, pg_temp.error_of('SELECT ext_storage_grant(' || e || ')') FROM unnest(
     'NULL, ''read''', '''regress_read'', NULL', '''regress_read'', ''owner''',
     '''regress_read'', ''READ''', '''regress_read'', ''''',
     '''regress_nobody'', ''read''', '''-'', ''read''', '0, ''read''', '1, ''read''']) e;
+
+-- All of it is taken back, whatever it was; the role can go then.
+SELECT ext_storage_grant('regress_leaver', 'write');
+SELECT pg_temp.error_of('DROP ROLE regress_leaver') ~ '^2BP01' AS is_needed;
+SELECT ext_storage_revoke('regress_leaver'), ext_storage_revoke('regress_leaver');
+SELECT current_setting('role') AS role, has_table_privilege('regress_leaver', 'extension_storage', 'SELECT') AS reads;
+DROP ROLE regress_leaver;
+-- A lower level is a new one.
+SELECT ext_storage_revoke('regress_admin'), ext_storage_grant('regress_admin', 'read');
+SELECT has_function_privilege('regress_admin', oid, 'EXECUTE') FROM pg_proc
+WHERE proname IN ('ext_storage_get', 'ext_storage_set') ORDER BY proname;
+SELECT e, pg_temp.error_of('SELECT ext_storage_revoke(' || e || ')') FROM unnest(ARRAY[
+    'NULL', '''regress_nobody''', '''-''', '1']) e;
 
 -- Without the right to grant, nothing is granted, and the error says so.
 CREATE ROLE regress_grantor;

@@ -26,7 +26,8 @@ remove_server() {
 }
 
 # Starts one, with a key file whose path is in $keys_file and a database
-# "demo" that has the extension; a file of settings may be named.
+# "demo" that has the extension, as the README installs it; a file of settings may
+# be named.
 start_server() {
     sweep_servers
     run=$(as_user mktemp -d "$state/run.XXXXXX")
@@ -54,8 +55,12 @@ SETTINGS
         { as_user cat "$run/log"; die "the server does not start"; }
     export PGHOST=$socket PGUSER=postgres PGDATABASE=demo
     as_user "$bindir/createdb" demo
-    as_user "$bindir/psql" -Xqc 'CREATE EXTENSION extension_storage CASCADE' \
-        2>/dev/null
+    as_user "$bindir/psql" -Xq -v ON_ERROR_STOP=1 <<'STATEMENTS'
+CREATE EXTENSION pgcrypto;
+CREATE SCHEMA ext_storage;
+CREATE EXTENSION extension_storage SCHEMA ext_storage;
+ALTER DATABASE demo SET search_path = public, ext_storage;
+STATEMENTS
 }
 
 ## psql [ARG...]   psql on a private server that has the extension and a key

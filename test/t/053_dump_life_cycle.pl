@@ -178,5 +178,32 @@ $node->safe_psql('public_only', 'DELETE FROM ab_user WHERE id = 1',
 is($node->safe_psql('public_only', 'SELECT count(*) FROM ext_storage.extension_storage'),
 	'0', 'and delete');
 
+# What a role was granted is taken back by whoever granted it, or a superuser,
+# whose own REVOKE would take back nothing of what the holder granted.
+for my $by (qw(app_owner postgres))
+{
+	$node->safe_psql('postgres', 'CREATE ROLE leaver');
+	$node->safe_psql('public_only', q{SELECT ext_storage.ext_storage_grant('leaver', 'admin')},
+		extra_params => [ '-U', 'app_owner' ]);
+	$node->safe_psql('public_only', q{SELECT ext_storage.ext_storage_revoke('leaver')},
+		extra_params => [ '-U', $by ]);
+	is(($node->psql('postgres', 'DROP ROLE leaver'))[2], '', "$by takes everything back");
+}
+$node->safe_psql('postgres', 'CREATE ROLE leaver');
+$node->safe_psql('public_only', q{SELECT ext_storage.ext_storage_grant('leaver', 'read')});
+like(
+	($node->psql('public_only', q{SELECT ext_storage.ext_storage_revoke('leaver')},
+		extra_params => [ '-U', 'app_owner' ]))[2],
+	qr/ERROR:  role leaver has rights that role postgres granted\n.*HINT:  That role or a superuser can take them back\./s,
+	'the holder cannot take back what a superuser granted');
+like(
+	($node->psql('public_only', q{SELECT ext_storage.ext_storage_revoke('app_owner')}))[2],
+	qr/ERROR:  role app_owner owns table ext_storage\.extension_storage\n/,
+	'nobody takes anything from the holder');
+is($node->safe_psql('public_only', q{SELECT has_table_privilege('leaver', 'ext_storage.extension_storage', 'SELECT')}),
+	't', 'and then takes back nothing');
+$node->safe_psql('public_only', q{SELECT ext_storage.ext_storage_revoke('leaver')});
+$node->safe_psql('postgres', 'DROP ROLE leaver');
+
 $node->stop;
 done_testing();
