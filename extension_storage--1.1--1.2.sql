@@ -340,6 +340,7 @@ DECLARE
     counts regclass;
     holder regrole;
     distributed regclass[];
+    other text;
     unsafe_triggers text;
 BEGIN
     SELECT extnamespace INTO STRICT home FROM pg_extension
@@ -365,9 +366,15 @@ BEGIN
             HINT = 'Set extension_storage.quota_per_extension to 0.';
     END IF;
 
-    EXECUTE 'SELECT coalesce(array_agg(logicalrelid::regclass), ''{}'')'
+    EXECUTE 'SELECT coalesce(array_agg(logicalrelid::regclass), ''{}''),'
+        ' min(logicalrelid::regclass::text) FILTER (WHERE partmethod <> ''h'')'
         ' FROM pg_catalog.pg_dist_partition WHERE logicalrelid IN ($1, $2)'
-        INTO STRICT distributed USING entries, counts;
+        INTO STRICT distributed, other USING entries, counts;
+    IF other IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('table %s is a table of Citus that is not distributed by a column', other),
+            HINT = format('Run SELECT undistribute_table(%L);', other);
+    END IF;
     IF distributed @> ARRAY[entries, counts] THEN
         RAISE NOTICE USING
             MESSAGE = format('tables %s and %s are distributed already', entries, counts);

@@ -21,22 +21,31 @@ found = {
     "README.md": first(r"^Version (\S+)", "README.md"),
     "README.md, image": first(r"reference: .*:\d+-([\d.]+)-", "README.md"),
     "CHANGELOG.md": first(r"^## (\S+)", "CHANGELOG.md"),
+    "superset-addon, version of the extension that it needs": first(
+        r'^NEEDED_VERSION = "(.*)"',
+        "superset-addon/src/superset_extension_storage/cli.py",
+    ),
     "debian/changelog": first(r"\((.*)-\d+\)", "debian/changelog"),
     "superset-addon/pyproject.toml": tomllib.loads(
         Path("superset-addon/pyproject.toml").read_text()
     )["project"]["version"],
 }
 for package in Path("superset-addon/js").glob("package*.json"):
-    found[str(package)] = json.loads(package.read_text())["version"]
+    content = json.loads(package.read_text())
+    found[str(package)] = content["version"]
+    if "packages" in content:
+        found[f"{package}, packages"] = content["packages"][""]["version"]
 
+# PGXN and npm want three parts.
 wrong = {
     place: text
     for place, text in found.items()
-    if text not in (version, f"{version}.0")
+    if text != f"{version}.0" and (text != version or ".json" in place)
 }
 for place, text in wrong.items():
     print(f"{place}: version {text}, but the control file has {version}")
-if not Path(meta["provides"]["extension_storage"]["file"]).exists():
+script = Path(meta["provides"]["extension_storage"]["file"])
+if not script.exists() or not script.stem.endswith(f"--{version}"):
     wrong["file"] = True
-    print("META.json: the file in provides does not exist")
+    print(f"META.json: the file in provides is not the script of {version}")
 sys.exit(bool(wrong))

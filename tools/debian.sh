@@ -20,13 +20,13 @@ in_debian() {
 
 # Makes the folder of a release, where there is none.
 make_debian() {
-    local folder=$debians/$1 sources name
+    local folder=$debians/$1 name=${1%.fresh} sources
     [[ ! -e $folder/ready ]] || return 0
-    need debootstrap
+    need debootstrap ca-certificates
     rm -rf "$folder"
     mkdir -p "$folder"
     sources=$folder/etc/apt/sources.list
-    case $1 in
+    case $name in
         noble)
             # By https, as Debian does not have the key of Ubuntu's archive
             debootstrap --variant=minbase --no-check-gpg noble "$folder" \
@@ -43,7 +43,6 @@ make_debian() {
                 >"$folder/etc/apt/preferences.d/experimental"
             ;;
         *)
-            name=${1%.fresh}
             debootstrap --variant=minbase "$name" "$folder"
             printf 'deb http://deb.debian.org/%s main\n' \
                 "debian $name" "debian $name-updates" \
@@ -56,8 +55,9 @@ make_debian() {
         >"$folder/etc/apt/apt.conf.d/99valid"
     # whom this machine trusts, for what comes by https
     mkdir -p "$folder/usr/local/share/ca-certificates"
-    find /usr/local/share/ca-certificates -name '*.crt' \
-        -exec cp -t "$folder/usr/local/share/ca-certificates" {} +
+    [[ ! -d /usr/local/share/ca-certificates ]] ||
+        find /usr/local/share/ca-certificates -name '*.crt' \
+            -exec cp -t "$folder/usr/local/share/ca-certificates" {} +
     in_debian "$1" apt-get -qq update
     touch "$folder/ready"
 }
@@ -74,6 +74,7 @@ copy_checkout() {
 ##                 a command of ./dev in a folder with bookworm, trixie, sid or
 ##                 noble, made where there is none
 cmd_debian() {
+    local status
     if [[ $EUID != 0 ]]; then
         as_root env PG_MAJOR="${PG_MAJOR:-}" "$root/dev" debian "$@"
         return
@@ -82,7 +83,14 @@ cmd_debian() {
     mkdir -p "$debians/$1"
     exec 7<"$debians/$1"
     flock 7
-    make_debian "$1" >"$debians/$1.log" 2>&1 || die "see $debians/$1.log"
+    set +e
+    (
+        set -e
+        make_debian "$1"
+    ) >"$debians/$1.log" 2>&1
+    status=$?
+    set -e
+    [[ $status == 0 ]] || die "see $debians/$1.log"
     copy_checkout "$1"
     in_debian "$1" env PG_MAJOR="${PG_MAJOR:-}" /srv/extension_storage/dev "${@:2}" 7<&-
 }

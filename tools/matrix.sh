@@ -42,11 +42,11 @@ upgrade_in_debian() {
     if [[ $from != "$release" ]]; then
         echo "deb http://deb.debian.org/debian $from main" >"$list"
     fi
+    trap 'rm -f "$list"' EXIT  # of the row's subshell
     in_debian "$release" apt-get -qq update
     in_debian "$release" apt-get install -qq -y --no-install-recommends gcc make \
         uuid-dev "postgresql-$old" "postgresql-server-dev-$old" \
         "postgresql-$new" "postgresql-server-dev-$new"
-    rm -f "$list"
     for major in "$old" "$new"; do
         in_debian "$release" make -s -C /srv/extension_storage with_llvm=no \
             PG_CONFIG="/usr/lib/postgresql/$major/bin/pg_config" clean install
@@ -87,6 +87,7 @@ cmd_matrix() {
             "$debians/upgrade-$old-$new.log" \
             upgrade_in_debian "$old" "$new" "$release" "$from"
     done
+    [[ -n $table ]] || die "no such version: $*"
     printf '===\n%s' "$table"
     [[ $failed == 0 ]]
 }

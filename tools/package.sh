@@ -39,10 +39,14 @@ package_javascript() {
 
 # The archive for PGXN, of the last commit.
 package_pgxn() {
-    local made
+    local made git=(git -c "safe.directory=$root")
     made=extension_storage-$(sed -n "s/^default_version = '\(.*\)'/\1/p" \
         extension_storage.control)
-    git archive --format=zip --prefix="$made/" HEAD |
+    if [[ -n $("${git[@]}" status --porcelain) ]]; then
+        echo "the archive would be of the last commit, the packages of what is here"
+        return 1
+    fi
+    "${git[@]}" archive --format=zip --prefix="$made/" HEAD |
         as_user tee "$1/$made.zip" >/dev/null
     unzip -Z1 "$1/$made.zip" >"$root/.dev/archive.list"
     if grep -E '/(\.ci|\.git[a-z]+)' "$root/.dev/archive.list"; then
@@ -54,11 +58,13 @@ package_pgxn() {
 # Installs what was made in a fresh folder with this machine's release and uses
 # it.
 try_packages() {
-    local release folder=$debians/packages-tried script
-    release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-    make_debian "$release.fresh"
+    local release own folder=$debians/packages-tried script
+    own=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
     for script in debian pgxn python javascript; do
         [[ $script != javascript || -d superset-addon/js ]] || continue
+        release=$own
+        [[ $script != python ]] || has_python || release=bookworm
+        make_debian "$release.fresh"
         rm -rf "$folder"
         cp -a "$debians/$release.fresh" "$folder"
         cp -r "$1" "$folder/packages"
@@ -100,7 +106,7 @@ cmd_package() {
             failed=$((failed + 1))
         fi
     done
-    ls -l "$made"
+    ls -l "$made"/*
     echo "$passed passed, $failed failed"
     [[ $failed == 0 ]]
 }

@@ -88,6 +88,10 @@ need_build() {
 need_test() {
     need_build
     need libipc-run-perl python3-cryptography openssl
+    # Where the server's JIT compiler is a package of its own
+    [[ -z ${PG_MAJOR:-} ]] ||
+        ! apt-cache show "postgresql-$PG_MAJOR-jit" >/dev/null 2>&1 ||
+        need "postgresql-$PG_MAJOR-jit"
 }
 
 need_lint() {

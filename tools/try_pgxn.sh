@@ -1,7 +1,7 @@
 #!/bin/sh
 #
-# In a fresh folder of Debian: builds and installs the archive for PGXN as its
-# README says, and uses the extension.
+# In a fresh folder of Debian: builds and installs the archive for PGXN, without
+# bitcode, and uses the extension.
 
 set -eu
 exec </dev/null

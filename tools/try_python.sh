@@ -1,7 +1,8 @@
 #!/bin/sh
 #
 # In a fresh folder of Debian: installs the add-on's wheel, then its source
-# distribution, each without Superset; both have the same files and commands.
+# distribution, which have the same files and commands, beside a Superset, whose
+# command runs.
 
 set -eu
 exec </dev/null
@@ -11,13 +12,23 @@ apt-get install -qq -y --no-install-recommends python3-venv ca-certificates \
     tail /tmp/log
     exit 1
 }
+python3 -m venv /srv/venv
+pins=/source/superset-addon/tests/requirements.txt
+/srv/venv/bin/pip install -q "$(grep ^uv== $pins)"
+/srv/venv/bin/uv pip install -q -p /srv/venv/bin/python --no-deps --system-certs -r $pins
 for made in /packages/*.whl /packages/superset_extension_storage-*.tar.gz; do
-    python3 -m venv --clear /srv/venv
-    if [ "${made%.whl}" = "$made" ]; then
-        /srv/venv/bin/pip install -q setuptools wheel
-    fi
-    /srv/venv/bin/pip install -q --no-deps --no-build-isolation "$made"
+    /srv/venv/bin/pip install -q --force-reinstall --no-deps --no-build-isolation "$made"
     /srv/venv/bin/python /source/tools/show_addon.py >"/tmp/shown-${made##*.}"
 done
 cmp /tmp/shown-whl /tmp/shown-gz
 grep -q 'flask.commands' /tmp/shown-whl
+cat >/srv/superset_config.py <<'CONFIG'
+from superset_extension_storage import install as FLASK_APP_MUTATOR
+SECRET_KEY = "a secret of this test"
+SQLALCHEMY_DATABASE_URI = "sqlite:////srv/superset.db"
+CONFIG
+status=0
+PYTHONPATH=/srv /srv/venv/bin/superset init-extension-storage >/tmp/log 2>&1 || status=$?
+cat /tmp/log
+[ $status = 1 ]
+grep -q 'not PostgreSQL' /tmp/log

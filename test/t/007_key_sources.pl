@@ -9,6 +9,9 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+# The superuser's name, whoever runs this.
+$ENV{PGUSER} = 'postgres';
+
 my $node = PostgreSQL::Test::Cluster->new('main');
 my $file = $node->basedir . '/keys';
 
@@ -63,7 +66,7 @@ sub refused
 }
 
 write_file("file-secret\n");
-$node->init(extra => [ '-E', 'UTF8', '--no-locale' ]);
+$node->init(extra => [ '-U', 'postgres', '-E', 'UTF8', '--no-locale' ]);
 $node->append_conf('postgresql.conf',
 	"extension_storage.encryption_keys_file = '$file'");
 $node->start;

@@ -15,6 +15,9 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+# The superuser's name, whoever runs this.
+$ENV{PGUSER} = 'postgres';
+
 # A crash is provoked; its core would hold what a server's memory holds.
 system("prlimit --pid $$ --core=0:") == 0 or die 'prlimit failed';
 
@@ -134,7 +137,7 @@ sub test_leaks
 	my $old = secret('safe', 'file-old');
 	my $new = secret('safe', 'file-new');
 
-	$node->init;
+	$node->init(extra => [ '-U', 'postgres' ]);
 	$node->append_conf('postgresql.conf',
 		'shared_preload_libraries = '
 		  . ($preloaded
@@ -447,7 +450,7 @@ sub test_failing_statements
 	my $script = $node->basedir . '/bind.sql';
 
 	(%texts, %seen) = ();
-	$node->init;
+	$node->init(extra => [ '-U', 'postgres' ]);
 	# PostgreSQL::Test::Cluster logs every statement; this is the default.
 	$node->append_conf('postgresql.conf', q{
 log_statement = none

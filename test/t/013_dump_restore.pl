@@ -9,13 +9,16 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+# The superuser's name, whoever runs this.
+$ENV{PGUSER} = 'postgres';
+
 my $node = PostgreSQL::Test::Cluster->new('main');
 my $keys = $node->basedir . '/keys';
 my $dump = $node->basedir . '/dump';
 
 append_to_file($keys, "secret of the dump test\n");
 chmod 0600, $keys or die "chmod $keys: $!";
-$node->init;
+$node->init(extra => [ '-U', 'postgres' ]);
 $node->append_conf('postgresql.conf',
 	"extension_storage.encryption_keys_file = '$keys'");
 $node->start;

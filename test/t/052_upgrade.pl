@@ -8,8 +8,11 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+# The superuser's name, whoever runs this.
+$ENV{PGUSER} = 'postgres';
+
 my $node = PostgreSQL::Test::Cluster->new('main');
-$node->init;
+$node->init(extra => [ '-U', 'postgres' ]);
 $node->start;
 $node->safe_psql('postgres', q{CREATE ROLE app_owner LOGIN; CREATE ROLE app_user});
 

@@ -8,8 +8,11 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+# The superuser's name, whoever runs this.
+$ENV{PGUSER} = 'postgres';
+
 my $node = PostgreSQL::Test::Cluster->new('main');
-$node->init;
+$node->init(extra => [ '-U', 'postgres' ]);
 $node->append_conf('postgresql.conf', q{
 extension_storage.quota_per_extension = 1000
 });

@@ -19,6 +19,8 @@ $node->append_conf('postgresql.conf',
 $node->start;
 
 my $major = int($node->pg_version->major);
+my $pg_config = $ENV{PG_CONFIG} // 'pg_config';
+my $has_llvm = `$pg_config --configure` =~ /--with-llvm/;
 my %default = map { $_ => $node->safe_psql('postgres', "SHOW $_") }
   qw(jit default_toast_compression standard_conforming_strings);
 
@@ -59,6 +61,11 @@ for my $variant (@variants)
 		CREATE EXTENSION extension_storage CASCADE;
 		CREATE SCHEMA odd;
 		CREATE TABLE odd."user \ 's" (id integer PRIMARY KEY)});
+	if ($variant =~ /^jit = on/ && $has_llvm)
+	{
+		like($node->safe_psql('app', "SET $variant; EXPLAIN (ANALYZE) SELECT sum(n) FROM generate_series(1, 9) n"),
+			qr/^JIT:/m, 'queries are compiled');
+	}
 	my ($rc, $out, $err) = $node->psql('app', "SET $variant;\n$use");
 	is($rc, 0, "$variant: all statements run") or diag($err);
 	$expected //= $out;

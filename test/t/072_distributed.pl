@@ -11,6 +11,9 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+# The superuser's name, whoever runs this.
+$ENV{PGUSER} = 'postgres';
+
 my $source = "$FindBin::Bin/../..";
 my $pg_config = $ENV{PG_CONFIG} // 'pg_config';
 chomp(my $sharedir = `$pg_config --sharedir`);
@@ -34,7 +37,8 @@ my $script = <<'END_SCRIPT';
 CREATE SCHEMA citus;
 CREATE TYPE citus.distribution_type AS ENUM ('hash', 'range', 'append');
 CREATE TABLE citus.pg_dist_partition (
-    logicalrelid regclass PRIMARY KEY, partkey text NOT NULL, colocationid serial);
+    logicalrelid regclass PRIMARY KEY, partkey text, colocationid serial,
+    partmethod "char" NOT NULL DEFAULT 'h');
 ALTER TABLE citus.pg_dist_partition SET SCHEMA pg_catalog;
 GRANT SELECT ON pg_catalog.pg_dist_partition TO public;
 
@@ -110,7 +114,7 @@ sub install_stand_in
 
 # -- ext_storage_distribute() --
 
-$node->init(extra => [ '-E', 'UTF8', '--no-locale' ]);
+$node->init(extra => [ '-U', 'postgres', '-E', 'UTF8', '--no-locale' ]);
 $node->append_conf('postgresql.conf', q{
 	max_prepared_transactions = 2
 	shared_preload_libraries = 'extension_storage'});
@@ -211,6 +215,11 @@ is(run($state), $state_before, 'what was there before the errors is there after 
 is(run('SELECT count(*) FROM pg_dist_partition'), '0', 'nothing is distributed');
 is(run("BEGIN; $distribute; ROLLBACK; $state"), "BEGIN\n\nROLLBACK\n$state_before" =~ s/^(BEGIN|ROLLBACK)\n//mgr,
 	'it can be rolled back');
+
+run("INSERT INTO pg_catalog.pg_dist_partition VALUES ('extension_storage_usage', NULL, 1, 'n')", 'postgres');
+is(error($distribute), qq{ERROR:  55000: table $home.extension_storage_usage is a table of Citus that is not distributed by a column
+HINT:  Run SELECT undistribute_table('$home.extension_storage_usage');}, 'where one is a reference table');
+run('DELETE FROM pg_catalog.pg_dist_partition', 'postgres');
 
 my $notice = qr/^NOTICE:  00000: tables \Q$home\E\.extension_storage and \Q$home\E\.extension_storage_usage are distributed by extension_id
 DETAIL:  A uuid is unique within its extension only\. Quotas and ext_storage_purge_orphans are refused, and ext_storage_key_status does not know whether a key is removable\.
