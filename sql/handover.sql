@@ -65,8 +65,7 @@ SELECT * FROM keys;
 RESET ROLE;
 CREATE ROLE regress_stranger;
 SET ROLE regress_stranger;
-COPY ext_storage_secrets (secret_key) FROM STDIN;
-\.
+\copy ext_storage_secrets (secret_key) FROM /dev/null
 RESET ROLE;
 
 -- the trigger's function on a view of another shape, a table, or alone
