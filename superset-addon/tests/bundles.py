@@ -57,7 +57,7 @@ def examples(language: str) -> list[str]:
 
 def front_end() -> str:
     """Give the README's front end with its steps as functions."""
-    (example,) = (block for block in examples("typescript") if "// Save" in block)
+    (example,) = (block for block in examples("javascript") if "// Save" in block)
     base, save, listing, read, delete = re.split(
         r"(?=// (?:Save|List|Read|Delete)\n)", example
     )

@@ -23,13 +23,13 @@ my $file = $node->basedir . '/extension_storage.keys';
 # The commands of a section that are about the key file, for this user and folder.
 sub key_file_commands
 {
-	my ($title) = @_;
-	my ($commands) = grep { /\.keys/ } section($title) =~ /^ *```sh\n(.*?)^ *```$/msg;
+	my ($title, $number) = @_;
+	my $commands = (grep { /\.keys/ } section($title) =~ /^ *```sh\n(.*?)^ *```$/msg)[$number];
 
 	return $commands =~ s{/etc/postgresql/15/main}{$node->basedir}egr =~ s/-o postgres -g postgres //gr;
 }
 
-system_or_bail('sh', '-ec', key_file_commands('Install it'));
+system_or_bail('sh', '-ec', key_file_commands('Install it', 0));
 $node->init;
 $node->append_conf('postgresql.conf',
 	"shared_preload_libraries = 'extension_storage'\n"
@@ -100,13 +100,19 @@ is($answered =~ s{\n+\z}{}r, $example =~ s{\n+\z}{}r, 'the examples answer as sh
 
 my $keys = 'SELECT count(*) FROM ext_storage.ext_storage_configured_keys()';
 is($node->safe_psql('postgres', $keys), 1, 'the key file has a line');
-system_or_bail('sh', '-ec', key_file_commands('Rotate keys'));
+system_or_bail('sh', '-ec', key_file_commands('Rotate keys', 0));
 is(sprintf('%o', (stat $file)[2] & 07777), '600', 'the new key file is the server\'s alone');
 $node->reload;
 ok($node->poll_query_until('postgres', "SELECT ($keys) = 2"), 'it has two');
 is($node->safe_psql('postgres',
 		q{SELECT count(*) FROM ext_storage.ext_storage_get_entry('acme.notes', 'login', 7)}),
 	1, 'what was encrypted with the old one is read');
+$node->safe_psql('postgres', 'CALL ext_storage.ext_storage_rotate_keys()');
+system_or_bail('sh', '-ec', key_file_commands('Rotate keys', 1));
+$node->reload;
+ok($node->poll_query_until('postgres', "SELECT ($keys) = 1"), 'the old one is removed');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM ext_storage.ext_storage_verify()'),
+	0, 'and no value needs it');
 
 # -- what there is, and what the README lists --
 
