@@ -45,6 +45,7 @@ INSERT INTO ext_storage_secrets (secret_key) VALUES ('marker-of-a-statement');
 DO $$BEGIN
     INSERT INTO ext_storage_secrets (secret_key) VALUES ('marker-of-a-statement');
 END$$;
+COPY (INSERT INTO ext_storage_secrets (secret_key) VALUES ('marker-of-a-statement') RETURNING 1) TO STDOUT;
 
 -- no error quotes what was copied
 COPY ext_storage_secrets (encryption_keys) FROM STDIN;

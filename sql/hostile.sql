@@ -213,6 +213,30 @@ ALTER TABLE extension_storage DISABLE ROW LEVEL SECURITY;
 SELECT key, version, convert_from(ext_storage_get('acme.h', key), 'UTF8') AS value
 FROM ext_storage_list('acme.h');
 
+-- A rule gives an error where its statement replaces ours.
+CREATE TABLE hostile_sink (LIKE extension_storage);
+SELECT count(ext_storage_set('acme.h', 'rule' || i, 'x', is_encrypted => true)) FROM generate_series(1, 3) i;
+SET extension_storage.encryption_keys = 'another secret,a secret';
+CREATE RULE hostile AS ON UPDATE TO extension_storage
+    DO INSTEAD INSERT INTO hostile_sink SELECT NEW.* RETURNING *;
+SET client_min_messages = error;
+CALL ext_storage_rotate_keys();
+RESET client_min_messages;
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'rule1', 'y')$$);
+DROP RULE hostile ON extension_storage;
+CREATE RULE hostile AS ON INSERT TO extension_storage
+    DO INSTEAD DELETE FROM hostile_sink RETURNING *;
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'new', 'y')$$);
+DROP RULE hostile ON extension_storage;
+CREATE RULE hostile AS ON DELETE TO extension_storage
+    DO INSTEAD INSERT INTO hostile_sink SELECT OLD.* RETURNING *;
+SELECT pg_temp.error_of($$SELECT ext_storage_delete('acme.h', 'rule1')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_purge_extension('acme.h')$$);
+DROP RULE hostile ON extension_storage;
+SET extension_storage.encryption_keys = 'a secret';
+DELETE FROM extension_storage WHERE key LIKE 'rule%';
+DROP TABLE hostile_sink;
+
 -- A resource without its uuid can still be named.
 ALTER TABLE extension_storage DROP CONSTRAINT ck_extension_storage_resource;
 INSERT INTO extension_storage (extension_id, key, value, is_encrypted, resource_type)

@@ -92,6 +92,19 @@ put_secret(const char *setting, char *secret, GucAction action)
 	PG_END_TRY();
 }
 
+/* Does the client's statement copy rows into a table, and not a query's to it? */
+static bool
+is_copied(void)
+{
+	Node	   *statement;
+
+	if (ActivePortal == NULL || ActivePortal->commandTag != CMDTAG_COPY)
+		return false;
+	statement = linitial_node(PlannedStmt, ActivePortal->stmts)->utilityStmt;
+	return statement != NULL && IsA(statement, CopyStmt) &&
+		((CopyStmt *) statement)->is_from;
+}
+
 /*
  * ext_storage_secrets_insert()
  *		Trigger INSTEAD OF INSERT of the view ext_storage_secrets: puts the
@@ -120,7 +133,7 @@ ext_storage_secrets_insert(PG_FUNCTION_ARGS)
 	/* COPY's context would quote the line, if it is text */
 	error_context_stack = NULL;
 
-	if (ActivePortal == NULL || ActivePortal->commandTag != CMDTAG_COPY)
+	if (!is_copied())
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("view \"%s\" takes rows only from COPY",

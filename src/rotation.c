@@ -958,9 +958,13 @@ rotate_next_rows(Rotation *rotation, int64 *after_id, int64 last_id)
 static void
 walk(Rotation *rotation, int64 after_id, int64 last_id)
 {
-	while (rotate_next_rows(rotation, &after_id, last_id) ||
-		   batch_is_full(rotation))
+	bool		more = true;
+
+	while (more)
 	{
+		more = rotate_next_rows(rotation, &after_id, last_id);
+		if (!more && !batch_is_full(rotation))
+			break;
 		finish_batch(rotation, false);
 		begin_batch(rotation);
 	}

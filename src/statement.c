@@ -536,6 +536,26 @@ hide_row(void *arg pg_attribute_unused())
 }
 
 /*
+ * Ends the run of a statement by SPI, which leaves the caller in a memory context
+ * that lasts until SPI_finish.
+ */
+static void
+end_run(ErrorContextCallback * hidden, MemoryContext context, int result)
+{
+	MemoryContextSwitchTo(context);
+	error_context_stack = hidden->previous;
+	if (result < 0)
+		elog(ERROR, "statement of the extension failed: %s",
+			 SPI_result_code_string(result));
+	/* there may be no row of ours, not even their description */
+	if (result == SPI_OK_REWRITTEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a rule has replaced a statement of the extension"),
+				 errhint("Drop the rules of the extension's tables.")));
+}
+
+/*
  * StatementRun
  *		Runs a statement and returns the number of its rows, which StatementRow
  *		reads.
@@ -547,6 +567,7 @@ uint64
 StatementRun(Connection *connection, Statement *statement,
 			 const StatementArgs *args, bool read_only)
 {
+	MemoryContext context = CurrentMemoryContext;
 	ErrorContextCallback hidden;
 	int			result;
 
@@ -554,10 +575,7 @@ StatementRun(Connection *connection, Statement *statement,
 	result = SPI_execute_plan(get_plan(connection, statement, args),
 							  unconstify(StatementArgs *, args)->values,
 							  args->nulls, read_only, 0);
-	error_context_stack = hidden.previous;
-	if (result < 0)
-		elog(ERROR, "SPI_execute_plan failed: %s",
-			 SPI_result_code_string(result));
+	end_run(&hidden, context, result);
 	if (statement->ncolumns > 0)
 		check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
@@ -662,6 +680,7 @@ run_into(Connection *connection, Statement *statement,
 		.read_only = read_only,
 		.dest = &receiver->pub
 	};
+	MemoryContext context = CurrentMemoryContext;
 	ErrorContextCallback hidden;
 	int			result;
 
@@ -682,10 +701,7 @@ run_into(Connection *connection, Statement *statement,
 	PushErrorCallback(&hidden, hide_row);
 	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
 									   &options);
-	error_context_stack = hidden.previous;
-	if (result < 0)
-		elog(ERROR, "SPI_execute_plan_extended failed: %s",
-			 SPI_result_code_string(result));
+	end_run(&hidden, context, result);
 }
 
 /*
@@ -780,9 +796,14 @@ Portal
 StatementOpen(Connection *connection, Statement *statement,
 			  const StatementArgs *args)
 {
-	return SPI_cursor_open(NULL, get_plan(connection, statement, args),
-						   unconstify(StatementArgs *, args)->values, args->nulls,
-						   true);
+	MemoryContext context = CurrentMemoryContext;
+	Portal		portal = SPI_cursor_open(NULL,
+										 get_plan(connection, statement, args),
+										 unconstify(StatementArgs *, args)->values,
+										 args->nulls, true);
+
+	MemoryContextSwitchTo(context);
+	return portal;
 }
 
 /*
@@ -793,7 +814,10 @@ StatementOpen(Connection *connection, Statement *statement,
 uint64
 StatementNext(const Statement *statement, Portal portal, long count)
 {
+	MemoryContext context = CurrentMemoryContext;
+
 	SPI_cursor_fetch(portal, true, count);
+	MemoryContextSwitchTo(context);
 	check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
 }
@@ -982,6 +1006,7 @@ uint64
 StatementRunAsOwner(Connection *connection, Statement *statement,
 					const StatementArgs *args)
 {
+	MemoryContext context = CurrentMemoryContext;
 	ErrorContextCallback hidden;
 	Oid			saved_user;
 	int			saved_context;
@@ -998,10 +1023,7 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
 								  unconstify(StatementArgs *, args)->values,
 								  args->nulls, GetLatestSnapshot(),
 								  InvalidSnapshot, false, true, 0);
-	error_context_stack = hidden.previous;
-	if (result < 0)
-		elog(ERROR, "SPI_execute_snapshot failed: %s",
-			 SPI_result_code_string(result));
+	end_run(&hidden, context, result);
 	SetUserIdAndSecContext(saved_user, saved_context);
 	if (statement->ncolumns > 0)
 		check_result(statement, SPI_tuptable->tupdesc);

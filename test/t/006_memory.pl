@@ -89,5 +89,27 @@ foreach my $case (
 }
 $session->quit;
 
+# A rotation needs no more for many rows than for few.
+$node->safe_psql('postgres', q{
+	CREATE TABLE measured (n serial, bytes bigint);
+	CREATE FUNCTION measure() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO measured (bytes) SELECT sum(total_bytes) FROM pg_backend_memory_contexts;
+		RETURN NULL;
+	END $$;
+	DELETE FROM extension_storage;
+	SET extension_storage.encryption_keys = 'old';
+	SELECT count(ext_storage_set('acme.app', 'k' || i, convert_to(repeat('x', 1000), 'UTF8'), is_encrypted => true))
+	FROM generate_series(1, 10000) i;
+	CREATE TRIGGER measure AFTER UPDATE ON extension_storage FOR EACH STATEMENT EXECUTE FUNCTION measure();
+	SET client_min_messages = error;
+	SET extension_storage.encryption_keys = 'new,old';
+	CALL ext_storage_rotate_keys()});
+my ($early, $late, $times) = split /\|/, $node->safe_psql('postgres', q{
+	SELECT max(bytes) FILTER (WHERE n BETWEEN 20 AND 60), max(bytes) FILTER (WHERE n > 200), max(n) FROM measured});
+note("memory contexts during a rotation: $early, later $late, $times statements");
+cmp_ok($times, '>', 250, 'a rotation writes in many statements');
+cmp_ok($late - $early, '<', 1024 * 1024, 'and its memory stays flat');
+
 $node->stop;
 done_testing();

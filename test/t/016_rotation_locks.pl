@@ -264,5 +264,15 @@ like($err, qr/WARNING:  move_in: row \d+, key "ma" .*, is left out: 55P03: /, 'a
 query(q{ROLLBACK PREPARED 'writer'});
 is(query(q{CALL ext_storage_move_in('source')}), join('|', $rows, 1, $rows - 1, 0, 0, 0), 'a second call moves it');
 
+# Where each read of the table takes as long as a batch may, also of no row, it
+# ends all the same.
+fill();
+query(q{ALTER TABLE extension_storage RENAME TO slow_table;
+	CREATE VIEW extension_storage AS SELECT * FROM slow_table WHERE (SELECT pg_sleep(1.1)) IS NOT NULL});
+is( $node->safe_psql('postgres', "$both; SET client_min_messages = error; CALL ext_storage_rotate_keys('acme.app')",
+		timeout => 4 * $PostgreSQL::Test::Utils::timeout_default),
+	'3|3|0|0', 'a rotation whose reads are slow ends');
+query('DROP VIEW extension_storage; ALTER TABLE slow_table RENAME TO extension_storage');
+
 $node->stop;
 done_testing();
