@@ -86,14 +86,22 @@ SELECT pg_temp.error_of(s) FROM (VALUES (1, $$CALL ext_storage_move_in(NULL)$$),
     $$CALL ext_storage_move_in('first.extension_storage', NULL)$$), (8,
     $$CALL ext_storage_move_in(0)$$)) t (n, s) ORDER BY n;
 CREATE ROLE regress_mover;
+CREATE ROLE regress_first;
+GRANT ALL ON SCHEMA first TO regress_first;
+ALTER TABLE first.extension_storage OWNER TO regress_first;
 GRANT USAGE ON SCHEMA first TO regress_mover;
 GRANT ALL ON extension_storage TO regress_mover;
 GRANT EXECUTE ON PROCEDURE ext_storage_move_in TO regress_mover;
 SET ROLE regress_mover;
 SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.extension_storage')$$);
 RESET ROLE;
+-- The right to read it is not enough: reading may run what is its owner's.
 GRANT SELECT ON first.extension_storage TO regress_mover;
-ALTER TABLE first.extension_storage ENABLE ROW LEVEL SECURITY;
+SET ROLE regress_mover;
+SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.extension_storage')$$);
+RESET ROLE;
+GRANT regress_first TO regress_mover;
+ALTER TABLE first.extension_storage ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 SET ROLE regress_mover;
 SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.extension_storage')$$);
 RESET ROLE;
@@ -187,6 +195,31 @@ SELECT pg_temp.fill($$key = 'o', value = 'oldest'$$, $$key = 'o', value = 'older
 CALL ext_storage_move_in('first.loose');
 SELECT convert_from(value, 'UTF8') FROM extension_storage WHERE key = 'o';
 ALTER TABLE extension_storage DROP CONSTRAINT regress_value;
+-- One that no key reads replaces nothing.
+INSERT INTO extension_storage (extension_id, key, value, changed_on) VALUES ('acme.m', 'u', 'here', '2020-01-01');
+SELECT pg_temp.fill($$key = 'u', value = fernet_encrypt('x', fernet_derive_key('lost'))::bytea, is_encrypted = true$$,
+    $$key = 'v', value = fernet_encrypt('x', fernet_derive_key('lost'))::bytea, is_encrypted = true$$);
+CALL ext_storage_move_in('first.loose');
+CALL ext_storage_move_in('first.loose');
+SELECT key, is_encrypted FROM extension_storage WHERE key IN ('u', 'v') ORDER BY key;
+-- Nor does one count that is plain where the entry is encrypted, or that is suppressed.
+SELECT pg_temp.fill($$key = 'p', value = fernet_encrypt('taken', fernet_derive_key('a secret'))::bytea, is_encrypted = true$$,
+    $$key = 'p', value = 'plain'$$);
+INSERT INTO extension_storage (extension_id, key, value, is_encrypted, changed_on)
+VALUES ('acme.m', 'p', fernet_encrypt('here', fernet_derive_key('a secret'))::bytea, true, '2020-01-01');
+CALL ext_storage_move_in('first.loose');
+SELECT convert_from(ext_storage_get('acme.m', 'p'), 'UTF8');
+CREATE FUNCTION pg_temp.suppress() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN CASE WHEN NEW.value <> 'suppressed' THEN NEW END;
+END $$;
+CREATE TRIGGER suppress BEFORE INSERT OR UPDATE ON extension_storage FOR EACH ROW EXECUTE FUNCTION pg_temp.suppress();
+INSERT INTO extension_storage (extension_id, key, value, changed_on) VALUES ('acme.m', 'r', 'here', '2020-01-01');
+SELECT pg_temp.fill($$key = 'q', value = 'taken'$$, $$key = 'q', value = 'suppressed'$$,
+    $$key = 'r', value = 'taken'$$, $$key = 'r', value = 'suppressed'$$);
+CALL ext_storage_move_in('first.loose');
+SELECT key, convert_from(value, 'UTF8') FROM extension_storage WHERE key IN ('q', 'r') ORDER BY key;
+DROP TRIGGER suppress ON extension_storage;
 ALTER TABLE extension_storage DROP CONSTRAINT regress_check;
 DELETE FROM extension_storage;
 -- An empty one, also by batches.
@@ -216,5 +249,5 @@ DELETE FROM extension_storage;
 DROP TABLE before;
 SET client_min_messages = warning;
 DROP SCHEMA first CASCADE;
-DROP OWNED BY regress_mover;
-DROP ROLE regress_mover;
+DROP OWNED BY regress_mover, regress_first;
+DROP ROLE regress_mover, regress_first;

@@ -42,6 +42,9 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+/* How often a row is tried where others change the entry meanwhile. */
+#define MAX_TRIES 3
+
 /* How many ids are fetched at once. */
 #define FETCH_COUNT 10000
 
@@ -201,6 +204,8 @@ typedef struct SourceRow
 	int64		id;
 	StatementArgs args;
 	bool		is_addressed;	/* its address is one that an entry can have */
+	bool		is_unreadable;	/* encrypted, and no configured key decrypts
+								 * it */
 } SourceRow;
 
 typedef struct MoveIn
@@ -211,6 +216,7 @@ typedef struct MoveIn
 	char	   *source;			/* qualified and quoted */
 	bool		commits;		/* false inside a transaction block */
 	bool		dry_run;
+	bool		taken;			/* was the last row moved, or present? */
 	int64		batch_size;
 	int64		total;
 	int64		done;			/* how many of the ids */
@@ -324,6 +330,13 @@ check_source(MoveIn *move)
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, get_rel_name(oid));
 	source = table_open(oid, NoLock);
 	move->source_owner = source->rd_rel->relowner;
+	if (!has_privs_of_role(GetUserId(), move->source_owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must have the rights of role \"%s\", which owns table \"%s\"",
+						GetUserNameFromId(move->source_owner, false),
+						get_rel_name(oid)),
+				 errhint("Let that role, a member of it or a superuser move it in.")));
 	if (check_enable_rls(oid, InvalidOid, true) == RLS_ENABLED ||
 		check_enable_rls(oid, move->source_owner, true) == RLS_ENABLED)
 		ereport(ERROR,
@@ -351,7 +364,7 @@ check_source(MoveIn *move)
 /*
  * Runs what follows with the rights of the source's owner, as ANALYZE does:
  * what reading it may run, of an index or of a view that took its name, is his.
- * An error restores the user.
+ * The caller has these rights anyway.  An error restores the user.
  */
 static void
 become_owner(const MoveIn *move, Oid *saved_user, int *saved_context)
@@ -583,7 +596,7 @@ size_fits(const SourceRow *row, Size size, Size max_size)
  * row cannot be taken.
  */
 static bool
-complete_row(MoveIn *move, SourceRow *row)
+complete_row(SourceRow *row)
 {
 	StatementArgs *args = &row->args;
 	bool		is_encrypted = args->nulls[MOVE_IS_ENCRYPTED] != 'n' &&
@@ -621,8 +634,7 @@ complete_row(MoveIn *move, SourceRow *row)
 		KeyringOpenMany(&item, 1);
 		if (item.result == NULL)
 		{
-			move->unreadable++;
-			warn_of(row, "is moved as it is: no configured key decrypts it");
+			row->is_unreadable = true;
 			return true;
 		}
 		size = VARSIZE(item.result) - VARHDRSZ;
@@ -647,9 +659,21 @@ insert_row(Connection *connection, StatementArgs *args)
 	return StatementRun(connection, &insert_statement, args, false) > 0;
 }
 
+/* Reports a row that is not taken, so that an older one of its entry may be. */
+static void
+leave_out(MoveIn *move, const SourceRow *row, const char *why)
+{
+	move->taken = false;
+	move->failed++;
+	warn_of(row, psprintf("is left out: %s", why));
+}
+
 /*
  * Writes a row, unless a newer one is there, or an encrypted one that it would
  * replace by plaintext.  state is a MoveIn.
+ *
+ * Where nothing was written, another session may have made or changed the entry
+ * in between: it is looked at again.
  */
 static void
 move_row(void *state)
@@ -658,58 +682,61 @@ move_row(void *state)
 	SourceRow  *row = move->row;
 	Connection *connection = &move->connection;
 	StatementArgs *args = &row->args;
-	Datum		there[NUM_THERE_COLUMNS];
-	bool		nulls[NUM_THERE_COLUMNS];
-	bool		is_there;
 
+	move->taken = true;
 	if (!move->dry_run)
 		QuotaPrepare(connection, args->values[PARAM_EXTENSION_ID]);
-	is_there = StatementFetch(connection, &there_statement, args, false, there,
-							  nulls);
-	if (is_there &&
-		(args->nulls[MOVE_CHANGED_ON] == 'n' ||
-		 (!nulls[THERE_CHANGED_ON] &&
-		  DatumGetTimestamp(ColumnValue(there_columns, THERE_CHANGED_ON,
-										TIMESTAMPOID, there)) >=
-		  DatumGetTimestamp(args->values[MOVE_CHANGED_ON]))))
+	for (int tries = 0; tries < MAX_TRIES; tries++)
 	{
-		move->present++;
-		return;
-	}
-	if (is_there && DatumGetBool(ColumnValue(there_columns, THERE_IS_ENCRYPTED, BOOLOID,
-											 there)) &&
-		!DatumGetBool(args->values[MOVE_IS_ENCRYPTED]))
-	{
-		move->failed++;
-		warn_of(row, "is left out: newer, but plaintext, and the entry is encrypted here");
-		return;
-	}
-	if (move->dry_run)
-	{
-		move->moved++;
-		return;
-	}
-	if (is_there)
-	{
-		if (StatementRun(connection, &update_statement, args, false) > 0)
-			move->moved++;
-		else
+		Datum		there[NUM_THERE_COLUMNS];
+		bool		nulls[NUM_THERE_COLUMNS];
+		bool		is_there = StatementFetch(connection, &there_statement, args,
+											  false, there, nulls);
+
+		if (is_there &&
+			(args->nulls[MOVE_CHANGED_ON] == 'n' ||
+			 (!nulls[THERE_CHANGED_ON] &&
+			  DatumGetTimestamp(ColumnValue(there_columns, THERE_CHANGED_ON,
+											TIMESTAMPOID, there)) >=
+			  DatumGetTimestamp(args->values[MOVE_CHANGED_ON]))))
+		{
 			move->present++;
-		return;
+			move->unreadable += row->is_unreadable;
+			return;
+		}
+		if (is_there && row->is_unreadable)
+		{
+			leave_out(move, row, "newer, but no configured key decrypts it");
+			return;
+		}
+		if (is_there && DatumGetBool(ColumnValue(there_columns, THERE_IS_ENCRYPTED,
+												 BOOLOID, there)) &&
+			!DatumGetBool(args->values[MOVE_IS_ENCRYPTED]))
+		{
+			leave_out(move, row,
+					  "newer, but plaintext, and the entry is encrypted here");
+			return;
+		}
+		if (move->dry_run || (is_there ?
+							  StatementRun(connection, &update_statement, args, false) > 0 :
+							  insert_row(connection, args)))
+		{
+			move->moved++;
+			if (row->is_unreadable)
+			{
+				move->unreadable++;
+				warn_of(row, "is moved as it is: no configured key decrypts it");
+			}
+			return;
+		}
 	}
-	if (insert_row(connection, args))
-		move->moved++;
-	else
-	{
-		move->failed++;
-		warn_of(row, "is left out: it could not be written");
-	}
+	leave_out(move, row, "it could not be written");
 }
 
 /*
- * Moves a row as move_row does; false, with a report, for an error that concerns
- * it alone.  A full quota and ids that are used up concern those that follow as
- * well.
+ * Moves a row as move_row does; false, with a report, if it is not taken, also
+ * for an error that concerns it alone.  A full quota and ids that are used up
+ * concern those that follow as well.
  */
 static bool
 try_row(MoveIn *move, SourceRow *row)
@@ -719,13 +746,12 @@ try_row(MoveIn *move, SourceRow *row)
 	move->row = row;
 	error = StatementTry(move_row, move);
 	if (error == NULL)
-		return true;
+		return move->taken;
 	if (error->sqlerrcode == ERRCODE_ES_QUOTA ||
 		error->sqlerrcode == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
 		ReThrowError(error);
-	move->failed++;
-	warn_of(row, psprintf("is left out: %s: %s",
-						  unpack_sql_state(error->sqlerrcode), error->message));
+	leave_out(move, row, psprintf("%s: %s", unpack_sql_state(error->sqlerrcode),
+								  error->message));
 	return false;
 }
 
@@ -759,7 +785,7 @@ take_row(MoveIn *move, SourceRow *row)
 		move->duplicates++;
 		warn_of(row, "is left out: there is a newer row");
 	}
-	else if (!complete_row(move, row))
+	else if (!complete_row(row))
 		move->failed++;
 	else if (try_row(move, row))
 	{
@@ -781,7 +807,7 @@ move_batch(MoveIn *move, Datum *ids, int nids)
 	int			saved_context;
 
 	become_owner(move, &saved_user, &saved_context);
-	if (SPI_execute_plan(move->read_plan, &array, NULL, false, 0) < 0)
+	if (SPI_execute_plan(move->read_plan, &array, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(SPI_result));
 	SetUserIdAndSecContext(saved_user, saved_context);
@@ -812,15 +838,16 @@ move_batch(MoveIn *move, Datum *ids, int nids)
 	pfree(DatumGetPointer(array));
 }
 
-/* Commits, where that is possible. */
+/* Commits, where that is possible, and looks whether the source is what it was. */
 static void
-commit_batch(MoveIn *move)
+end_batch(MoveIn *move)
 {
-	if (!move->commits)
-		return;
-	StatementCommit();
-	if (!ActiveSnapshotSet())
-		EnsurePortalSnapshotExists();
+	if (move->commits)
+	{
+		StatementCommit();
+		if (!ActiveSnapshotSet())
+			EnsurePortalSnapshotExists();
+	}
 	check_source(move);
 }
 
@@ -837,7 +864,7 @@ move_all(MoveIn *move)
 
 		move_batch(move, move->ids + move->done, nids);
 		move->done += nids;
-		commit_batch(move);
+		end_batch(move);
 
 		seconds = (GetCurrentTimestamp() - move->started) / (double) USECS_PER_SEC;
 		rate = move->done / Max(seconds, 0.000001);
@@ -900,7 +927,7 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 	if (move.dry_run)
 		ereport(NOTICE, (errmsg("move_in: dry run, nothing is written")));
 	/* the isolation level of the session's transaction may be a stricter one */
-	commit_batch(&move);
+	end_batch(&move);
 	prepare_read(&move);
 	move_all(&move);
 	SPI_freeplan(move.read_plan);

@@ -1004,6 +1004,26 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/* A rename that StatementTry tries. */
+typedef struct Rename
+{
+	Connection *connection;
+	const StatementArgs *args;
+	Datum	   *row;
+	bool	   *nulls;
+	bool		is_done;
+} Rename;
+
+static void
+rename_entry(void *state)
+{
+	Rename	   *rename = state;
+
+	rename->is_done = StatementFetch(rename->connection, &rename_statement,
+									 rename->args, false, rename->row,
+									 rename->nulls);
+}
+
 /*
  * ext_storage_rename(extension_id text, key text, new_key text,
  *					  user_fk integer, resource_type text, resource_uuid text,
@@ -1023,6 +1043,13 @@ ext_storage_rename(PG_FUNCTION_ARGS)
 	int64		expected;
 	Datum		row[NUM_ENTRY_COLUMNS];
 	bool		nulls[NUM_ENTRY_COLUMNS];
+	Rename		rename = {
+		.connection = &connection,
+		.args = &args,
+		.row = row,
+		.nulls = nulls
+	};
+	ErrorData  *error = NULL;
 
 	HideStatementBegin(&hidden);
 	CheckArguments(fcinfo, rename_arguments, NUM_RENAME_ARGS);
@@ -1053,8 +1080,15 @@ ext_storage_rename(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_DUPLICATE_OBJECT),
 					 errmsg("%s exists already",
 							DescribeEntry(new_args.values, new_args.nulls))));
-		if (StatementFetch(&connection, &rename_statement, &args, false, row,
-						   nulls))
+		if (error != NULL)
+			ReThrowError(error);
+		/* another session may make an entry of that key meanwhile */
+		error = StatementTry(rename_entry, &rename);
+		if (error != NULL && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
+			continue;
+		if (error != NULL)
+			ReThrowError(error);
+		if (rename.is_done)
 			break;
 		state = get_state(&connection, &args);
 		if (expected >= 0 && state.version != expected)
