@@ -5,13 +5,18 @@ need_package() {
         gcc make git zip unzip python3-venv ca-certificates
 }
 
-# Debian packages, one for each PostgreSQL of this release.
+# Debian packages, one for each PostgreSQL of this release, and their source.
 package_debian() {
+    local version
     as_user rm -rf package
     as_user cp -r src package
     tar -c debian LICENSE CHANGELOG.md | as_user tar -x -C package
-    as_user sh -c 'cd package && pg_buildext updatecontrol &&
-        dpkg-buildpackage -us -uc -b' >"$1/debian.log" 2>&1 ||
+    version=$(sed -n '1s/.*(\(.*\)-.*/\1/p' debian/changelog)
+    as_user sh -c 'tar -cz --exclude=./package/debian \
+            --transform="s,^\./package,extension-storage-$0," \
+            -f "extension-storage_$0.orig.tar.gz" ./package &&
+        cd package && pg_buildext updatecontrol && dpkg-buildpackage -us -uc' \
+        "$version" >"$1/debian.log" 2>&1 ||
         { tail -n 30 "$1/debian.log"; false; }
     # No bug of Debian's asks for a package that is not in its archive
     as_user sh -c 'lintian --fail-on error,warning \

@@ -31,4 +31,4 @@ status=0
 PYTHONPATH=/srv /srv/venv/bin/superset init-extension-storage >/tmp/log 2>&1 || status=$?
 cat /tmp/log
 [ $status = 1 ]
-grep -q 'not PostgreSQL' /tmp/log
+grep -q 'the store needs PostgreSQL' /tmp/log

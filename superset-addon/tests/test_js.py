@@ -245,8 +245,12 @@ def test_what_json_lacks(drivers: dict[str, Chrome]) -> None:
         drivers["gamma"],
         """
         const wrong = [NaN, Infinity, [1, -Infinity], {a: NaN}, undefined, [undefined],
-          () => 1, [() => 1], {a: () => 1}, Symbol('s'), {a: [Symbol('s')]}, 1n];
-        await persistent.set('k', {a: undefined, b: 1e308});
+          () => 1, [() => 1], {a: () => 1}, Symbol('s'), {a: [Symbol('s')]}, 1n,
+          new Map([[1, 2]]), {a: new Set([1])}, /r/, new ArrayBuffer(2), [new Blob(['b'])],
+          Promise.resolve(1), {d: new Date(NaN)}];
+        class Point { constructor() { this.x = 1; } }
+        await persistent.set('k', {a: undefined, b: 1e308, n: null, p: new Point(),
+          d: new Date(0)});
         const failures = [];
         for (const value of wrong) {
           failures.push((await failure(persistent.set('k', value)))[0]);
@@ -255,8 +259,13 @@ def test_what_json_lacks(drivers: dict[str, Chrome]) -> None:
         return [failures, await persistent.get('k')];
         """,
     )
-    assert refused == ["TypeError"] * 24
-    assert kept == {"b": 1e308}
+    assert refused == ["TypeError"] * 38
+    assert kept == {
+        "b": 1e308,
+        "n": None,
+        "p": {"x": 1},
+        "d": "1970-01-01T00:00:00.000Z",
+    }
 
 
 def test_json_that_is_none(drivers: dict[str, Chrome]) -> None:

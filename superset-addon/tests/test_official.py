@@ -17,10 +17,11 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
+from werkzeug.datastructures import MultiDict
 
 from bundles import tool
 from conftest import END, README, Client, Superset, sql
@@ -567,6 +568,11 @@ def test_loading(official: Any, bundles: dict[str, Path]) -> None:
     assert rows("extension_id, user_fk") == [(NOTES, None)]
 
 
+def test_ephemeral_is_in_nobodys_way(official: Any) -> None:
+    ephemeral = import_module("superset_core.extensions.storage.ephemeral")
+    assert not hasattr(ephemeral, "add")
+
+
 def test_ephemeral(official: Any) -> None:
     with (
         official.extension_context(NOTES, 1) as context,
@@ -786,6 +792,8 @@ def test_secrets_are_encrypted_whoever_writes_them(official: Any) -> None:
         ("k", {1: "a", "1": "b"}, {}, "two keys of one text"),
         ("k", [{None: "a", "null": "b"}], {}, "two keys of one text"),
         ("k", {b"a": "a", "a": "b"}, {}, "two keys of one text"),
+        ("k", {Decimal(1): "a", "1": "b"}, {}, "a Decimal, which JSON cannot hold"),
+        ("k", [MultiDict([("a", 1), ("a", 2)])], {}, "a dict that holds more than"),
         ("k", {"a": {1}}, {}, "a set, which JSON cannot hold"),
         ("k", frozenset(), {}, "a set, which JSON cannot hold"),
         ("k", [Decimal("1.1")], {}, "a Decimal, which JSON cannot hold"),
@@ -1125,6 +1133,21 @@ def test_long_list(official: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             state.secrets.set(str(number), number)
         assert list_(state.persistent, 0, 3).count == 5
         assert state.secrets.list_names() == list("01234")
+
+
+def test_pickle_in_a_list_of_a_resource(official: Any) -> None:
+    """However the uuid was given, one that was not pickled here is not read."""
+    from superset_core.common.daos import ExtensionStorageDAO
+
+    place = {"resource_type": "dashboard", "resource_uuid": str(uuid4())}
+    with storage(official) as state:
+        ExtensionStorageDAO.set(
+            NOTES, "k", b"x", value_type="application/x-python-pickle", **place
+        )
+        options = {**place, "resource_uuid": UUID(place["resource_uuid"])}
+        (entry,) = list_(state.persistent.shared, pickle=True, **options).entries
+        with pytest.raises(Exception, match="was not pickled by this Superset"):
+            _ = entry.value
 
 
 def test_list_of_a_resource(official: Any) -> None:

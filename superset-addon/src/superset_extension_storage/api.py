@@ -1051,7 +1051,8 @@ def _get_all(address: Scope, operations: list[Operation]) -> Answers:
         entries = _one_by_one(partial(together, asked), alone, asked)
         for one, entry in zip(asked, entries, strict=True):
             answers[one.key] = _answer_get(one, entry)
-            size += len((entry and entry.value) or b"")
+            if answers[one.key]["status"] == 200:
+                size += len(entry.value)
             if size > MAX_VALUE_SIZE:
                 raise Refused(
                     413,

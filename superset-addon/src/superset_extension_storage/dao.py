@@ -138,19 +138,15 @@ def spelled(time: str) -> str:
 
 
 def moment(text: str | None) -> datetime | str | None:
-    """Give what was spelled as a datetime, or as it is where none can hold it.
-
-    A time with a zone, that of the session, is given in UTC.
-    """
+    """Give what was spelled as a datetime, or as it is where none can hold it."""
     if text is None:
         return None
     try:
         # Python 3.10 reads microseconds, and no shorter fraction.
-        time = datetime.fromisoformat(
+        return datetime.fromisoformat(
             re.sub(r"(?<=\.)\d+", lambda fraction: fraction[0].ljust(6, "0"), text)
         )
-        return time.astimezone(timezone.utc) if time.tzinfo else time
-    except (ValueError, OverflowError):
+    except ValueError:
         return text
 
 
@@ -198,8 +194,17 @@ def key_status() -> list[SimpleNamespace]:
     rows = call(name, f"CAST(pg_catalog.to_json({name}) AS pg_catalog.text)")
     keys = [SimpleNamespace(**json.loads(row)) for (row,) in rows]
     for key in keys:
-        key.oldest, key.newest = moment(key.oldest), moment(key.newest)
+        key.oldest, key.newest = map(_utc, (key.oldest, key.newest))
     return keys
+
+
+def _utc(text: str | None) -> datetime | str | None:
+    """Give a time of the session's zone in UTC."""
+    time = moment(text)
+    try:
+        return time.astimezone(timezone.utc) if isinstance(time, datetime) else time
+    except OverflowError:
+        return text
 
 
 def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:

@@ -7,6 +7,7 @@ import json as standard_json
 import pickle
 from collections.abc import Mapping, Sequence, Sized
 from decimal import Decimal
+from itertools import zip_longest
 from math import isfinite
 from typing import Any
 
@@ -127,7 +128,10 @@ def _check_json(value: Any) -> None:
             continue
         seen[id(part)] = part
         if isinstance(part, dict):
-            left += (key for key in part if isinstance(key, float))
+            left += (key for key in part if isinstance(key, (float, Decimal)))
+            held, shown = list(dict.values(part)), list(part.values())
+            if any(a is not b for a, b in zip_longest(held, shown)):
+                raise _Inexact("a dict that holds more than its values() show")
             if len(set(map(_key_of, part))) < len(part):
                 raise _Inexact("two keys of one text")
         left += part.values() if isinstance(part, dict) else part
@@ -175,7 +179,7 @@ def _signer(address: Mapping[str, Any], keys: Sequence[Any] = ()) -> Signer:
     parts = sorted(part for part in address.items() if part[1] is not None)
     return Signer(
         [key for key in keys if key],
-        salt=standard_json.dumps(["extension_storage", parts]),
+        salt=standard_json.dumps(["extension_storage", parts], default=str),
         key_derivation="hmac",
         digest_method=hashlib.sha256,
     )

@@ -6,7 +6,8 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
+    # pickle asks every module for the names that it meets
+    if not name.startswith("Ephemeral"):
         raise AttributeError(name)
     raise ImportError(
         f"{name}: ephemeral storage is a cache of Superset 7, which this Superset"
