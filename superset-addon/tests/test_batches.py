@@ -639,6 +639,18 @@ def test_writers_in_opposite_order(admin: Client) -> None:
     assert len(found) == 1 and found[0][0] == 16
 
 
+def test_values_that_are_not_sent_count_for_nothing(admin: Client) -> None:
+    versions = {}
+    for key in "ab":
+        answer = admin.put(f"user/{key}", "x" * 9_000_000)
+        versions[key] = answer.headers["ETag"]
+    answer = do(
+        admin, *(("get", key, {"if_none_match": versions[key]}) for key in "ab")
+    )
+    assert [part["status"] for part in answer.json()["result"]] == [304, 304]
+    assert do(admin, ("get", "a"), ("get", "b")).status_code == 413
+
+
 def test_visitor_reads_several(visitor: Callable[..., Client], admin: Client) -> None:
     """Who has no session, and may read, does; and writes nothing."""
     assert admin.put("global/k", "x").ok

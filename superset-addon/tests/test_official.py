@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from decimal import Decimal
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -566,6 +567,19 @@ def test_loading(official: Any, bundles: dict[str, Path]) -> None:
         assert get_context().extension.id == NOTES
         get_context().storage.persistent.shared.set("k", 1)
     assert rows("extension_id, user_fk") == [(NOTES, None)]
+
+
+def test_accessor(official: Any) -> None:
+    """What annotations name has the calls of what it is used for."""
+    from superset_core.extensions.storage import persistent
+
+    protocol = persistent.PersistentStateAccessor
+    for name in ("get", "set", "list", "remove"):
+        named = list(signature(getattr(protocol, name)).parameters)[1:]
+        for state in (persistent.PersistentState, persistent.PersistentState.shared):
+            assert (
+                list(signature(getattr(state, name)).parameters)[: len(named)] == named
+            )
 
 
 def test_ephemeral_is_in_nobodys_way(official: Any) -> None:
@@ -1679,6 +1693,7 @@ PROVED_BY = {
     "`superset_core.extensions.storage.dao`": (test_modules_that_are_not_here,),
     "`PersistentSetOptions`, `PersistentListOptions`, `PersistentListEntry`,"
     " `PersistentListResult`": (test_dataclasses,),
+    "`PersistentStateAccessor`": (test_accessor,),
     "`PersistentState.get`, `.shared.get`": (
         test_every_call,
         test_undecryptable,

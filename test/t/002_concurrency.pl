@@ -96,5 +96,24 @@ my $retries = $node->safe_psql('postgres', 'SELECT sum(n) FROM retries');
 cmp_ok($retries, '>', 0, 'they were in each other\'s way');
 note("$retries retries");
 
+# Two writers of the same 50 keys in opposite order, also of deletions: no deadlock,
+# and no write is lost.
+$node->safe_psql('postgres', 'DELETE FROM extension_storage');
+my $set_many = q{SELECT FROM ext_storage_set_many('acme.many', ARRAY(SELECT 'k' || i FROM generate_series(1, 50) i
+	ORDER BY i * (1 - 2 * (:client_id % 2))), array_fill('x'::bytea, ARRAY[50]));};
+$node->pgbench('-n -c 2 -t 1000', 0, [qr{processed: 2000/2000}], [qr/^$/],
+	'two clients set the same keys in opposite order', { '002_set_many' => $set_many });
+is( $node->safe_psql('postgres', 'SELECT count(*), min(version), max(version) FROM extension_storage'),
+	'50|2000|2000', 'each write is there');
+$node->pgbench(
+	'-n -c 4 -t 200', 0, [qr{processed: 800/800}], [qr/^$/],
+	'beside others that delete them',
+	{
+		'002_set_many_again' => $set_many,
+		'002_delete_many' => q{SELECT FROM ext_storage_delete_many('acme.many',
+			ARRAY(SELECT 'k' || i FROM generate_series(1, 50) i ORDER BY i * (1 - 2 * (:client_id % 2))));}
+	});
+is($node->safe_psql('postgres', 'SELECT sum(deadlocks) FROM pg_stat_database'), '0', 'without a deadlock');
+
 $node->stop;
 done_testing();

@@ -37,6 +37,11 @@ my %read = (
 	get_entry => q{SELECT key, version, is_encrypted, value FROM ext_storage_get_entry('acme.app', 'k2')},
 	list => q{SELECT string_agg(key, ',') FROM ext_storage_list('acme.app', page_size => 100)},
 	count => q{SELECT ext_storage_count('acme.app')},
+	get_many => q{SELECT string_agg(key || convert_from(value, 'UTF8'), ',')
+		FROM ext_storage_get_many('acme.app', ARRAY['k2', 'none', 'k1'])},
+	list_values => q{SELECT string_agg(key || coalesce(convert_from(value, 'UTF8'), problem), ',')
+		FROM ext_storage_list_values('acme.app', page_size => 100)},
+	list_newest => q{SELECT string_agg(key, ',') FROM ext_storage_list_newest('acme.app', page_size => 100)},
 	verify => q{SELECT key, problem FROM ext_storage_verify()},
 	usage => q{SELECT * FROM ext_storage_usage()},
 	key_status => q{SELECT ordinal, fingerprint, role, entries, removable FROM ext_storage_key_status()});

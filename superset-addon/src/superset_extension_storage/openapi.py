@@ -32,8 +32,9 @@ BODY = {
         "value": {"type": "string", "default": ""},
         "value_encoding": {
             "type": "string",
-            "enum": ["base64"],
-            "description": "Absent: the value is its UTF-8 bytes",
+            "nullable": True,
+            "enum": ["base64", None],
+            "description": "Absent or null: the value is its UTF-8 bytes",
         },
         "value_type": {"type": "string", "default": "application/json"},
         "category": {"type": "string", "nullable": True, "maxLength": 64},
@@ -107,6 +108,10 @@ ANSWERS = {
                         "type": "integer",
                         "description": "200; 304 or 404, of get and delete; 500 for a"
                         " value that cannot be decrypted",
+                    },
+                    "message": {
+                        "type": "string",
+                        "description": "Of a delete, and where status is not 200",
                     },
                     **READOUT["properties"],
                 },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 from uuid import UUID
 
 from ..dao import EntryWithValue, is_reserved
@@ -57,6 +57,20 @@ class PersistentListResult:
 
     entries: list[PersistentListEntry] = field(default_factory=list)
     count: int = 0
+
+
+class PersistentStateAccessor(Protocol):
+    """What annotations call the entries of a scope: `PersistentState`, its `.shared`."""
+
+    def get(self, key: str) -> Any: ...
+
+    def set(
+        self, key: str, value: Any, options: PersistentSetOptions | None = None
+    ) -> None: ...
+
+    def list(self, options: PersistentListOptions) -> PersistentListResult: ...
+
+    def remove(self, key: str) -> None: ...
 
 
 class UnreadableListEntry(PersistentListEntry):
