@@ -42,7 +42,9 @@ upgrade_in_debian() {
     if [[ $from != "$release" ]]; then
         echo "deb http://deb.debian.org/debian $from main" >"$list"
     fi
-    trap 'rm -f "$list"' EXIT  # of the row's subshell
+    # At the end of the row's subshell, where this variable is gone
+    # shellcheck disable=SC2064
+    trap "rm -f '$list'" EXIT
     in_debian "$release" apt-get -qq update
     in_debian "$release" apt-get install -qq -y --no-install-recommends gcc make \
         uuid-dev "postgresql-$old" "postgresql-server-dev-$old" \
