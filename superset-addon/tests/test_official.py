@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import numpy as np
+import pandas as pd
 import pytest
 from werkzeug.datastructures import MultiDict
 
@@ -812,6 +813,9 @@ def test_secrets_are_encrypted_whoever_writes_them(official: Any) -> None:
         ("k", frozenset(), {}, "a set, which JSON cannot hold"),
         ("k", [Decimal("1.1")], {}, "a Decimal, which JSON cannot hold"),
         ("k", np.array([np.nan]), {}, "a number that is not finite"),
+        ("k", {"a": pd.NaT}, {}, "a time that is none"),
+        ("k", np.ma.array([1, 2], mask=[0, 1]), {}, "an array with masked elements"),
+        ("k", [np.array(["2026-01-01"], "M8[ns]")], {}, "an array of times"),
         ("k", Point(1, Decimal(2)), {}, "a Decimal, which JSON cannot hold"),
         ("k", [Point(1, float("nan"))], {}, "a number that is not finite"),
         ("k", {"a": Named({"b": {1}})}, {}, "a set, which JSON cannot hold"),

@@ -11,6 +11,8 @@ from itertools import zip_longest
 from math import isfinite
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from flask import current_app
 from itsdangerous import BadSignature, Signer
 from superset.utils import json
@@ -150,6 +152,12 @@ def _json_of(value: Any) -> Any:
     """Convert as Superset does, which puts "[bytes]" for what is no text."""
     if isinstance(value, (bytes, memoryview)):
         raise TypeError
+    if value is pd.NaT:
+        raise _Inexact("a time that is none")
+    if isinstance(value, np.ma.MaskedArray):
+        raise _Inexact("an array with masked elements")
+    if isinstance(value, np.ndarray) and value.dtype.kind in "mM":
+        raise _Inexact("an array of times")
     converted = json.json_iso_dttm_ser(value)
     _check_json(converted)
     return converted
