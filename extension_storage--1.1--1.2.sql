@@ -683,6 +683,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     role_before CONSTANT text := current_setting('role');
+    extension oid;
+    home regnamespace;
     entries regclass;
     item record;
 BEGIN
@@ -694,24 +696,18 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('role %s does not exist', role);
     END IF;
-    SELECT c.oid::regclass INTO entries
-    FROM pg_extension x
-    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid
-        AND d.classid = 'pg_class'::regclass AND d.deptype = 'e'
-    JOIN pg_class c ON c.oid = d.objid AND c.relname = 'extension_storage' AND c.relowner = role
-    WHERE x.extname = 'extension_storage';
-    IF FOUND THEN
+    SELECT oid, extnamespace INTO STRICT extension, home FROM pg_extension
+    WHERE extname = 'extension_storage';
+    entries := format('%s.extension_storage', home)::regclass;
+    IF EXISTS (SELECT FROM pg_class WHERE oid = entries AND relowner = role) THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('role %s owns table %s', role, entries),
             HINT = 'Give the table to another role, then call ext_storage_take_over().';
     END IF;
     FOR item IN
         WITH member AS (
-            SELECT d.classid, d.objid, x.extnamespace
-            FROM pg_extension x
-            JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid
-                AND d.deptype = 'e'
-            WHERE x.extname = 'extension_storage')
+            SELECT classid, objid FROM pg_depend
+            WHERE refclassid = 'pg_extension'::regclass AND refobjid = extension AND deptype = 'e')
         SELECT DISTINCT o.what, a.grantor::regrole AS grantor
         FROM (
             SELECT format('ROUTINE %s', p.oid::regprocedure) AS what, p.proowner AS owner, p.proacl AS acl
@@ -726,7 +722,7 @@ BEGIN
             FROM pg_type t JOIN member m ON m.classid = 'pg_type'::regclass AND m.objid = t.oid
             UNION ALL
             SELECT format('SCHEMA %s', n.oid::regnamespace), n.nspowner, n.nspacl
-            FROM pg_namespace n WHERE n.oid = (SELECT DISTINCT m.extnamespace FROM member m)) o,
+            FROM pg_namespace n WHERE n.oid = home) o,
             LATERAL aclexplode(o.acl) a
         WHERE a.grantee = role AND o.owner <> role
         ORDER BY o.what

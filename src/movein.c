@@ -734,11 +734,11 @@ move_row(void *state)
 }
 
 /*
- * Moves a row as move_row does; false, with a report, if it is not taken, also
- * for an error that concerns it alone.  A full quota and ids that are used up
- * concern those that follow as well.
+ * Moves a row as move_row does; it is left out for an error that concerns it
+ * alone.  A full quota and ids that are used up concern those that follow as
+ * well.
  */
-static bool
+static void
 try_row(MoveIn *move, SourceRow *row)
 {
 	ErrorData  *error;
@@ -746,13 +746,12 @@ try_row(MoveIn *move, SourceRow *row)
 	move->row = row;
 	error = StatementTry(move_row, move);
 	if (error == NULL)
-		return move->taken;
+		return;
 	if (error->sqlerrcode == ERRCODE_ES_QUOTA ||
 		error->sqlerrcode == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
 		ReThrowError(error);
 	leave_out(move, row, psprintf("%s: %s", unpack_sql_state(error->sqlerrcode),
 								  error->message));
-	return false;
 }
 
 /*
@@ -787,8 +786,11 @@ take_row(MoveIn *move, SourceRow *row)
 	}
 	else if (!complete_row(row))
 		move->failed++;
-	else if (try_row(move, row))
+	else
 	{
+		try_row(move, row);
+		if (!move->taken)
+			return;
 		resetStringInfo(&move->settled);
 		appendBinaryStringInfo(&move->settled, address.data, address.len);
 	}
@@ -840,7 +842,7 @@ move_batch(MoveIn *move, Datum *ids, int nids)
 
 /* Commits, where that is possible, and looks whether the source is what it was. */
 static void
-end_batch(MoveIn *move)
+next_transaction(MoveIn *move)
 {
 	if (move->commits)
 	{
@@ -864,7 +866,7 @@ move_all(MoveIn *move)
 
 		move_batch(move, move->ids + move->done, nids);
 		move->done += nids;
-		end_batch(move);
+		next_transaction(move);
 
 		seconds = (GetCurrentTimestamp() - move->started) / (double) USECS_PER_SEC;
 		rate = move->done / Max(seconds, 0.000001);
@@ -927,7 +929,7 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 	if (move.dry_run)
 		ereport(NOTICE, (errmsg("move_in: dry run, nothing is written")));
 	/* the isolation level of the session's transaction may be a stricter one */
-	end_batch(&move);
+	next_transaction(&move);
 	prepare_read(&move);
 	move_all(&move);
 	SPI_freeplan(move.read_plan);

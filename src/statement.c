@@ -535,15 +535,29 @@ hide_row(void *arg pg_attribute_unused())
 		errhint("Widen the ids: ALTER TABLE ... ALTER COLUMN id TYPE bigint. Entries that exist can still be set.");
 }
 
+/* The caller's state while SPI runs a statement. */
+typedef struct Run
+{
+	ErrorContextCallback hidden;
+	MemoryContext context;
+} Run;
+
+static void
+begin_run(Run *run)
+{
+	run->context = CurrentMemoryContext;
+	PushErrorCallback(&run->hidden, hide_row);
+}
+
 /*
- * Ends the run of a statement by SPI, which leaves the caller in a memory context
- * that lasts until SPI_finish.
+ * Gives the caller its state back: SPI leaves it in a memory context that lasts
+ * until SPI_finish.  Raises an error if the statement was not run as it is.
  */
 static void
-end_run(ErrorContextCallback * hidden, MemoryContext context, int result)
+end_run(Run *run, int result)
 {
-	MemoryContextSwitchTo(context);
-	error_context_stack = hidden->previous;
+	MemoryContextSwitchTo(run->context);
+	error_context_stack = run->hidden.previous;
 	if (result < 0)
 		elog(ERROR, "statement of the extension failed: %s",
 			 SPI_result_code_string(result));
@@ -567,15 +581,14 @@ uint64
 StatementRun(Connection *connection, Statement *statement,
 			 const StatementArgs *args, bool read_only)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ErrorContextCallback hidden;
+	Run			run;
 	int			result;
 
-	PushErrorCallback(&hidden, hide_row);
+	begin_run(&run);
 	result = SPI_execute_plan(get_plan(connection, statement, args),
 							  unconstify(StatementArgs *, args)->values,
 							  args->nulls, read_only, 0);
-	end_run(&hidden, context, result);
+	end_run(&run, result);
 	if (statement->ncolumns > 0)
 		check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
@@ -680,8 +693,7 @@ run_into(Connection *connection, Statement *statement,
 		.read_only = read_only,
 		.dest = &receiver->pub
 	};
-	MemoryContext context = CurrentMemoryContext;
-	ErrorContextCallback hidden;
+	Run			run;
 	int			result;
 
 	receiver->pub.rStartup = start_receiver;
@@ -698,10 +710,10 @@ run_into(Connection *connection, Statement *statement,
 		param->pflags = PARAM_FLAG_CONST;
 		param->ptype = statement->params[i].type;
 	}
-	PushErrorCallback(&hidden, hide_row);
+	begin_run(&run);
 	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
 									   &options);
-	end_run(&hidden, context, result);
+	end_run(&run, result);
 }
 
 /*
@@ -1006,8 +1018,7 @@ uint64
 StatementRunAsOwner(Connection *connection, Statement *statement,
 					const StatementArgs *args)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ErrorContextCallback hidden;
+	Run			run;
 	Oid			saved_user;
 	int			saved_context;
 	int			result;
@@ -1018,12 +1029,12 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
 	SetUserIdAndSecContext(owner,
 						   saved_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_NOFORCE_RLS);
-	PushErrorCallback(&hidden, hide_row);
+	begin_run(&run);
 	result = SPI_execute_snapshot(get_plan(connection, statement, args),
 								  unconstify(StatementArgs *, args)->values,
 								  args->nulls, GetLatestSnapshot(),
 								  InvalidSnapshot, false, true, 0);
-	end_run(&hidden, context, result);
+	end_run(&run, result);
 	SetUserIdAndSecContext(saved_user, saved_context);
 	if (statement->ncolumns > 0)
 		check_result(statement, SPI_tuptable->tupdesc);

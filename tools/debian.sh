@@ -83,13 +83,7 @@ cmd_debian() {
     mkdir -p "$debians/$1"
     exec 7<"$debians/$1"
     flock 7
-    set +e
-    (
-        set -e
-        make_debian "$1"
-    ) >"$debians/$1.log" 2>&1
-    status=$?
-    set -e
+    strictly make_debian "$1" >"$debians/$1.log" 2>&1
     [[ $status == 0 ]] || die "see $debians/$1.log"
     copy_checkout "$1"
     in_debian "$1" env PG_MAJOR="${PG_MAJOR:-}" /srv/extension_storage/dev "${@:2}" 7<&-

@@ -10,13 +10,7 @@ matrix_row() {
     local name=$1 log=$2 result=passed status
     shift 2
     echo "=== $name, log in $log"
-    set +e
-    (
-        set -e
-        "$@"
-    ) >"$log" 2>&1
-    status=$?
-    set -e
+    strictly "$@" >"$log" 2>&1
     if [[ $status != 0 ]]; then
         result=FAILED
         tail -n 20 "$log"

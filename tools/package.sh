@@ -97,13 +97,7 @@ cmd_package() {
     for kind in package_debian package_python package_javascript package_pgxn \
         try_packages; do
         echo "=== $kind"
-        set +e
-        (
-            set -e
-            "$kind" "$made"
-        )
-        status=$?
-        set -e
+        strictly "$kind" "$made"
         if [[ $status == 0 ]]; then
             passed=$((passed + 1))
         else

@@ -1157,6 +1157,8 @@ def test_pickle_in_a_list_of_a_resource(official: Any) -> None:
     """However the uuid was given, one that was not pickled here is not read."""
     from superset_core.common.daos import ExtensionStorageDAO
 
+    from superset_extension_storage.official.codecs import ValueUndecodable
+
     place = {"resource_type": "dashboard", "resource_uuid": str(uuid4())}
     with storage(official) as state:
         ExtensionStorageDAO.set(
@@ -1164,7 +1166,7 @@ def test_pickle_in_a_list_of_a_resource(official: Any) -> None:
         )
         options = {**place, "resource_uuid": UUID(place["resource_uuid"])}
         (entry,) = list_(state.persistent.shared, pickle=True, **options).entries
-        with pytest.raises(Exception, match="was not pickled by this Superset"):
+        with pytest.raises(ValueUndecodable, match="was not pickled by this Superset"):
             _ = entry.value
 
 

@@ -605,13 +605,9 @@ function encodeValue(
   return { value: text, value_type: JSON_TYPE };
 }
 
-/** Gives what kind of thing a value is, to JavaScript itself. */
-function tagOf(value: unknown): string {
-  return Object.prototype.toString.call(value).slice('[object '.length, -1);
-}
-
 /** Has JSON.stringify refuse what it would write as null, or leave out. */
 function refuseWhatJsonLacks(this: unknown, key: string, part: unknown): unknown {
+  const tag = Object.prototype.toString.call(part);
   const isLost =
     (typeof part === 'number' && !Number.isFinite(part)) ||
     typeof part === 'function' ||
@@ -619,7 +615,8 @@ function refuseWhatJsonLacks(this: unknown, key: string, part: unknown): unknown
     // a property that is undefined is one that is not there
     (part === undefined && Array.isArray(this)) ||
     // of a Map, a RegExp, a buffer or a promise nothing would be written
-    !['Object', 'Array', 'Null'].includes(tagOf(part)) && typeof part === 'object' ||
+    (typeof part === 'object' &&
+      !['[object Object]', '[object Array]', '[object Null]'].includes(tag)) ||
     // an invalid date
     (part === null && (this as Record<string, unknown>)[key] !== null);
   if (isLost) throw new TypeError('the value cannot be JSON');
