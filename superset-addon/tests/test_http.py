@@ -474,6 +474,13 @@ def test_slow_upload_of_a_visitor(
     assert held == []
 
 
+def test_without_the_add_on(second: Superset) -> None:
+    """As it is once its line is taken out of the configuration."""
+    second.lines = ["FLASK_APP_MUTATOR = None"]
+    second.start()
+    assert second.client("admin").get("global/").status_code == 404
+
+
 def test_body_without_an_end(second: Superset) -> None:
     """Behind a server that does not end a body whose length is not told."""
     second.lines = [
