@@ -512,12 +512,12 @@ COMMENT ON FUNCTION @extschema@.ext_storage_set_many(text, text[], bytea[], text
 CREATE FUNCTION @extschema@.ext_storage_delete_many(extension_id text, keys text[],
     user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
     resource_uuid text DEFAULT NULL, if_versions bigint[] DEFAULT NULL)
-RETURNS TABLE (key text, deleted boolean)
+RETURNS TABLE (key text, deleted boolean, uuid uuid)
 AS 'MODULE_PATHNAME', 'ext_storage_delete_many'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 2000 ROWS 10;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_delete_many(text, text[], integer, text, text, bigint[]) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_delete_many(text, text[], integer, text, text, bigint[]) IS
-    'Deletes several entries of a scope, all or none; returns which of them there were';
+    'Deletes several entries of a scope, all or none; returns which of them there were, with their uuids';
 
 CREATE FUNCTION @extschema@.ext_storage_delete_prefix(extension_id text, key_prefix text,
     user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,

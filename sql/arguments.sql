@@ -37,6 +37,9 @@ INSERT INTO bad (functions, argument, value) VALUES
     ('^ext_', 'key', $$''$$),
     ('^ext_', 'key', $$repeat('x', 256)$$),
     ('^ext_', 'key', $$repeat('€', 255) || ' '$$),
+    ('^ext_', 'new_key', 'NULL'),
+    ('^ext_', 'new_key', $$''$$),
+    ('^ext_', 'new_key', $$repeat('€', 256)$$),
     ('^ext_', 'value', 'NULL'),
     ('^ext_', 'value_type', 'NULL'),
     ('^ext_', 'value_type', $$''$$),
@@ -48,8 +51,8 @@ INSERT INTO bad (functions, argument, value) VALUES
     ('^ext_', 'value_type', $$E'a/b; q="\t"'$$),
     ('^ext_', 'value_type', $$'text/plain; a="b'$$),
     ('_set', 'description', $$repeat('x', 65536)$$),
-    ('_(set|get|delete|list|count)', 'resource_type', $$'chart'$$),
-    ('_(set|get|delete|list|count)', 'resource_uuid', $$'x'$$),
+    ('_(set|get|delete|rename|list|count)', 'resource_type', $$'chart'$$),
+    ('_(set|get|delete|rename|list|count)', 'resource_uuid', $$'x'$$),
     ('_purge_', 'resource_type', 'NULL'),
     ('_purge_', 'resource_uuid', 'NULL'),
     ('_purge_', 'user_fk', 'NULL'),
@@ -93,13 +96,13 @@ INSERT INTO bad (functions, argument, value) VALUES
     ('^fernet_', 'secret', 'NULL'),
     ('^fernet_', 'secret', $$''$$);
 INSERT INTO bad (functions, argument, value, more) VALUES
-    ('_(set|get|delete|list|count|purge)', 'resource_type', $$''$$, $$, resource_uuid => 'x'$$),
-    ('_(set|get|delete|list|count|purge)', 'resource_type', $$repeat('x', 65)$$, $$, resource_uuid => 'x'$$),
-    ('_(set|get|delete|list|count|purge)', 'resource_type', $$repeat('€', 65)$$, $$, resource_uuid => 'x'$$),
-    ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$''$$, $$, resource_type => 'chart'$$),
-    ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$repeat('x', 37)$$,
+    ('_(set|get|delete|rename|list|count|purge)', 'resource_type', $$''$$, $$, resource_uuid => 'x'$$),
+    ('_(set|get|delete|rename|list|count|purge)', 'resource_type', $$repeat('x', 65)$$, $$, resource_uuid => 'x'$$),
+    ('_(set|get|delete|rename|list|count|purge)', 'resource_type', $$repeat('€', 65)$$, $$, resource_uuid => 'x'$$),
+    ('_(set|get|delete|rename|list|count|purge)', 'resource_uuid', $$''$$, $$, resource_type => 'chart'$$),
+    ('_(set|get|delete|rename|list|count|purge)', 'resource_uuid', $$repeat('x', 37)$$,
         $$, resource_type => 'chart'$$),
-    ('_(set|get|delete|list|count|purge)', 'resource_uuid', $$repeat('€', 37)$$,
+    ('_(set|get|delete|rename|list|count|purge)', 'resource_uuid', $$repeat('€', 37)$$,
         $$, resource_type => 'chart'$$);
 
 -- Each function with each value for an argument of that name.

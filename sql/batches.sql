@@ -44,6 +44,19 @@ SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', max_bytes
 SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', max_bytes => 2000);
 SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', max_bytes => 3000);
 SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', after_key => 'b', max_bytes => 1);
+-- Encrypted, a value has the same bytes; unless the row says another size than its token has.
+SELECT count(*) FROM ext_storage_set_many('acme.bytes', ARRAY['a', 'b', 'c'],
+    array_fill(repeat('x', 1000)::bytea, ARRAY[3]), is_encrypted => array_fill(true, ARRAY[3]));
+SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', max_bytes => 1999);
+SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', max_bytes => 2000);
+UPDATE extension_storage SET value_size = CASE key WHEN 'a' THEN 1 END WHERE extension_id = 'acme.bytes';
+SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', max_bytes => 2000);
+SELECT string_agg(key, ',') FROM ext_storage_list_values('acme.bytes', max_bytes => 2200);
+-- Nor does a page grow without end where the values are empty.
+INSERT INTO extension_storage (extension_id, key, value, description)
+    SELECT 'acme.empty', 'k' || lpad(i::text, 5, '0'), '', repeat('x', 1000) FROM generate_series(1, 5000) i;
+SELECT count(*) BETWEEN 500 AND 1100 AS bounded FROM ext_storage_list_values('acme.empty', page_size => 2147483647);
+DELETE FROM extension_storage WHERE extension_id = 'acme.empty';
 
 -- A value that cannot be decrypted is told apart, and the others come.
 INSERT INTO extension_storage (extension_id, key, value, is_encrypted) VALUES ('acme.b', 'ab', 'no token', true);
@@ -100,7 +113,9 @@ SELECT ext_storage_rename('acme.b', 'nothing', 'z') IS NULL AS nothing;
 SELECT key FROM ext_storage_rename('acme.b', 'a', 'mine', user_fk => 7, if_version => 1);
 
 -- Deletion of several keys and by prefix: of this scope alone.
-SELECT * FROM ext_storage_delete_many('acme.b', ARRAY['nothing', 'c', 'b'], if_versions => ARRAY[0, 1, NULL]);
+CREATE TEMP TABLE here AS SELECT key, uuid FROM extension_storage WHERE extension_id = 'acme.b';
+SELECT key, deleted, d.uuid IS NULL AS no_uuid, EXISTS (SELECT FROM here h WHERE h.key = d.key AND h.uuid = d.uuid) AS same_uuid
+FROM ext_storage_delete_many('acme.b', ARRAY['nothing', 'c', 'b'], if_versions => ARRAY[0, 1, NULL]) d;
 SELECT pg_temp.error_of($$SELECT * FROM ext_storage_delete_many('acme.b', ARRAY['renamed', 'x'], if_versions => ARRAY[3, 1])$$);
 SELECT ext_storage_count('acme.b');
 SELECT count(*) FROM ext_storage_set_many('acme.b', ARRAY['p%', 'p_1', 'p', 'q'], ARRAY['1', '2', '3', '4']::bytea[]);
@@ -112,13 +127,7 @@ SELECT key FROM ext_storage_list('acme.b');
 
 -- Bad input.
 SELECT pg_temp.error_of(s) FROM (VALUES (1,
-    $$SELECT * FROM ext_storage_get_many('acme.b', NULL)$$), (2,
-    $$SELECT * FROM ext_storage_get_many('acme.b', '{}')$$), (3,
-    $$SELECT * FROM ext_storage_get_many('acme.b', ARRAY['a', NULL])$$), (4,
-    $$SELECT * FROM ext_storage_get_many('acme.b', ARRAY['a', ''])$$), (5,
-    $$SELECT * FROM ext_storage_get_many('acme.b', ARRAY['a', repeat('x', 256)])$$), (6,
-    $$SELECT * FROM ext_storage_get_many('acme.b', ARRAY[['a'], ['b']])$$), (7,
-    $$SELECT * FROM ext_storage_get_many('acme.b', array_fill('x'::text, ARRAY[1001]))$$), (8,
+    $$SELECT ext_storage_rename('acme.b', 'renamed', 'renamed')$$), (8,
     $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'a'], ARRAY['1', '2']::bytea[])$$), (9,
     $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], ARRAY['1']::bytea[])$$), (10,
     $$SELECT * FROM ext_storage_set_many('acme.b', ARRAY['a', 'b'], ARRAY['1', NULL]::bytea[])$$), (11,
@@ -140,6 +149,13 @@ SELECT pg_temp.error_of(s) FROM (VALUES (1,
     $$SELECT * FROM ext_storage_list_values('acme.b', after_changed_on => '2026-01-01', after_key => 'a')$$), (27,
     $$SELECT * FROM ext_storage_list_newest('acme.b', after_changed_on => '2026-01-01')$$), (28,
     $$SELECT * FROM ext_storage_list_newest('acme.b', page => -1)$$)) t (n, s) ORDER BY n;
+-- The keys of each function that takes several.
+SELECT function, pg_temp.error_of(format('SELECT * FROM ext_storage_%s_many(%L, keys => %s%s)', function, 'acme.b', keys, more))
+FROM (VALUES ('get', ''), ('set', $$, new_values => '{x,y}'$$), ('delete', '')) f (function, more),
+    (VALUES (1, 'NULL'), (2, $$'{}'$$), (3, $$ARRAY['a', NULL]$$), (4, $$ARRAY['a', '']$$),
+        (5, $$ARRAY['a', repeat('€', 256)]$$), (6, $$ARRAY[['a'], ['b']]$$),
+        (7, $$array_fill('x'::text, ARRAY[1001])$$)) k (n, keys)
+ORDER BY n, function;
 SELECT key, version FROM ext_storage_list('acme.b');
 
 -- Quota: counted as single calls are, and refused as a whole.
@@ -152,3 +168,4 @@ SELECT value_bytes FROM extension_storage_usage WHERE extension_id = 'acme.q';
 RESET extension_storage.quota_per_extension;
 ALTER TABLE extension_storage DISABLE TRIGGER extension_storage_count_rows, DISABLE TRIGGER extension_storage_count;
 DELETE FROM extension_storage;
+TRUNCATE extension_storage_usage;

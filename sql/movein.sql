@@ -171,6 +171,17 @@ UPDATE first.loose SET id = 3;
 SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.loose')$$);
 UPDATE first.loose SET id = NULL WHERE key = 'b';
 SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.loose')$$);
+-- A row keeps its uuid, or is left out, where the sequence of the ids is behind.
+SELECT pg_temp.fill($$key = 'a', uuid = '00000000-0000-4000-8000-00000000000a'$$, $$key = 'b', uuid = '00000000-0000-4000-8000-00000000000b'$$);
+INSERT INTO extension_storage (id, extension_id, key, value) VALUES (1, 'acme.m', 'here', 'x');
+SELECT last_value AS ids FROM extension_storage_id_seq \gset
+SELECT setval('extension_storage_id_seq', 1, false);
+CALL ext_storage_move_in('first.loose');
+SELECT key, uuid FROM extension_storage WHERE key <> 'here';
+SELECT setval('extension_storage_id_seq', :ids) > 0 AS again;
+CALL ext_storage_move_in('first.loose');
+SELECT key, uuid FROM extension_storage WHERE key <> 'here' ORDER BY key;
+DELETE FROM extension_storage;
 -- What a trigger or a constraint refuses is left out by name, without its value;
 -- the others are moved.
 CREATE FUNCTION pg_temp.refuse() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -200,6 +200,18 @@ DROP TRIGGER regress_refuse ON extension_storage;
 ALTER TABLE extension_storage DROP CONSTRAINT regress_check;
 CALL ext_storage_rotate_keys();
 
+-- Two rows with one id would be taken for one, and one of them keep its token.
+ALTER TABLE extension_storage DROP CONSTRAINT extension_storage_pkey;
+CREATE INDEX regress_id ON extension_storage (id);
+UPDATE extension_storage SET id = (SELECT min(id) FROM extension_storage) WHERE key = 'b';
+SET extension_storage.encryption_keys = 'newer-secret,new-secret';
+SELECT pg_temp.error_of('CALL ext_storage_rotate_keys()') ~ '^55000 table "extension_storage" has several rows with id ' AS refused;
+SELECT role, entries > 0 AS entries, removable FROM ext_storage_key_status();
+UPDATE extension_storage SET id = nextval('extension_storage_id_seq') WHERE key = 'b';
+DROP INDEX regress_id;
+ALTER TABLE extension_storage ADD CONSTRAINT extension_storage_pkey PRIMARY KEY (id);
+SET extension_storage.encryption_keys = 'new-secret,old-secret';
+
 -- What is not a row's fault ends it: a role that may not write, say.
 CREATE ROLE regress_rotation;
 GRANT USAGE ON SCHEMA public TO regress_rotation;

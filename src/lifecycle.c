@@ -81,8 +81,7 @@ static const StatementColumn lock_columns[] = {
 
 /*
  * How the entries that match a condition go: where bytes are counted, the
- * table and the counts of their extensions are locked first, these in order
- * (see QuotaPrepare).
+ * counts of their extensions are locked first, in order (see QuotaLockTable).
  */
 typedef struct Purge
 {
@@ -260,11 +259,8 @@ run_purge(Connection *connection, Purge *purge, const StatementArgs *args,
 		  bool as_owner)
 {
 	connection->quota_prepared = true;
-	if (QuotaIsCounting(connection))
-	{
-		LockRelationOid(StatementTable(connection), RowExclusiveLock);
+	if (QuotaLockTable(connection))
 		StatementRunAsOwner(connection, &purge->lock_usage, args);
-	}
 	lock_entries(connection, &purge->lock_entries, args);
 	return as_owner ?
 		StatementRunAsOwner(connection, &purge->delete_entries, args) :
@@ -487,6 +483,7 @@ clear_users(void *state)
 {
 	ClearUsers *users = state;
 
+	QuotaLockTable(users->connection);
 	lock_entries(users->connection, users->lock, users->args);
 	StatementRunAsOwner(users->connection, users->clear, users->args);
 }

@@ -45,6 +45,9 @@
 /* How often a row is tried where others change the entry meanwhile. */
 #define MAX_TRIES 3
 
+/* What keeps two entries from having one uuid. */
+#define UUID_CONSTRAINT "uq_extension_storage_uuid"
+
 /* How many ids are fetched at once. */
 #define FETCH_COUNT 10000
 
@@ -185,7 +188,9 @@ static Statement there_statement = {
 static Statement insert_statement = {
 	.sql = INSERT_ENTRY("COALESCE($uuid, pg_catalog.gen_random_uuid())",
 						"$created_on", "$changed_on", "$created_by_fk",
-						"$changed_by_fk") " ON CONFLICT DO NOTHING",
+						"$changed_by_fk")
+	" ON CONFLICT (extension_id, user_fk, resource_type, resource_uuid, key)"
+	" DO NOTHING",
 	STATEMENT_PARAMS(move_params, NUM_MOVE_PARAMS)
 };
 static Statement update_statement = {
@@ -646,19 +651,6 @@ complete_row(SourceRow *row)
 	return true;
 }
 
-/*
- * Inserts a row, with another uuid if an entry already has this one.  False if
- * the key has an entry by now.
- */
-static bool
-insert_row(Connection *connection, StatementArgs *args)
-{
-	if (StatementRun(connection, &insert_statement, args, false) > 0)
-		return true;
-	StatementSetNull(args, MOVE_UUID);
-	return StatementRun(connection, &insert_statement, args, false) > 0;
-}
-
 /* Reports a row that is not taken, so that an older one of its entry may be. */
 static void
 leave_out(MoveIn *move, const SourceRow *row, const char *why)
@@ -717,9 +709,9 @@ move_row(void *state)
 					  "newer, but plaintext, and the entry is encrypted here");
 			return;
 		}
-		if (move->dry_run || (is_there ?
-							  StatementRun(connection, &update_statement, args, false) > 0 :
-							  insert_row(connection, args)))
+		if (move->dry_run ||
+			StatementRun(connection, is_there ? &update_statement :
+						 &insert_statement, args, false) > 0)
 		{
 			move->moved++;
 			if (row->is_unreadable)
@@ -734,9 +726,9 @@ move_row(void *state)
 }
 
 /*
- * Moves a row as move_row does; it is left out for an error that concerns it
- * alone.  A full quota and ids that are used up concern those that follow as
- * well.
+ * Moves a row as move_row does, with another uuid if an entry already has its
+ * own.  It is left out for an error that concerns it alone; a full quota and
+ * ids that are used up concern those that follow as well.
  */
 static void
 try_row(MoveIn *move, SourceRow *row)
@@ -745,6 +737,13 @@ try_row(MoveIn *move, SourceRow *row)
 
 	move->row = row;
 	error = StatementTry(move_row, move);
+	if (error != NULL && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
+		error->constraint_name != NULL &&
+		strcmp(error->constraint_name, UUID_CONSTRAINT) == 0)
+	{
+		StatementSetNull(&row->args, MOVE_UUID);
+		error = StatementTry(move_row, move);
+	}
 	if (error == NULL)
 		return;
 	if (error->sqlerrcode == ERRCODE_ES_QUOTA ||

@@ -30,10 +30,11 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
-#include "miscadmin.h"
 #include "entry.h"
 #include "errors.h"
+#include "fernet.h"
 #include "funcapi.h"
+#include "miscadmin.h"
 #include "quota.h"
 #include "replication/logicalworker.h"
 #include "statement.h"
@@ -540,28 +541,38 @@ run_usage(Connection *connection, Statement *placed_statement,
 }
 
 /*
- * QuotaPrepare
- *		Gets ready for a change of an extension's entries.  SPI must be
- *		connected.
+ * QuotaLockTable
+ *		Locks the table as any writer locks it.  Are the counts kept?
  *
- * Where bytes are counted, the table is locked as any writer locks it, then
- * the extension's count, and only then its entries: two writers of several
- * entries would otherwise wait for each other, one for the count and one for
- * an entry or for the table.
+ * Who writes several entries locks the table, then the counts where they are
+ * kept, and only then the entries: two of them would otherwise wait for each
+ * other, one for a count or the table and one for an entry.  The table comes
+ * first even where nothing is counted, because counting begins with all writers
+ * locked out.
+ */
+bool
+QuotaLockTable(const Connection *connection)
+{
+	LockRelationOid(StatementTable(connection), RowExclusiveLock);
+	return QuotaIsCounting(connection);
+}
+
+/*
+ * QuotaPrepare
+ *		Gets ready for a change of an extension's entries: locks the table and
+ *		the extension's count.  SPI must be connected.
  */
 void
 QuotaPrepare(Connection *connection, Datum extension_id)
 {
+	bool		starts = quota_per_extension > 0 && !QuotaIsCounting(connection);
 	Usage	   *usage;
 
 	connection->quota_prepared = true;
-	if (!QuotaIsCounting(connection))
-	{
-		if (quota_per_extension == 0)
-			return;
+	if (starts)
 		start_counting(connection);
-	}
-	LockRelationOid(StatementTable(connection), RowExclusiveLock);
+	if (!QuotaLockTable(connection) && !starts)
+		return;
 	usage = find_usage(extension_id);
 	if (run_usage(connection, &lock_placed_statement, &lock_usage_statement,
 				  usage, 0) < 0)
@@ -622,13 +633,6 @@ counted_table(FunctionCallInfo fcinfo, Relation relation)
 	return counted;
 }
 
-/* How long the Fernet token of so many bytes is, as text. */
-static int64
-token_length(int64 bytes)
-{
-	return (57 + 16 * (bytes / 16 + 1) + 2) / 3 * 4;
-}
-
 /* The bytes of a row that count, as SQL_BYTES above. */
 static int64
 entry_bytes(const CountedTable *counted, const Datum *values, const bool *nulls)
@@ -643,7 +647,8 @@ entry_bytes(const CountedTable *counted, const Datum *values, const bool *nulls)
 	{
 		size = counted->wide_size ? DatumGetInt64(values[COUNTED_VALUE_SIZE]) :
 			DatumGetInt32(values[COUNTED_VALUE_SIZE]);
-		if (size >= 0 && size <= (int64) MaxAllocSize && token_length(size) == bytes)
+		if (size >= 0 && size <= (int64) MaxAllocSize &&
+			(int64) FernetTokenLen((size_t) size) == bytes)
 			bytes = size;
 	}
 	if (!nulls[COUNTED_DESCRIPTION])

@@ -32,6 +32,12 @@
 #define BATCH_ROWS 64
 #define BATCH_BYTES (64 * 1024)
 
+/*
+ * Where a page of values is limited, it also ends before what its entries have
+ * beside their values is larger than this, as that stays in memory too.
+ */
+#define MAX_OTHER_BYTES (1024 * 1024)
+
 static const ArgumentInfo get_arguments[] = {ADDRESS_ARGUMENTS};
 
 /* The arguments of list. */
@@ -637,7 +643,9 @@ typedef struct ValueBatch
 {
 	ReturnSetInfo *rsinfo;
 	int64		max_bytes;		/* -1 for no limit */
-	int64		total;			/* bytes of the values so far */
+	int64		value_bytes;	/* of the rows so far */
+	int64		other_bytes;	/* of their other columns */
+	bool		started;		/* has there been a row? */
 	int			nrows;
 	Size		pending_bytes;	/* of the values of these rows */
 	Datum		rows[BATCH_ROWS][NUM_PROBLEM_ENTRY_COLUMNS];
@@ -718,26 +726,59 @@ add_to_batch(ValueBatch *batch, TupleTableSlot *slot)
 	MemoryContextSwitchTo(old_context);
 }
 
-/* The bytes of a row's value, before encryption, without reading it. */
-static Size
-value_bytes(const Datum *row)
+/*
+ * The bytes of a row's value, before encryption, without reading it.  Where the
+ * row does not know them, they are those that the token can have at most.
+ */
+static int64
+value_bytes(const Datum *row, const bool *nulls)
 {
-	Size		stored = toast_raw_datum_size(stored_value(row)) - VARHDRSZ;
+	int64		stored = toast_raw_datum_size(stored_value(row)) - VARHDRSZ;
+	int32		size;
 
-	return is_encrypted(row) ? FernetDecodedLen(stored) : stored;
+	if (!is_encrypted(row))
+		return stored;
+	if (!nulls[ENTRY_VALUE_SIZE])
+	{
+		size = DatumGetInt32(ColumnValue(value_entry_columns, ENTRY_VALUE_SIZE,
+										 INT4OID, row));
+		if (size >= 0 && (int64) FernetTokenLen(size) == stored)
+			return size;
+	}
+	return FernetDecodedLen(stored);
 }
 
-/* Takes a row; false if its value would be too much. */
+/* The bytes of its other columns in memory. */
+static int64
+other_bytes(const TupleTableSlot *slot)
+{
+	int64		bytes = sizeof(HeapTupleData);
+
+	for (int i = 0; i < NUM_ENTRY_COLUMNS; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(slot->tts_tupleDescriptor, i);
+
+		if (!slot->tts_isnull[i])
+			bytes += datumGetSize(slot->tts_values[i], att->attbyval,
+								  att->attlen);
+	}
+	return bytes;
+}
+
+/* Takes a row, unless the page would be too large with it. */
 static bool
 take_row(TupleTableSlot *slot, void *state)
 {
 	ValueBatch *batch = state;
-	Size		bytes = value_bytes(slot->tts_values);
+	int64		bytes = value_bytes(slot->tts_values, slot->tts_isnull);
 
-	if (batch->max_bytes >= 0 && batch->total > 0 &&
-		batch->total + (int64) bytes > batch->max_bytes)
+	batch->value_bytes += bytes;
+	batch->other_bytes += other_bytes(slot);
+	if (batch->max_bytes >= 0 && batch->started &&
+		(batch->value_bytes > batch->max_bytes ||
+		 batch->other_bytes > MAX_OTHER_BYTES))
 		return false;
-	batch->total = Max(batch->total + (int64) bytes, 1);
+	batch->started = true;
 	if (batch->nrows == 0 && !is_encrypted(slot->tts_values))
 	{
 		/* as it is: where the tuple ends, the column problem is null */
@@ -753,7 +794,8 @@ take_row(TupleTableSlot *slot, void *state)
 
 /*
  * Returns rows of entries with their values.  Where max_bytes is not negative,
- * it stops before the values are larger than that, but not before the first.
+ * it stops before the values are larger than that or the rest is larger than
+ * MAX_OTHER_BYTES, but not before the first row.
  */
 static void
 return_values(Connection *connection, Statement *statement,
@@ -764,7 +806,9 @@ return_values(Connection *connection, Statement *statement,
 
 	batch.rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	batch.max_bytes = max_bytes;
-	batch.total = 0;
+	batch.value_bytes = 0;
+	batch.other_bytes = 0;
+	batch.started = false;
 	batch.nrows = 0;
 	batch.pending_bytes = 0;
 	batch.context = AllocSetContextCreate(CurrentMemoryContext,
@@ -787,8 +831,8 @@ return_values(Connection *connection, Statement *statement,
  *		returns the columns of ext_storage_entry, value and problem
  *
  * One page of the entries of a scope with their values, by key or the newest
- * change first.  It ends before the values are larger than max_bytes, but not
- * before the first one.
+ * change first.  It ends before the values are larger than max_bytes, or what
+ * else the entries have than a megabyte, but not before the first entry.
  */
 Datum
 ext_storage_list_values(PG_FUNCTION_ARGS)

@@ -25,6 +25,7 @@
 #include "keyring.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "quota.h"
 #include "rotation.h"
 #include "statement.h"
 #include "storage/latch.h"
@@ -487,7 +488,10 @@ compare_ids(const void *a, const void *b)
 	return left < right ? -1 : left > right;
 }
 
-/* The ids that the last statement returned, sorted. */
+/*
+ * The ids that the last statement returned, sorted.  Two rows with one id would
+ * be taken for one, and one of them keep its old token.
+ */
 static int64 *
 returned_ids(const Statement *statement, uint64 *nids)
 {
@@ -504,6 +508,13 @@ returned_ids(const Statement *statement, uint64 *nids)
 	}
 	SPI_freetuptable(SPI_tuptable);
 	qsort(ids, *nids, sizeof(int64), compare_ids);
+	for (uint64 i = 1; i < *nids; i++)
+		if (ids[i] == ids[i - 1])
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("table \"extension_storage\" has several rows with id " INT64_FORMAT,
+							ids[i]),
+					 errhint("Number them anew, and restore the primary key of the table.")));
 	return ids;
 }
 
@@ -759,13 +770,18 @@ add_to_group(Rotation *rotation, const Statement *statement, uint64 n)
 	MemoryContextSwitchTo(old_context);
 }
 
-/* Starts to work on rows: their values must stay readable while we do. */
+/*
+ * Starts to work on rows: their values must stay readable while we do, and the
+ * table is locked before them.
+ */
 static void
 begin_batch(Rotation *rotation)
 {
 	if (!ActiveSnapshotSet())
 		EnsurePortalSnapshotExists();
 	StatementRequireAllRows(&rotation->connection);
+	if (!rotation->dry_run)
+		QuotaLockTable(&rotation->connection);
 	rotation->batch_started = GetCurrentTimestamp();
 	rotation->batch_bytes = 0;
 }

@@ -263,16 +263,30 @@ static const StatementParam delete_params[] = {
 
 static const StatementColumn entry_columns[] = {ENTRY_COLUMNS};
 
+/* What delete_many returns for each key. */
 enum
 {
 	DELETED_KEY,
 	DELETED_DELETED,
+	DELETED_UUID,
 	NUM_DELETED_COLUMNS
 };
 
 static const StatementColumn deleted_columns[] = {
 	[DELETED_KEY] = {"key", TEXTOID, NOT_NULL},
-	[DELETED_DELETED] = {"deleted", BOOLOID, NOT_NULL}
+	[DELETED_DELETED] = {"deleted", BOOLOID, NOT_NULL},
+	[DELETED_UUID] = {"uuid", UUIDOID, NULLABLE}
+};
+
+/* What the statement that deletes returns. */
+enum
+{
+	GONE_UUID,
+	NUM_GONE_COLUMNS
+};
+
+static const StatementColumn gone_columns[] = {
+	[GONE_UUID] = {"uuid", UUIDOID, NOT_NULL}
 };
 
 enum
@@ -325,8 +339,10 @@ static Statement update_expected_statement = {
 };
 static Statement delete_statement = {
 	.sql = "DELETE FROM " SQL_TABLE THE_ENTRY
-	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)",
+	" AND ($expected_version IS NULL OR e.version" SQL_EQ "$expected_version)"
+	" RETURNING @columns@",
 	STATEMENT_PARAMS(delete_params, NUM_DELETE_PARAMS),
+	STATEMENT_COLUMNS(gone_columns, NUM_GONE_COLUMNS),
 	.expand = ExpandScope, .by_index = true
 };
 static Statement delete_prefix_statement = {
@@ -790,20 +806,27 @@ ext_storage_set_json(PG_FUNCTION_ARGS)
 }
 
 /*
- * Deletes the entry that the parameters address; false if there is none.  The
- * version among them is the one that it must have, -1 for any.
+ * Deletes the entry that the parameters address, and sets uuid to its uuid;
+ * false if there is none.  The version among them is the one that it must have.
  */
 static bool
-delete_entry(Connection *connection, const StatementArgs *args, int64 expected)
+delete_entry(Connection *connection, const StatementArgs *args, Datum *uuid)
 {
+	int64		expected = version_of(args, DELETE_PARAM_EXPECTED_VERSION);
 	Tries		tries = {0};
 
 	for (;;)
 	{
 		EntryState	state;
+		Datum		row[NUM_GONE_COLUMNS];
+		bool		nulls[NUM_GONE_COLUMNS];
 
-		if (StatementRun(connection, &delete_statement, args, false) > 0)
+		if (StatementFetch(connection, &delete_statement, args, false, row,
+						   nulls))
+		{
+			*uuid = ColumnValue(gone_columns, GONE_UUID, UUIDOID, row);
 			return true;
+		}
 		state = get_state(connection, args);
 		if (expected >= 0 && state.version != expected)
 			report_version_mismatch(args, expected, &state);
@@ -1118,6 +1141,7 @@ ext_storage_delete(PG_FUNCTION_ARGS)
 	Connection	connection;
 	StatementArgs args;
 	bool		deleted;
+	Datum		uuid;
 
 	CheckArguments(fcinfo, delete_arguments, NUM_DELETE_ARGS);
 	StatementArgsInit(&args);
@@ -1127,8 +1151,7 @@ ext_storage_delete(PG_FUNCTION_ARGS)
 
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
-	deleted = delete_entry(&connection, &args,
-						   version_of(&args, DELETE_PARAM_EXPECTED_VERSION));
+	deleted = delete_entry(&connection, &args, &uuid);
 	SPI_finish();
 	PG_RETURN_BOOL(deleted);
 }
@@ -1137,10 +1160,10 @@ ext_storage_delete(PG_FUNCTION_ARGS)
  * ext_storage_delete_many(extension_id text, keys text[], user_fk integer,
  *						   resource_type text, resource_uuid text,
  *						   if_versions bigint[])
- *		returns table (key text, deleted boolean)
+ *		returns table (key text, deleted boolean, uuid uuid)
  *
  * Deletes several entries of a scope, all or none, each as delete does;
- * returns for each key, in their order, whether there was one.
+ * returns for each key, in their order, whether there was one, and its uuid.
  */
 Datum
 ext_storage_delete_many(PG_FUNCTION_ARGS)
@@ -1153,6 +1176,7 @@ ext_storage_delete_many(PG_FUNCTION_ARGS)
 	int			nkeys;
 	ManyArray	versions;
 	bool	   *deleted;
+	Datum	   *uuids;
 
 	CheckArguments(fcinfo, delete_many_arguments, NUM_DELETE_ARGS);
 	StatementArgsInit(&args);
@@ -1162,6 +1186,7 @@ ext_storage_delete_many(PG_FUNCTION_ARGS)
 						  INT8OID, nkeys);
 	items = sort_keys(keys, nkeys);
 	deleted = palloc(nkeys * sizeof(bool));
+	uuids = palloc0(nkeys * sizeof(Datum));
 
 	InitMaterializedSRF(fcinfo, 0);
 	CheckResult(rsinfo->setDesc, deleted_columns, NUM_DELETED_COLUMNS);
@@ -1175,18 +1200,19 @@ ext_storage_delete_many(PG_FUNCTION_ARGS)
 					 PointerGetDatum(items[i].key));
 		many_version_param(&args, DELETE_PARAM_EXPECTED_VERSION, &versions,
 						   place);
-		deleted[place] =
-			delete_entry(&connection, &args,
-						 version_of(&args, DELETE_PARAM_EXPECTED_VERSION));
+		deleted[place] = delete_entry(&connection, &args, &uuids[place]);
 	}
 	SPI_finish();
 	for (int i = 0; i < nkeys; i++)
 	{
 		Datum		row[NUM_DELETED_COLUMNS] = {
 			[DELETED_KEY] = keys[i],
-			[DELETED_DELETED] = BoolGetDatum(deleted[i])
+			[DELETED_DELETED] = BoolGetDatum(deleted[i]),
+			[DELETED_UUID] = uuids[i]
 		};
-		bool		nulls[NUM_DELETED_COLUMNS] = {false};
+		bool		nulls[NUM_DELETED_COLUMNS] = {
+			[DELETED_UUID] = !deleted[i]
+		};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);
 	}
