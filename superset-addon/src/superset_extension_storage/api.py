@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial, wraps
+from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl
@@ -48,7 +49,9 @@ from .dao import (
     is_reserved,
     moment,
     savepoint,
+    uuids_deleted,
 )
+from .status import printable
 
 logger = logging.getLogger(__name__)
 
@@ -381,9 +384,12 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         return response
 
     def _delete(self, publisher: str, name: str, key: str, scope: Scope) -> Response:
+        conditions = Conditions.of_headers()
         address = _address(publisher, name, key, scope)
-        version = _version_to_delete(address, Conditions.of_headers())
-        if not ExtensionStorageDAO.delete(**address, if_version=version):
+        del address["key"]
+        version = _version_to_delete(address, key, conditions)
+        deleted = uuids_deleted(**address, keys=[key], if_versions=[version])
+        if not _is_deleted(deleted[key], version, conditions):
             return self.response(404, message="Not found")
         return self.response(200, message="Deleted")
 
@@ -413,10 +419,8 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         address = {"extension_id": _extension_id(publisher, name)}
         for needed in {one.kind != "get" for one in operations}:
             address |= scope(needed)
-        answers: dict[str, dict[str, Any]] = {}
-        for kind, do in (("get", _get_all), ("delete", _delete_all), ("set", _set_all)):
-            if chosen := [one for one in operations if one.kind == kind]:
-                answers |= do(address, chosen)
+        answers = _get_all(address, [one for one in operations if one.kind == "get"])
+        answers |= _write_all(address, [one for one in operations if one.kind != "get"])
         return self.response(200, result=[answers[one.key] for one in operations])
 
     def create_blueprint(self, *args: Any, **kwargs: Any) -> Blueprint:
@@ -438,23 +442,26 @@ class ExtensionStorageRestApi(BaseSupersetApi):
 
     def _answer(self, error: errors.ExtensionStorageError) -> Response:
         """Answer an error of the store; what an operator must know is logged."""
+        which = {} if error.operation is None else {"operation": error.operation}
         if status := STATUS.get(type(error)):
-            return self.response(status, message=_refusal(error))
+            return self.response(status, message=_refusal(error), **which)
         logger.error(
             "Extension storage: %s (SQLSTATE %s). %s",
-            error.message,
+            printable(error.message),
             error.sqlstate,
             " ".join(filter(None, (error.hint, error.action))),
         )
+        status, message = 500, "Extension storage failed"
         if isinstance(error, errors.StorageBusy):
-            response = self.response(503, message="Extension storage is busy")
+            status, message = 503, "Extension storage is busy"
+        elif isinstance(error, errors.StorageUnavailable):
+            status, message = 503, "Extension storage is not available"
+        elif isinstance(error, errors.ValueUndecryptable):
+            message = "Value cannot be decrypted"
+        response = self.response(status, message=message, **which)
+        if isinstance(error, errors.StorageBusy):
             response.headers["Retry-After"] = str(RETRY_AFTER)
-            return response
-        if isinstance(error, errors.StorageUnavailable):
-            return self.response(503, message="Extension storage is not available")
-        if isinstance(error, errors.ValueUndecryptable):
-            return self.response(500, message="Value cannot be decrypted")
-        return self.response(500, message="Extension storage failed")
+        return response
 
     def add_apispec_components(self, api_spec: Any) -> None:
         super().add_apispec_components(api_spec)
@@ -549,8 +556,14 @@ def _address(publisher: str, name: str, key: str, scope: Scope) -> dict[str, Any
 
 
 def _check_key(key: str) -> None:
-    if key in (".", "..") or any(unicodedata.category(c) == "Cc" for c in key):
-        raise Refused(400, "key must not be . or .. or contain control characters")
+    if key in (".", ".."):
+        raise Refused(400, "key must not be . or ..")
+    _check_characters("key", key)
+
+
+def _check_characters(name: str, text: str) -> None:
+    if any(unicodedata.category(c) == "Cc" for c in text):
+        raise Refused(400, f"{name} must not contain control characters")
 
 
 def _readable(resource_type: str, resource_uuid: str) -> Scope:
@@ -575,6 +588,8 @@ def _resource(
 ) -> Scope:
     """Give the scope of a resource; Superset decides on its dashboards and charts."""
     _check_reserved(resource_type)
+    _check_characters("resource_type", resource_type)
+    _check_characters("resource_uuid", resource_uuid)
     if resource_type in RESOURCES:
         view, dao = RESOURCES[resource_type]
         try:
@@ -832,18 +847,24 @@ def _replaced(entry: Entry) -> str | None:
     return _etag(entry, entry.version - 1) if entry.version > 1 else None
 
 
-def _version_to_delete(address: dict[str, Any], conditions: Conditions) -> int | None:
-    """Give the version that an entry may be deleted in; None is any."""
+def _version_to_delete(address: Scope, key: str, conditions: Conditions) -> int | None:
+    """Give the version that an entry may be deleted in, 0 for none; None is any."""
     if conditions == Conditions(None, None):
         return None
     # An entry's own key is the first of those that begin with it.
-    scope = {name: value for name, value in address.items() if name != "key"}
-    found = ExtensionStorageDAO.list_scope(
-        **scope, key_prefix=address["key"], page_size=1
-    )
-    entry = found[0] if found and found[0].key == address["key"] else None
+    found = ExtensionStorageDAO.list_scope(**address, key_prefix=key, page_size=1)
+    entry = found[0] if found and found[0].key == key else None
     conditions.check(_etag(entry) if entry else None)
-    return entry.version if entry else None
+    return entry.version if entry else 0
+
+
+def _is_deleted(
+    uuid: UUID | None, version: int | None, conditions: Conditions
+) -> bool:
+    """Was there an entry?  Take the deletion back if it was another one by then."""
+    if uuid is not None:
+        conditions.check(f"{uuid}-{version}")
+    return uuid is not None
 
 
 def _choice(name: str, default: str, other: str) -> str:
@@ -913,7 +934,7 @@ def _refusal(error: errors.ExtensionStorageError) -> str:
     logger.log(
         logging.WARNING if isinstance(error, errors.QuotaExceeded) else logging.INFO,
         "Extension storage: %s (SQLSTATE %s)",
-        error.message,
+        printable(error.message),
         error.sqlstate,
     )
     return f"{error.message}: {error.detail}" if error.detail else error.message
@@ -1006,8 +1027,7 @@ def _told_of(one: Operation) -> Iterator[None]:
     except Refused as refused:
         raise Refused(refused.status, refused.message, one.number) from None
     except errors.ExtensionStorageError as error:
-        if status := STATUS.get(type(error)):
-            raise Refused(status, _refusal(error), one.number) from None
+        error.operation = one.number
         raise
 
 
@@ -1016,13 +1036,14 @@ def _one_by_one(
     alone: Callable[[Operation], Any],
     operations: list[Operation],
 ) -> list[Any]:
-    """Do operations together; where that is refused, find out which one it is."""
+    """Do operations together; where that fails, find out which one it is."""
     try:
         with savepoint():
             return together()
-    except errors.ExtensionStorageError as error:
-        if type(error) not in STATUS:
-            raise
+    except errors.StorageBusy:
+        raise
+    except errors.ExtensionStorageError:
+        pass
     done = []
     for one in operations:
         with _told_of(one):
@@ -1072,35 +1093,53 @@ def _answer_get(one: Operation, entry: EntryWithValue | None) -> dict[str, Any]:
     return {"status": 200 if entry.problem is None else 500, **_readout(entry)}
 
 
+def _write_all(address: Scope, operations: list[Operation]) -> Answers:
+    """Write in the order of the keys, so that two requests do not lock crosswise.
+
+    Where there is a quota, its count is locked first, and they do not anyway: there
+    what is deleted may make room before the rest is set.
+    """
+    in_order = sorted(operations, key=lambda one: one.key.encode())
+    try:
+        with savepoint():
+            return _write_in_order(address, in_order)
+    except errors.QuotaExceeded:
+        return _write_in_order(address, sorted(in_order, key=lambda one: one.kind))
+
+
+def _write_in_order(address: Scope, operations: list[Operation]) -> Answers:
+    answers: Answers = {}
+    for kind, ones in groupby(operations, key=lambda one: one.kind):
+        answers |= (_delete_all if kind == "delete" else _set_all)(address, [*ones])
+    return answers
+
+
 def _delete_all(address: Scope, operations: list[Operation]) -> Answers:
-    versions: list[int | None] = []
+    versions: dict[str, int | None] = {}
     for one in operations:
         with _told_of(one):
-            versions.append(
-                _version_to_delete({**address, "key": one.key}, one.conditions)
-            )
+            versions[one.key] = _version_to_delete(address, one.key, one.conditions)
 
-    def together() -> list[bool]:
-        deleted = ExtensionStorageDAO.delete_many(
-            **address, keys=[one.key for one in operations], if_versions=versions
-        )
-        return [deleted[one.key] for one in operations]
+    def together() -> list[UUID | None]:
+        return [*uuids_deleted(**address, **arguments(*versions)).values()]
 
-    def alone(one: Operation) -> bool:
-        return ExtensionStorageDAO.delete(
-            **address, key=one.key, if_version=versions[operations.index(one)]
-        )
+    def alone(one: Operation) -> UUID | None:
+        return uuids_deleted(**address, **arguments(one.key))[one.key]
 
-    return {
-        one.key: {
+    def arguments(*keys: str) -> dict[str, Any]:
+        return {"keys": keys, "if_versions": [versions[key] for key in keys]}
+
+    uuids = _one_by_one(together, alone, operations)
+    answers: Answers = {}
+    for one, uuid in zip(operations, uuids, strict=True):
+        with _told_of(one):
+            deleted = _is_deleted(uuid, versions[one.key], one.conditions)
+        answers[one.key] = {
             "status": 200 if deleted else 404,
             "key": one.key,
             "message": "Deleted" if deleted else "Not found",
         }
-        for one, deleted in zip(
-            operations, _one_by_one(together, alone, operations), strict=True
-        )
-    }
+    return answers
 
 
 def _set_all(address: Scope, operations: list[Operation]) -> Answers:

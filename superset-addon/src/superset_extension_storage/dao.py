@@ -392,6 +392,27 @@ def _with_values(rows: list[Any]) -> list[EntryWithValue]:
     return entries
 
 
+def uuids_deleted(
+    extension_id: str,
+    keys: Sequence[str],
+    *,
+    if_versions: Sequence[int | None] | None,
+    **scope: Any,
+) -> dict[str, UUID | None]:
+    """Delete entries as delete_many does; give the uuid of each that there was."""
+    rows = call(
+        "ext_storage_delete_many",
+        "key, uuid",
+        extension_id=extension_id,
+        keys=_list_of("keys", keys),
+        if_versions=None
+        if if_versions is None
+        else _list_of("if_versions", if_versions),
+        **scope,
+    )
+    return {key: uuid for key, uuid in rows}
+
+
 class ExtensionStorageDAO:
     """Read and write the entries of an extension, `publisher.name`.
 
@@ -592,22 +613,15 @@ class ExtensionStorageDAO:
 
         `if_versions` has the version of each, None where it may have any.
         """
-        versions = None if if_versions is None else _list_of("if_versions", if_versions)
-        return dict(
-            map(
-                tuple,
-                call(
-                    "ext_storage_delete_many",
-                    "key, deleted",
-                    extension_id=extension_id,
-                    keys=_list_of("keys", keys),
-                    user_fk=user_fk,
-                    resource_type=resource_type,
-                    resource_uuid=resource_uuid,
-                    if_versions=versions,
-                ),
-            )
+        deleted = uuids_deleted(
+            extension_id,
+            keys,
+            user_fk=user_fk,
+            resource_type=resource_type,
+            resource_uuid=resource_uuid,
+            if_versions=if_versions,
         )
+        return {key: uuid is not None for key, uuid in deleted.items()}
 
     @staticmethod
     def delete_prefix(

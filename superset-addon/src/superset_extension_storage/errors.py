@@ -13,8 +13,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 class ExtensionStorageError(Exception):
     """An error of the store; the attributes are the server's own words.
 
-    `action` says what an operator does about it, where that is not in `hint`.
+    `action` says what an operator does about it, where that is not in `hint`, and
+    `operation` which one of several it was, from 0, where that is known.
     """
+
+    operation: int | None = None
 
     def __init__(
         self,
