@@ -303,9 +303,9 @@ BEGIN
                     home, kind.present);
             EXCEPTION WHEN integrity_constraint_violation THEN
                 RAISE WARNING USING ERRCODE = SQLSTATE,
-                    MESSAGE = 'created_by_fk and changed_by_fk keep users who are gone',
+                    MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
                     DETAIL = SQLERRM,
-                    HINT = 'Change the entries so that they fit, and call ext_storage_purge_orphans().';
+                    HINT = 'Change the entries so that they satisfy the constraint, then call ext_storage_purge_orphans().';
             END;
         ELSE
             EXECUTE format(
@@ -377,7 +377,7 @@ BEGIN
     END IF;
     IF distributed @> ARRAY[entries, counts] THEN
         RAISE NOTICE USING
-            MESSAGE = format('tables %s and %s are distributed already', entries, counts);
+            MESSAGE = format('tables %s and %s are already distributed', entries, counts);
         RETURN;
     END IF;
     unsafe_triggers := current_setting('citus.enable_unsafe_triggers', true);
@@ -492,7 +492,7 @@ AS 'MODULE_PATHNAME', 'ext_storage_get_many'
 LANGUAGE C STABLE PARALLEL RESTRICTED COST 2000 ROWS 10;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_get_many(text, text[], integer, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_get_many(text, text[], integer, text, text) IS
-    'Those entries of several keys that there are, with their values, in the order of the keys';
+    'The existing entries among several keys, with their values, in the order of the keys';
 
 CREATE FUNCTION @extschema@.ext_storage_set_many(extension_id text, keys text[], new_values bytea[],
     value_types text[] DEFAULT NULL,
@@ -517,7 +517,7 @@ AS 'MODULE_PATHNAME', 'ext_storage_delete_many'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 2000 ROWS 10;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_delete_many(text, text[], integer, text, text, bigint[]) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_delete_many(text, text[], integer, text, text, bigint[]) IS
-    'Deletes several entries of a scope, all or none; returns which of them there were, with their uuids';
+    'Deletes several entries of a scope, all or none; returns for each key whether there was an entry, and its uuid';
 
 CREATE FUNCTION @extschema@.ext_storage_delete_prefix(extension_id text, key_prefix text,
     user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
@@ -617,7 +617,7 @@ AS $$
 $$;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_functions() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_functions() IS
-    'The functions of this extension and the level that ext_storage_grant gives each at: read, write or admin; holder: only the holder grants it; public: everybody has it; trigger: nobody calls it';
+    'The functions of this extension and the level at which ext_storage_grant grants each: read, write or admin; holder: only the holder can grant it; public: everybody may call it; trigger: only triggers call it';
 
 CREATE OR REPLACE FUNCTION @extschema@.ext_storage_grant(role regrole, level text)
 RETURNS void
@@ -740,7 +740,7 @@ END
 $$;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_revoke(regrole) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_revoke(regrole) IS
-    'Takes back what a role was granted on this extension, whoever granted it: its level and the use of the schema';
+    'Takes back what a role was granted on this extension, whoever granted it: its level and USAGE on the schema';
 
 -- REASSIGN OWNED and ALTER ... OWNER TO leave rights to functions where they
 -- were.  This gives them to who owns the table now, and makes what a former

@@ -301,7 +301,7 @@ check_columns(Relation source)
 	if (wrong.len > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("table \"%s\" is not one of the first implementation",
+				 errmsg("table \"%s\" does not have the columns of Superset's first implementation",
 						RelationGetRelationName(source)),
 				 errdetail("Columns that do not fit: %s.", wrong.data)));
 	pfree(wrong.data);
@@ -352,7 +352,7 @@ check_source(MoveIn *move)
 	if (oid == StatementTable(&move->connection))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("source must be another table")));
+				 errmsg("source must not be the extension's own table")));
 	check_columns(source);
 	name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(source)),
 									  RelationGetRelationName(source));
@@ -361,7 +361,7 @@ check_source(MoveIn *move)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("source was renamed while it was moved in"),
 				 errdetail("It was %s and is %s.", move->source, name),
-				 errhint("What was moved stays; call it again.")));
+				 errhint("What has been moved stays. Call the procedure again.")));
 	move->source = name;
 	table_close(source, NoLock);
 }
@@ -415,7 +415,7 @@ check_ids(const MoveIn *move)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("table %s has several rows with id " INT64_FORMAT,
 							move->source, DatumGetInt64(ids[i])),
-					 errhint("Number them anew, and call it again.")));
+					 errhint("Give these rows new ids, then call the procedure again.")));
 	pfree(ids);
 }
 
@@ -564,7 +564,7 @@ complete_address(SourceRow *row)
 
 	if (has_type != has_uuid)
 	{
-		warn_of(row, "is left out: half a resource");
+		warn_of(row, "is left out: only one of resource_type and resource_uuid is set");
 		return false;
 	}
 	if (has_uuid)

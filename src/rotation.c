@@ -514,7 +514,7 @@ returned_ids(const Statement *statement, uint64 *nids)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("table \"extension_storage\" has several rows with id " INT64_FORMAT,
 							ids[i]),
-					 errhint("Number them anew, and restore the primary key of the table.")));
+					 errhint("Give these rows new ids, then restore the primary key of the table.")));
 	return ids;
 }
 
@@ -630,7 +630,7 @@ record_outcome(Rotation *rotation, int row, bool written)
 	else
 		refuse_row(rotation, &rotation->rows[row],
 				   ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
-				   "An update of it has no effect; a trigger or rule of the table may prevent it.");
+				   "Updating it had no effect; a trigger or a rule of the table may prevent it.");
 }
 
 /*

@@ -530,7 +530,7 @@ static void
 hide_row(void *arg pg_attribute_unused())
 {
 	if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
-		errdetail("The row is not shown, because it holds a value.");
+		errdetail("The row is not shown because it contains a value.");
 	else if (geterrcode() == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
 		errhint("Widen the ids: ALTER TABLE ... ALTER COLUMN id TYPE bigint. Entries that exist can still be set.");
 }
@@ -565,7 +565,7 @@ end_run(Run *run, int result)
 	if (result == SPI_OK_REWRITTEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("a rule has replaced a statement of the extension"),
+				 errmsg("a rule replaces a statement of the extension"),
 				 errhint("Drop the rules of the extension's tables.")));
 }
 
@@ -868,7 +868,7 @@ StatementRequireAllRows(const Connection *connection)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("query would be affected by row-level security policy for table \"extension_storage\""),
-				 errhint("Let a role do it that row-level security does not apply to: one with BYPASSRLS, or the table's owner without FORCE ROW LEVEL SECURITY.")));
+				 errhint("Use a role to which row-level security does not apply: one with BYPASSRLS, or the table's owner without FORCE ROW LEVEL SECURITY.")));
 }
 
 /* Citus has a row here for each table that it has spread over servers. */

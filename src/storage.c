@@ -461,7 +461,7 @@ report_version_mismatch(const StatementArgs *args, int64 expected,
 	if (state->exists && expected == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_VERSION),
-				 errmsg("%s exists already, with version " INT64_FORMAT,
+				 errmsg("%s already exists, with version " INT64_FORMAT,
 						entry, state->version)));
 	else if (state->exists)
 		ereport(ERROR,
@@ -1101,7 +1101,7 @@ ext_storage_rename(PG_FUNCTION_ARGS)
 		if (new_state.exists)
 			ereport(ERROR,
 					(errcode(ERRCODE_DUPLICATE_OBJECT),
-					 errmsg("%s exists already",
+					 errmsg("%s already exists",
 							DescribeEntry(new_args.values, new_args.nulls))));
 		if (error != NULL)
 			ReThrowError(error);

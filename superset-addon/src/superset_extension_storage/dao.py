@@ -733,7 +733,7 @@ class ExtensionStorageDAO:
         paged = page is not None or page_size is not None
         size = 25 if page_size is None else page_size
         if after_changed_on is not None and not newest_first:
-            raise InvalidArgument("after_changed_on needs newest_first", "22023")
+            raise InvalidArgument("after_changed_on requires newest_first", "22023")
         entries: list[Entry] = []
         while True:
             after: dict[str, Any] = {"after_key": after_key}
