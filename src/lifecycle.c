@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * lifecycle.c
- *	  What goes when an extension, a user or a resource goes.
+ *	  Deletes entries with their extension, user or resource.
  *
  *-------------------------------------------------------------------------
  */

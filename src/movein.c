@@ -311,7 +311,7 @@ check_columns(Relation source)
  * Locks the source until the transaction ends, and checks that it is a table of
  * which the caller and its owner see every row.
  *
- * Each transaction does that anew: in between, the owner may do what he likes.
+ * Each transaction does that again: in between, the owner can change anything.
  */
 static void
 check_source(MoveIn *move)
@@ -368,8 +368,9 @@ check_source(MoveIn *move)
 
 /*
  * Runs what follows with the rights of the source's owner, as ANALYZE does:
- * what reading it may run, of an index or of a view that took its name, is his.
- * The caller has these rights anyway.  An error restores the user.
+ * reading it may run code of an index, or of a view that has taken its name,
+ * and that code is the owner's.  The caller has these rights anyway.  An error
+ * restores the user.
  */
 static void
 become_owner(const MoveIn *move, Oid *saved_user, int *saved_context)
@@ -927,7 +928,7 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 				(errmsg("move_in: inside a transaction block, nothing is committed until it is")));
 	if (move.dry_run)
 		ereport(NOTICE, (errmsg("move_in: dry run, nothing is written")));
-	/* the isolation level of the session's transaction may be a stricter one */
+	/* the session's transaction may be stricter than READ COMMITTED */
 	next_transaction(&move);
 	prepare_read(&move);
 	move_all(&move);

@@ -426,7 +426,7 @@ extension_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 /*
  * Raises an error if there is no key.
  *
- * This is checked anew for each group: the end of a transaction takes back
+ * This is checked again for each group: the end of a transaction takes back
  * what was set for it alone.
  */
 static void
@@ -1177,7 +1177,7 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 	if (rotation->dry_run)
 		ereport(NOTICE,
 				(errmsg("rotate_keys: dry run, nothing is written")));
-	/* the isolation level of the session's transaction may be a stricter one */
+	/* the session's transaction may be stricter than READ COMMITTED */
 	next_transaction(rotation);
 
 	begin_batch(rotation);

@@ -215,7 +215,7 @@ StatementCheckTable(Relation table)
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
 					 errmsg("table \"%s\" has no column \"%s\"",
 							RelationGetRelationName(table), column->name),
-					 errhint("The columns of this table must be as the extension made them.")));
+					 TABLES_AS_MADE));
 		found = TupleDescAttr(tupdesc, attno - 1)->atttypid;
 		if (!TypeHolds(found, column->type))
 			ereport(ERROR,
@@ -224,7 +224,7 @@ StatementCheckTable(Relation table)
 							column->name, RelationGetRelationName(table),
 							format_type_be(found),
 							format_type_be(column->type)),
-					 errhint("The columns of this table must be as the extension made them.")));
+					 TABLES_AS_MADE));
 	}
 }
 
@@ -561,7 +561,7 @@ end_run(Run *run, int result)
 	if (result < 0)
 		elog(ERROR, "statement of the extension failed: %s",
 			 SPI_result_code_string(result));
-	/* there may be no row of ours, not even their description */
+	/* the rewritten statement may have returned no tuple table to read from */
 	if (result == SPI_OK_REWRITTEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -913,8 +913,8 @@ StatementIsDistributed(Connection *connection)
  * That one is READ COMMITTED whatever the session's default is: under a
  * stricter level a concurrent write would abort the procedure.
  *
- * statement_timeout counts anew.  It is meant to end a statement that is stuck
- * or holds others up, and what has been done so far is committed.
+ * statement_timeout starts afresh.  It is meant to end a statement that is
+ * stuck or holds others up, and what has been done so far is committed.
  */
 void
 StatementCommit(void)

@@ -202,7 +202,7 @@ _HINTED = ("42501", "42804", "42809")
 
 
 def from_database(error: SQLAlchemyError) -> ExtensionStorageError:
-    """Give the typed error; it has no trace of the statement, which has the value."""
+    """Return the typed error; it has no trace of the statement, which has the value."""
     if isinstance(error, PoolTimeout):
         return StorageBusy(
             "no connection became free",
