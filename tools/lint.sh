@@ -49,7 +49,7 @@ python_is_clean() {
     ruff check -q
 }
 
-# shellcheck follows the source lines of dev, so it checks tools/*.sh with it.
+# The source lines of dev have its parts in tools checked along with it.
 shell_is_clean() {
     shellcheck --check-sourced dev .ci/run test/*.sh tools/try_*.sh \
         debian/tests/installcheck

@@ -170,7 +170,7 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "58": (StorageUnavailable, _SERVER_LOG),
     "XX": (StorageUnavailable, _SERVER_LOG),
     "XX001": (StorageUnavailable, _DAMAGE),
-    "XX002": (StorageUnavailable, f"{_DAMAGE} REINDEX makes an index anew."),
+    "XX002": (StorageUnavailable, f"{_DAMAGE} REINDEX rebuilds an index."),
     "57P04": (StorageUnavailable, "The database was dropped."),
     "40": (Conflict, _LOCKS),
     "40001": (
