@@ -4,7 +4,7 @@
 #   make install prefix=DIR   install into DIR/share/extension and DIR/lib, as an
 #                             image volume has them
 #   make installcheck         all tests that need a server, on temporary ones
-#   make check-unit           the codec's test, which needs none
+#   make check-unit           the tests of codec and parsers, which need none
 #   make dist                 an archive of the last commit
 #
 # ./dev does all of this without installing anything into the machine's server.
@@ -40,7 +40,7 @@ PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server)
 PG_CPPFLAGS += -DEXTENSION_VERSION='"$(EXTVERSION)"'
 SHLIB_LINK = -luuid
 
-# One topic a file; install goes first, it makes what the others use.
+# One topic per file; install goes first, it makes what the others use.
 topics = $(sort $(basename $(notdir $(wildcard $(srcdir)/$(1)))))
 sql_topics = $(call topics,sql/*.sql)
 instance_opts = --no-locale --encoding=UTF8 $(TEMP_CONF)

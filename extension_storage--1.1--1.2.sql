@@ -6,14 +6,14 @@
 -- Functions and triggers of the table: section "table".
 
 -- The counts are derived data: unlogged, they cost no WAL and are in no
--- publication.  An empty file, as this leaves and a crash would, has the next
--- write under a quota count anew.
+-- publication.  This leaves an empty file, as a crash does; the next write under
+-- a quota then counts everything again.
 TRUNCATE @extschema@.extension_storage_usage;
 ALTER TABLE @extschema@.extension_storage_usage SET UNLOGGED;
 COMMENT ON COLUMN @extschema@.extension_storage_usage.value_bytes IS
     'Bytes of its values before encryption, and of its descriptions';
 
--- A size that says nothing true becomes one that is not known.
+-- A negative size is wrong: null means that it is not known.
 UPDATE @extschema@.extension_storage SET value_size = NULL
 WHERE value_size OPERATOR(pg_catalog.<) 0;
 DO $check$
@@ -290,8 +290,8 @@ BEGIN
                 ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.user_fk)',
                 home, kind.present);
             GET DIAGNOSTICS n = ROW_COUNT;
-            -- as where a user is deleted: an old entry that a constraint refuses
-            -- keeps nothing from going, and is not shown
+            -- as when a user is deleted: an old entry that a constraint
+            -- refuses stops nothing, and is not shown
             BEGIN
                 EXECUTE format(
                     'UPDATE %s.extension_storage e SET created_by_fk = NULL WHERE e.created_by_fk IS NOT NULL'
@@ -303,9 +303,9 @@ BEGIN
                     home, kind.present);
             EXCEPTION WHEN integrity_constraint_violation THEN
                 RAISE WARNING USING ERRCODE = SQLSTATE,
-                    MESSAGE = 'created_by_fk and changed_by_fk keep users who are gone',
+                    MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
                     DETAIL = SQLERRM,
-                    HINT = 'Change the entries so that they fit, and call ext_storage_purge_orphans().';
+                    HINT = 'Change the entries so that they satisfy the constraint, then call ext_storage_purge_orphans().';
             END;
         ELSE
             EXECUTE format(
@@ -327,8 +327,8 @@ COMMENT ON FUNCTION @extschema@.ext_storage_purge_orphans() IS
 -- Citus wants extension_id in every unique constraint, and ids that are bigint.
 -- It takes a table with triggers if it is told that they are harmless: these are
 -- disabled, and the library does not enable them where the table is distributed.
--- Who is not the owner is refused, a superuser too: ALTER TABLE runs what the
--- owner has put there.
+-- Only the owner may call it, not even a superuser: ALTER TABLE runs code that
+-- the owner may have put on the table.
 CREATE FUNCTION @extschema@.ext_storage_distribute()
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE COST 1000000
@@ -377,7 +377,7 @@ BEGIN
     END IF;
     IF distributed @> ARRAY[entries, counts] THEN
         RAISE NOTICE USING
-            MESSAGE = format('tables %s and %s are distributed already', entries, counts);
+            MESSAGE = format('tables %s and %s are already distributed', entries, counts);
         RETURN;
     END IF;
     unsafe_triggers := current_setting('citus.enable_unsafe_triggers', true);
@@ -439,7 +439,7 @@ ALTER FUNCTION @extschema@.fernet_generate_key() COST 100;
 -- For lists with the newest change first.  Without resource_type, as the index
 -- by category; an entry without a time comes last.  The condition is true of
 -- every row, and only these lists ask for it: a statement that is planned while
--- the table is empty would else take this index for a single key.
+-- the table is empty would otherwise use this index for a single key.
 CREATE INDEX ix_extension_storage_changed ON @extschema@.extension_storage
     (extension_id, user_fk, resource_uuid,
      (COALESCE(changed_on, '-infinity'::pg_catalog.timestamp)), key)
@@ -492,7 +492,7 @@ AS 'MODULE_PATHNAME', 'ext_storage_get_many'
 LANGUAGE C STABLE PARALLEL RESTRICTED COST 2000 ROWS 10;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_get_many(text, text[], integer, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_get_many(text, text[], integer, text, text) IS
-    'Those entries of several keys that there are, with their values, in the order of the keys';
+    'The existing entries among several keys, with their values, in the order of the keys';
 
 CREATE FUNCTION @extschema@.ext_storage_set_many(extension_id text, keys text[], new_values bytea[],
     value_types text[] DEFAULT NULL,
@@ -517,7 +517,7 @@ AS 'MODULE_PATHNAME', 'ext_storage_delete_many'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 2000 ROWS 10;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_delete_many(text, text[], integer, text, text, bigint[]) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_delete_many(text, text[], integer, text, text, bigint[]) IS
-    'Deletes several entries of a scope, all or none; returns which of them there were, with their uuids';
+    'Deletes several entries of a scope, all or none; returns for each key whether there was an entry, and its uuid';
 
 CREATE FUNCTION @extschema@.ext_storage_delete_prefix(extension_id text, key_prefix text,
     user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
@@ -617,7 +617,7 @@ AS $$
 $$;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_functions() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_functions() IS
-    'The functions of this extension and the level that ext_storage_grant gives each at: read, write or admin; holder: only the holder grants it; public: everybody has it; trigger: nobody calls it';
+    'The functions of this extension and the level at which ext_storage_grant grants each: read, write or admin; holder: only the holder can grant it; public: everybody may call it; trigger: only triggers call it';
 
 CREATE OR REPLACE FUNCTION @extschema@.ext_storage_grant(role regrole, level text)
 RETURNS void
@@ -675,7 +675,8 @@ END
 $$;
 
 -- A plain REVOKE takes back only what its own role has granted, or the owner of
--- an object: neither the holder nor a superuser takes all of it so.
+-- an object: with it, neither the holder nor a superuser takes back
+-- everything.
 CREATE FUNCTION @extschema@.ext_storage_revoke(role regrole)
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -740,11 +741,11 @@ END
 $$;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_revoke(regrole) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_revoke(regrole) IS
-    'Takes back what a role was granted on this extension, whoever granted it: its level and the use of the schema';
+    'Takes back what a role was granted on this extension, whoever granted it: its level and USAGE on the schema';
 
 -- REASSIGN OWNED and ALTER ... OWNER TO leave rights to functions where they
--- were.  This gives them to who owns the table now, and makes what a former
--- holder has granted to others the function owner's grant, which outlives
+-- were.  This gives them to whoever owns the table now, and makes what a
+-- former holder has granted to others the function owner's grant, which outlives
 -- DROP OWNED BY the former holder.  Everybody may execute it, as no role is
 -- known in advance; it gives nothing to anybody but the table's owner, and only
 -- when that role, a member of it or a superuser asks.
@@ -789,7 +790,7 @@ BEGIN
     EXECUTE format('SELECT array_agg(f.function) FROM %s.ext_storage_functions() f'
         ' WHERE f.level IN (''trigger'', ''public'')', home) INTO STRICT kept;
     EXECUTE format('ALTER TABLE %s OWNER TO %s', counts, holder);
-    -- the schema is nobody's gift but its owner's
+    -- only the owner of the schema can grant USAGE on it
     IF NOT has_schema_privilege(holder, home, 'USAGE') THEN
         RAISE WARNING USING
             MESSAGE = format('role %s owns table %s, but has no right to use schema %s',
@@ -873,8 +874,8 @@ BEGIN
         SELECT f.function, f.level FROM @extschema@.ext_storage_functions() f
     LOOP
         IF member_level OPERATOR(pg_catalog.=) 'trigger' THEN
-            -- a trigger runs its function whoever writes; to make triggers with
-            -- it is nobody's business
+            -- a trigger runs its function whoever writes, so nobody needs
+            -- EXECUTE, with which they could make triggers of their own
             FOR other IN
                 SELECT DISTINCT a.grantee
                 FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a

@@ -95,7 +95,7 @@ QUICK = Sizes(
 
 
 # What each row is to reach: a ratio of speeds at least or, of times and sizes
-# (rows 8, 11 and 13), at most.
+# (those in LOWER), at most.
 GOALS = {
     ("1", "1 client"): 0.95,
     ("1", "4 clients"): 0.92,
@@ -260,7 +260,7 @@ class Bench:
     def interleave(self, sides, rounds=None, warm_up=True):
         """Calls each side once a round, each second round in reverse.
 
-        Returns what the calls returned, a list a side.
+        Returns what the calls returned, one list per side.
         """
         samples = {name: [] for name in sides}
         for number in range(-1 if warm_up else 0, rounds or self.sizes.rounds):

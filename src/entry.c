@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * entry.c
- *	  How an entry is addressed, checked and named.
+ *	  How an entry is addressed, checked and described.
  *
  *-------------------------------------------------------------------------
  */

@@ -116,10 +116,10 @@ enum
 	[SCOPE_ARG_RESOURCE_TYPE] = {"resource_type", TEXTOID, MAX_RESOURCE_TYPE_CHARS, true}, \
 	[SCOPE_ARG_RESOURCE_UUID] = {"resource_uuid", TEXTOID, MAX_RESOURCE_UUID_CHARS, true}
 
-/* Where a function has the arguments that address an entry. */
+/* The positions of a function's arguments that address an entry. */
 typedef struct AddressArguments
 {
-	int			at[NUM_ADDRESS_PARAMS]; /* -1 if it has none */
+	int			at[NUM_ADDRESS_PARAMS]; /* -1 for one that it does not have */
 } AddressArguments;
 
 /* An entry without its value: the columns of ext_storage_entry. */

@@ -53,7 +53,7 @@ typedef struct FernetCipher
 	void	   *context;		/* handed to each */
 	FernetCrypt encrypt;
 	FernetCrypt decrypt;
-	/* HMAC-SHA-256: begin anew, add bytes, write FERNET_MAC_LEN bytes */
+	/* HMAC-SHA-256: start over, add bytes, write FERNET_MAC_LEN bytes */
 	bool		(*hmac_init) (void *context);
 	bool		(*hmac_update) (void *context, const uint8 *data, size_t len);
 	bool		(*hmac_final) (void *context, uint8 *mac);

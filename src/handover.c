@@ -76,7 +76,7 @@ secret_to_server(Datum value, const char *column)
 	return text;
 }
 
-/* Puts a secret in force, and wipes it, also where it is refused. */
+/* Puts a secret in force, and wipes it, even if it is refused. */
 static void
 put_secret(const char *setting, char *secret, GucAction action)
 {

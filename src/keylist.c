@@ -219,7 +219,7 @@ KeyListStatusText(KeyListStatus status)
 		case KEYLIST_UNCLOSED_QUOTE:
 			return "its double quote is not closed";
 		case KEYLIST_STRAY_QUOTE:
-			return "a double quote does not enclose all of it";
+			return "it contains a double quote that does not enclose the whole of it";
 		case KEYLIST_OUTER_BLANK:
 			return "it starts or ends with a blank and is not in double quotes";
 		case KEYLIST_COMMENT:

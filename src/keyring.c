@@ -4,7 +4,7 @@
  *	  The keys in force, and what they seal and open.
  *
  * The keys exist in the keyring alone, in ciphers.  It is wiped as soon as a
- * setting changes or the configuration is reloaded, and made anew on the next
+ * setting changes or the configuration is reloaded, and rebuilt on the next
  * use.  So each function here asks for it once it has its arguments at hand,
  * and runs no SQL until it has returned.
  *

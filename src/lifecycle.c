@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * lifecycle.c
- *	  What goes when an extension, a user or a resource goes.
+ *	  Deletes entries with their extension, user or resource.
  *
  *-------------------------------------------------------------------------
  */
@@ -460,12 +460,12 @@ is_only_table(Connection *connection, FunctionCallInfo fcinfo, const char *type)
 	if (!StatementFetch(connection, &other_statement, &args, true, row, nulls))
 		return true;
 	ereport(WARNING,
-			(errmsg("entries of what was in table \"%s\" are kept",
+			(errmsg("entries that belonged to rows of table \"%s\" are kept",
 					RelationGetRelationName(table)),
-			 errdetail("Table %s is attached as well, and it is not known what was in which.",
+			 errdetail("Table %s is attached for the same kind, and it is not known which rows were in which table.",
 					   TextDatumGetCString(ColumnValue(other_columns, OTHER_NAME,
 													   TEXTOID, row))),
-			 errhint("Call ext_storage_purge_orphans() to delete the entries of what is in none.")));
+			 errhint("Call ext_storage_purge_orphans() to delete the entries that belong to no row of any attached table.")));
 	return false;
 }
 
@@ -506,9 +506,9 @@ try_clear_users(Connection *connection, Statement *lock, Statement *clear,
 		ReThrowError(error);
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),
-			 errmsg("created_by_fk and changed_by_fk keep users who are deleted"),
+			 errmsg("deleted users remain in created_by_fk or changed_by_fk of some entries"),
 			 errdetail_internal("%s", error->message),
-			 errhint("Change the entries so that they fit, and call ext_storage_purge_orphans().")));
+			 errhint("Change the entries so that they satisfy the constraint, then call ext_storage_purge_orphans().")));
 }
 
 /*

@@ -301,7 +301,7 @@ check_columns(Relation source)
 	if (wrong.len > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("table \"%s\" is not one of the first implementation",
+				 errmsg("table \"%s\" does not have the columns of Superset's first implementation",
 						RelationGetRelationName(source)),
 				 errdetail("Columns that do not fit: %s.", wrong.data)));
 	pfree(wrong.data);
@@ -311,7 +311,7 @@ check_columns(Relation source)
  * Locks the source until the transaction ends, and checks that it is a table of
  * which the caller and its owner see every row.
  *
- * Each transaction does that anew: in between, the owner may do what he likes.
+ * Each transaction does that again: in between, the owner can change anything.
  */
 static void
 check_source(MoveIn *move)
@@ -352,7 +352,7 @@ check_source(MoveIn *move)
 	if (oid == StatementTable(&move->connection))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("source must be another table")));
+				 errmsg("source must not be the extension's own table")));
 	check_columns(source);
 	name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(source)),
 									  RelationGetRelationName(source));
@@ -361,15 +361,16 @@ check_source(MoveIn *move)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("source was renamed while it was moved in"),
 				 errdetail("It was %s and is %s.", move->source, name),
-				 errhint("What was moved stays; call it again.")));
+				 errhint("What has been moved stays. Call the procedure again.")));
 	move->source = name;
 	table_close(source, NoLock);
 }
 
 /*
  * Runs what follows with the rights of the source's owner, as ANALYZE does:
- * what reading it may run, of an index or of a view that took its name, is his.
- * The caller has these rights anyway.  An error restores the user.
+ * reading it may run code of an index, or of a view that has taken its name,
+ * and that code is the owner's.  The caller has these rights anyway.  An error
+ * restores the user.
  */
 static void
 become_owner(const MoveIn *move, Oid *saved_user, int *saved_context)
@@ -415,7 +416,7 @@ check_ids(const MoveIn *move)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("table %s has several rows with id " INT64_FORMAT,
 							move->source, DatumGetInt64(ids[i])),
-					 errhint("Number them anew, and call it again.")));
+					 errhint("Give these rows new ids, then call the procedure again.")));
 	pfree(ids);
 }
 
@@ -564,7 +565,7 @@ complete_address(SourceRow *row)
 
 	if (has_type != has_uuid)
 	{
-		warn_of(row, "is left out: half a resource");
+		warn_of(row, "is left out: only one of resource_type and resource_uuid is set");
 		return false;
 	}
 	if (has_uuid)
@@ -927,7 +928,7 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 				(errmsg("move_in: inside a transaction block, nothing is committed until it is")));
 	if (move.dry_run)
 		ereport(NOTICE, (errmsg("move_in: dry run, nothing is written")));
-	/* the isolation level of the session's transaction may be a stricter one */
+	/* the session's transaction may be stricter than READ COMMITTED */
 	next_transaction(&move);
 	prepare_read(&move);
 	move_all(&move);

@@ -15,7 +15,7 @@
  * quota writes for the first time.  It locks the table against writers, counts
  * what is there, and enables them.  ALTER TABLE ... DISABLE TRIGGER ends the
  * counting, and so does ENABLE TRIGGER without ALWAYS, after which replication
- * would not be counted; the next write under a quota starts anew.  As it does
+ * would not be counted; the next write under a quota starts again, as it does
  * after a crash, which empties the table of the counts, an unlogged one.
  *
  *-------------------------------------------------------------------------

@@ -865,7 +865,7 @@ ext_storage_list_values(PG_FUNCTION_ARGS)
 	else if (!PG_ARGISNULL(VALUES_ARG_AFTER_CHANGED_ON))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("after_changed_on needs newest_first")));
+				 errmsg("after_changed_on requires newest_first")));
 	else
 		after_key_param(&args, fcinfo, values_arguments, VALUES_ARG_AFTER_KEY);
 

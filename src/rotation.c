@@ -426,7 +426,7 @@ extension_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 /*
  * Raises an error if there is no key.
  *
- * This is checked anew for each group: the end of a transaction takes back
+ * This is checked again for each group: the end of a transaction takes back
  * what was set for it alone.
  */
 static void
@@ -514,7 +514,7 @@ returned_ids(const Statement *statement, uint64 *nids)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("table \"extension_storage\" has several rows with id " INT64_FORMAT,
 							ids[i]),
-					 errhint("Number them anew, and restore the primary key of the table.")));
+					 errhint("Give these rows new ids, then restore the primary key of the table.")));
 	return ids;
 }
 
@@ -630,7 +630,7 @@ record_outcome(Rotation *rotation, int row, bool written)
 	else
 		refuse_row(rotation, &rotation->rows[row],
 				   ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
-				   "An update of it has no effect; a trigger or rule of the table may prevent it.");
+				   "Updating it had no effect; a trigger or a rule of the table may prevent it.");
 }
 
 /*
@@ -1177,7 +1177,7 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 	if (rotation->dry_run)
 		ereport(NOTICE,
 				(errmsg("rotate_keys: dry run, nothing is written")));
-	/* the isolation level of the session's transaction may be a stricter one */
+	/* the session's transaction may be stricter than READ COMMITTED */
 	next_transaction(rotation);
 
 	begin_batch(rotation);

@@ -512,12 +512,12 @@ SecretsInit(void (*changed) (void))
 	loading = true;
 	define_secret(&encryption_keys,
 				  "Secrets that encrypt and decrypt stored values, separated by commas.",
-				  "The first one encrypts, all decrypt. Where it is set, the keys of the key file still decrypt.",
+				  "The first one encrypts, all decrypt. If it is set, the keys of the key file still decrypt.",
 				  check_encryption_keys, assign_encryption_keys,
 				  show_encryption_keys);
 	define_secret(&secret_key,
 				  "Superset's SECRET_KEY.",
-				  "Encrypts where neither list nor file names a key, and still decrypts where one does.",
+				  "Encrypts if neither list nor file names a key, and still decrypts if one does.",
 				  check_secret_key, assign_secret_key,
 				  show_secret_key);
 	define_secret(&previous_secret_key,
@@ -731,8 +731,8 @@ add_lines(KeyArray *array, char *contents, size_t len,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("line %d of encryption key file \"%s\" cannot be used",
 						parser.ordinal, encryption_keys_file),
-				 errdetail("The line is no secret: %s.", KeyListStatusText(status)),
-				 errhint("Correct the file, then reload the configuration. A secret with blanks at its ends, with \"#\" at its start, or with a double quote stands in double quotes, each quote in it doubled.")));
+				 errdetail("The line is not a valid secret: %s.", KeyListStatusText(status)),
+				 errhint("Correct the file, then reload the configuration. Put a secret that begins or ends with a blank, begins with \"#\", or contains a double quote in double quotes, and double each quote in it.")));
 	if (parser.nsecrets == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),

@@ -215,7 +215,7 @@ StatementCheckTable(Relation table)
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
 					 errmsg("table \"%s\" has no column \"%s\"",
 							RelationGetRelationName(table), column->name),
-					 errhint("The columns of this table must be as the extension made them.")));
+					 TABLES_AS_MADE));
 		found = TupleDescAttr(tupdesc, attno - 1)->atttypid;
 		if (!TypeHolds(found, column->type))
 			ereport(ERROR,
@@ -224,7 +224,7 @@ StatementCheckTable(Relation table)
 							column->name, RelationGetRelationName(table),
 							format_type_be(found),
 							format_type_be(column->type)),
-					 errhint("The columns of this table must be as the extension made them.")));
+					 TABLES_AS_MADE));
 	}
 }
 
@@ -530,7 +530,7 @@ static void
 hide_row(void *arg pg_attribute_unused())
 {
 	if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
-		errdetail("The row is not shown, because it holds a value.");
+		errdetail("The row is not shown because it contains a value.");
 	else if (geterrcode() == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
 		errhint("Widen the ids: ALTER TABLE ... ALTER COLUMN id TYPE bigint. Entries that exist can still be set.");
 }
@@ -561,11 +561,11 @@ end_run(Run *run, int result)
 	if (result < 0)
 		elog(ERROR, "statement of the extension failed: %s",
 			 SPI_result_code_string(result));
-	/* there may be no row of ours, not even their description */
+	/* the rewritten statement may have returned no tuple table to read from */
 	if (result == SPI_OK_REWRITTEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("a rule has replaced a statement of the extension"),
+				 errmsg("a rule replaces a statement of the extension"),
 				 errhint("Drop the rules of the extension's tables.")));
 }
 
@@ -868,7 +868,7 @@ StatementRequireAllRows(const Connection *connection)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("query would be affected by row-level security policy for table \"extension_storage\""),
-				 errhint("Let a role do it that row-level security does not apply to: one with BYPASSRLS, or the table's owner without FORCE ROW LEVEL SECURITY.")));
+				 errhint("Use a role to which row-level security does not apply: one with BYPASSRLS, or the table's owner without FORCE ROW LEVEL SECURITY.")));
 }
 
 /* Citus has a row here for each table that it has spread over servers. */
@@ -913,8 +913,8 @@ StatementIsDistributed(Connection *connection)
  * That one is READ COMMITTED whatever the session's default is: under a
  * stricter level a concurrent write would abort the procedure.
  *
- * statement_timeout counts anew.  It is meant to end a statement that is stuck
- * or holds others up, and what has been done so far is committed.
+ * statement_timeout starts afresh.  It is meant to end a statement that is
+ * stuck or holds others up, and what has been done so far is committed.
  */
 void
 StatementCommit(void)

@@ -28,6 +28,7 @@ typedef struct StatementParam
 	Oid			type;
 } StatementParam;
 
+/* Values of StatementColumn.nullable */
 #define NOT_NULL false
 #define NULLABLE true
 

@@ -3,8 +3,9 @@
  * storage.c
  *	  Set, rename and delete entries.
  *
- * Values are encrypted before a row exists.  Every statement goes through SPI
- * with the caller's rights.
+ * What is to be encrypted is encrypted before a statement gets it: triggers,
+ * WAL and the table never have the plaintext.  Every statement goes through
+ * SPI with the caller's rights.
  *
  *-------------------------------------------------------------------------
  */
@@ -36,7 +37,7 @@
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 
-/* How often set tries again while others make and delete the entry. */
+/* How often set, rename and delete try again while others change the entry. */
 #define MAX_TRIES 10
 
 /* The arguments of set and set_json. */
@@ -461,7 +462,7 @@ report_version_mismatch(const StatementArgs *args, int64 expected,
 	if (state->exists && expected == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_VERSION),
-				 errmsg("%s exists already, with version " INT64_FORMAT,
+				 errmsg("%s already exists, with version " INT64_FORMAT,
 						entry, state->version)));
 	else if (state->exists)
 		ereport(ERROR,
@@ -475,7 +476,7 @@ report_version_mismatch(const StatementArgs *args, int64 expected,
 					entry, expected)));
 }
 
-/* Reports that a statement changes nothing, although there is nothing wrong. */
+/* Reports that no row was changed although the entry is as expected. */
 static void
 report_not_written(const StatementArgs *args)
 {
@@ -574,9 +575,10 @@ expects_any_row(const StatementArgs *args)
  * Inserts an entry; false if there turns out to be one, whose state is then in
  * state.  The value is plain or sealed, as is_encrypted of args says.
  *
- * An update has found no row that is as expected.  Where any row was expected,
- * there is none.  Otherwise it is looked for first: an insert that finds a row
- * draws an id all the same, and shows the value to triggers.
+ * An update has found no row that is as expected.  If any row was expected,
+ * there is none.  Otherwise it is looked for first: an INSERT ... ON CONFLICT
+ * that finds a row has used up an id and shown the value to BEFORE triggers
+ * all the same.
  */
 static bool
 insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
@@ -1101,7 +1103,7 @@ ext_storage_rename(PG_FUNCTION_ARGS)
 		if (new_state.exists)
 			ereport(ERROR,
 					(errcode(ERRCODE_DUPLICATE_OBJECT),
-					 errmsg("%s exists already",
+					 errmsg("%s already exists",
 							DescribeEntry(new_args.values, new_args.nulls))));
 		if (error != NULL)
 			ReThrowError(error);

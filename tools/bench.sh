@@ -18,7 +18,7 @@ time_requests() {
 }
 
 ## bench [NAME...] compare with what one would use instead; without a name,
-##                 bench/results.json and the charts are made anew
+##                 bench/results.json and the charts are rewritten
 cmd_bench() {
     local made wire
     need_bench

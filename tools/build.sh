@@ -83,8 +83,8 @@ run_make() {
 clang_cflags="-Wno-unknown-warning-option -Wno-ignored-optimization-argument"
 
 ## build [COMPILER]
-##                 build with warnings as errors, into .dev; by gcc, or by clang
-##                 or whichever is named, which is a package of that name
+##                 build with warnings as errors, into .dev; with gcc, or with
+##                 the compiler named, installed from the package of that name
 cmd_build() {
     if [[ $# -gt 0 ]]; then
         compiler=$1

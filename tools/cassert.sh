@@ -42,9 +42,9 @@ build_postgres() {
 }
 
 ## cassert [--discard-caches] [RUNNER[:NAME,...]...]
-##                 tests on a PostgreSQL that is built with assertions, and with
-##                 debug_discard_caches = 1 where told; all of regress,
-##                 isolation and tap, and regress with that, unless named
+##                 tests on a PostgreSQL built with assertions; by default
+##                 regress, isolation and tap, then regress once more with
+##                 debug_discard_caches = 1, which --discard-caches sets
 cmd_cassert() {
     local failed_before
     [[ -z ${PG_CONFIG:-} ]] || die "./dev cassert builds PostgreSQL: set PG_MAJOR"

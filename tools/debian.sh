@@ -72,7 +72,7 @@ copy_checkout() {
 
 ## debian RELEASE COMMAND [ARG...]
 ##                 a command of ./dev in a folder with bookworm, trixie, sid or
-##                 noble, made where there is none
+##                 noble, made if there is none
 cmd_debian() {
     local status
     if [[ $EUID != 0 ]]; then

@@ -66,8 +66,8 @@ run_fuzz() {
     run_fuzzers 20
 }
 
-## fuzz [SECONDS]  fuzz the codec and the parsers of keys, for 10 minutes unless
-##                 told; what is new to the corpus comes to test/fuzz/corpus
+## fuzz [SECONDS]  fuzz the codec and the parsers, for 10 minutes by default;
+##                 new inputs are added to test/fuzz/corpus
 cmd_fuzz() {
     local name
     build_library

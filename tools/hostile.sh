@@ -2,8 +2,9 @@
 
 ## hostile [SECONDS]
 ##                 random changes of the table and calls of every function by
-##                 its owner, for 10 minutes unless told; the seed is printed,
-##                 and HOSTILE_SEED in the environment repeats it
+##                 its owner, for 10 minutes by default; a failure names its
+##                 seed, which HOSTILE_SEED with HOSTILE_ROUNDS=1 and
+##                 HOSTILE_SESSIONS=1 in the environment repeats
 cmd_hostile() {
     need_test
     build_with_assertions

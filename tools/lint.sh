@@ -49,7 +49,7 @@ python_is_clean() {
     ruff check -q
 }
 
-# The parts of dev are checked as parts of it.
+# The source lines of dev have its parts in tools checked along with it.
 shell_is_clean() {
     shellcheck --check-sourced dev .ci/run test/*.sh tools/try_*.sh \
         debian/tests/installcheck
@@ -101,7 +101,7 @@ fix_format() {
         done
 }
 
-## lint [--fix]    check format and code, or put the format right
+## lint [--fix]    check format and code, or correct the format
 cmd_lint() {
     if [[ ${1:-} == --fix ]]; then
         has_formatter || die "no package pg-bsd-indent here"

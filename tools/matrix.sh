@@ -53,8 +53,8 @@ upgrade_in_debian() {
 
 ## matrix [MAJOR...]
 ##                 on PostgreSQL 15 to 19, or those named, each in a folder with
-##                 the Debian or Ubuntu that has it: builds by gcc and clang
-##                 without a warning, the tests, and pg_upgrade
+##                 the Debian or Ubuntu that has it: builds by gcc, clang and,
+##                 in sid, gcc 15 without a warning, the tests, and pg_upgrade
 cmd_matrix() {
     local row major old new from release compilers compiler log
     [[ $EUID == 0 ]] || die "needs root, for chroot"

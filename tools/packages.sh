@@ -126,7 +126,8 @@ need_fuzz() {
     need clang libclang-rt-dev llvm
 }
 
-## deps            install what is missing from Debian's packages
+## deps            install the Debian packages that build, test, bench, lint
+##                 and fuzz need
 cmd_deps() {
     need_test
     need_bench

@@ -154,13 +154,13 @@ write_file("\n\r\n\n");
 refused(qr/ERROR:  F0000: encryption key file "\Q$file\E" contains no key$/,
 	'nothing but line ends');
 write_file("file-secret\nab\0cd\n");
-refused(qr/ERROR:  F0000: line 2 of encryption key file "\Q$file\E" cannot be used\nDETAIL:  The line is no secret: it contains a NUL byte.$/,
+refused(qr/ERROR:  F0000: line 2 of encryption key file "\Q$file\E" cannot be used\nDETAIL:  The line is not a valid secret: it contains a NUL byte.$/,
 	'NUL');
 write_file("file-secret\n\n\xFF\xFE\n");
-refused(qr/ERROR:  F0000: line 3 of encryption key file "\Q$file\E" cannot be used\nDETAIL:  The line is no secret: it is not valid UTF-8.$/,
+refused(qr/ERROR:  F0000: line 3 of encryption key file "\Q$file\E" cannot be used\nDETAIL:  The line is not a valid secret: it is not valid UTF-8.$/,
 	'not UTF-8');
 write_file("\xEF\xBB\xBFfile-secret\n");
-refused(qr/ERROR:  F0000: line 1 of encryption key file "\Q$file\E" cannot be used\nDETAIL:  The line is no secret: it starts with a byte order mark.$/,
+refused(qr/ERROR:  F0000: line 1 of encryption key file "\Q$file\E" cannot be used\nDETAIL:  The line is not a valid secret: it starts with a byte order mark.$/,
 	'byte order mark');
 write_file("file-secret\n" . 'x' x (65536 - 12));
 is(answer($read), 'value', 'a file of the largest size');
@@ -168,20 +168,20 @@ write_file("file-secret\n" . 'x' x (65536 - 11));
 refused(qr/ERROR:  F0000: encryption key file "\Q$file\E" is larger than 65536 bytes$/,
 	'too large');
 write_file("file-secret\n" x 101);
-refused(qr/ERROR:  F0000: line 101 of .*\nDETAIL:  The line is no secret: only 100 secrets are allowed.$/,
+refused(qr/ERROR:  F0000: line 101 of .*\nDETAIL:  The line is not a valid secret: only 100 secrets are allowed.$/,
 	'too many lines');
 foreach ([ "file-secret \n", 1, 'it starts or ends with a blank and is not in double quotes' ],
 	[ "file-secret\n\n\tother\n", 3, 'it starts or ends with a blank and is not in double quotes' ],
 	[ "file-secret\n  \n", 2, 'it starts or ends with a blank and is not in double quotes' ],
 	[ "# the new one\nfile-secret\n", 1, 'it starts with "#" and is not in double quotes' ],
 	[ "file-secret\n\"other\n", 2, 'its double quote is not closed' ],
-	[ "file-secret\n\"other\"s\n", 2, 'a double quote does not enclose all of it' ],
+	[ "file-secret\n\"other\"s\n", 2, 'it contains a double quote that does not enclose the whole of it' ],
 	[ "file-secret\n\"\"\n", 2, 'it is empty' ],
 	[ "file-secret\rother\r", 1, 'it contains a carriage return' ])
 {
 	my ($contents, $line, $reason) = @$_;
 	write_file($contents);
-	refused(qr/ERROR:  F0000: line $line of encryption key file "\Q$file\E" cannot be used\nDETAIL:  The line is no secret: \Q$reason\E.$/,
+	refused(qr/ERROR:  F0000: line $line of encryption key file "\Q$file\E" cannot be used\nDETAIL:  The line is not a valid secret: \Q$reason\E.$/,
 		"line $line, $reason");
 }
 # What openssl rand -base64 64 prints is two lines.

@@ -244,7 +244,7 @@ like(run(q{INSERT INTO extension_storage (extension_id, key, value) VALUES ('acm
 	qr/^1\d$/, 'ids go on');
 
 ($out, $err) = run($distribute);
-like($err, qr/^NOTICE:  00000: tables \Q$home\E\.extension_storage and \Q$home\E\.extension_storage_usage are distributed already$/,
+like($err, qr/^NOTICE:  00000: tables \Q$home\E\.extension_storage and \Q$home\E\.extension_storage_usage are already distributed$/,
 	'a second call says so');
 is(run($state), $distributed, 'and changes nothing');
 run('DELETE FROM pg_catalog.pg_dist_partition WHERE logicalrelid = ' . "'extension_storage_usage'::regclass", 'postgres');

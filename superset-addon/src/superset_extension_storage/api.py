@@ -495,7 +495,7 @@ def _before_the_first_statement(
 
 
 def _body(read: Callable[[], Any]) -> Any:
-    """Give what the body says, which of somebody who has not signed in is read now."""
+    """Return what the body says; that of somebody not signed in is read now."""
     if "extension_storage_body" not in g:
         db.session.rollback()  # it has only read, and must not wait for the client
         g.extension_storage_body = read()
@@ -586,7 +586,7 @@ def _check_reserved(resource_type: str) -> None:
 def _resource(
     resource_type: str, resource_uuid: str, permission: str, check: Callable[..., None]
 ) -> Scope:
-    """Give the scope of a resource; Superset decides on its dashboards and charts."""
+    """Return the scope of a resource; Superset decides on its dashboards and charts."""
     _check_reserved(resource_type)
     _check_characters("resource_type", resource_type)
     _check_characters("resource_uuid", resource_uuid)
@@ -612,7 +612,7 @@ def _resource(
 
 
 def _embedded_dashboard(uuid: str) -> Any:
-    """Give the dashboard that other sites embed under a uuid of its own."""
+    """Return the dashboard that other sites embed under a uuid of its own."""
     if not is_feature_enabled("EMBEDDED_SUPERSET"):
         return None
     embedded = EmbeddedDashboardDAO.find_by_id(uuid)
@@ -723,7 +723,7 @@ def _check_surrogates(body: bytearray) -> None:
 
 
 def _operation_at(text: bytearray, half: re.Match[bytes]) -> int | None:
-    """Give the number of the operation that has half an emoji, if one has it."""
+    """Return the number of the operation that has half an emoji, if one has it."""
     mark = uuid4().hex.encode()
     others = HALF_A_PAIR.sub(b"______", text[half.end() :])
     try:
@@ -771,7 +771,7 @@ def _public(entry: Entry) -> dict[str, Any]:
 
 
 def _content_type(entry: Entry) -> str:
-    """Give an entry's type, if a header can say it; other programs may store any."""
+    """Return an entry's type, if a header can say it; other programs may store any."""
     if re.fullmatch(r"[ -~]+", entry.value_type):
         return entry.value_type
     return "application/octet-stream"
@@ -792,7 +792,7 @@ def _set_version(response: Response, entry: Entry) -> None:
 
 
 def _named(header: Any) -> set[str]:
-    """Give the ETags in a header as they were when they were sent.
+    """Return the ETags in a header as they were when they were sent.
 
     What compresses an answer makes them weak or adds a name, though an ETag is of
     the entry, not of how it was sent.
@@ -816,14 +816,14 @@ class Conditions:
 
     @classmethod
     def of_headers(cls) -> Conditions:
-        """Give those of the request's headers, None where there is none."""
+        """Return those of the request's headers, None if there is none."""
         return cls(
             request.if_match if "If-Match" in request.headers else None,
             request.if_none_match if "If-None-Match" in request.headers else None,
         )
 
     def version(self) -> int | None:
-        """Give the version that they name, where they name just one."""
+        """Return the version that they name, if they name just one."""
         if self.none_match is not None and self.none_match.star_tag:
             return 0
         tags = _named(self.match) if self.match is not None else set()
@@ -843,12 +843,12 @@ class Conditions:
 
 
 def _replaced(entry: Entry) -> str | None:
-    """Give the ETag of what a write has replaced, None if it was nothing."""
+    """Return the ETag of what a write has replaced, None if it was nothing."""
     return _etag(entry, entry.version - 1) if entry.version > 1 else None
 
 
 def _version_to_delete(address: Scope, key: str, conditions: Conditions) -> int | None:
-    """Give the version that an entry may be deleted in, 0 for none; None is any."""
+    """Return the version that an entry may be deleted in, 0 for none; None is any."""
     if conditions == Conditions(None, None):
         return None
     # An entry's own key is the first of those that begin with it.
@@ -868,7 +868,7 @@ def _is_deleted(
 
 
 def _choice(name: str, default: str, other: str) -> str:
-    """Give an argument of the query that has two values."""
+    """Return an argument of the query that has two values."""
     chosen = request.args.get(name, default)
     if chosen not in (default, other):
         allowed = " or ".join(filter(None, (default, other)))
@@ -877,7 +877,7 @@ def _choice(name: str, default: str, other: str) -> str:
 
 
 def _cursor(newest_first: bool) -> dict[str, Any]:
-    """Give the arguments of a list that say where it goes on, as the query says it."""
+    """Return the arguments by which a list goes on, as the query has them."""
     after, after_key = request.args.get("after"), request.args.get("after_key")
     if after is None:
         if after_key is None:
@@ -913,7 +913,7 @@ def _cursor_text(after_key: str, **after: datetime | str | None) -> str:
 
 
 def _readout(entry: EntryWithValue) -> dict[str, Any]:
-    """Give an entry with version and value, as PUT takes the latter."""
+    """Return an entry with version and value, as PUT takes the latter."""
     value, encoding = entry.value, None
     if value is not None:
         try:
@@ -930,7 +930,7 @@ def _readout(entry: EntryWithValue) -> dict[str, Any]:
 
 
 def _refusal(error: errors.ExtensionStorageError) -> str:
-    """Give the words for who asked, and a line for the log."""
+    """Return the words for who asked, and a line for the log."""
     logger.log(
         logging.WARNING if isinstance(error, errors.QuotaExceeded) else logging.INFO,
         "Extension storage: %s (SQLSTATE %s)",

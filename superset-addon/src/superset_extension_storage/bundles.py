@@ -33,7 +33,7 @@ def is_known(extension_id: str) -> bool:
 
 
 def _stamps() -> Iterator[tuple[str, int, int]]:
-    """Give path, time and size of the files that Superset reads for its extensions."""
+    """Return path, time and size of the files that are read for extensions."""
     for folder in current_app.config["LOCAL_EXTENSIONS"]:
         for place, folders, files in os.walk(os.path.join(folder, "dist")):
             for file in (*folders, *files):

@@ -98,7 +98,7 @@ def refuse_configuration(error: KeysUnusable) -> NoReturn:
 
 
 def in_a_line(error: ExtensionStorageError) -> str:
-    """Give the server's words of an error."""
+    """Return the server's words of an error."""
     # Where the connection is gone, all that the server said may be in one text.
     message = re.split(r"\s(?:DETAIL|HINT|CONTEXT):\s", error.message)[0]
     said = [message.removeprefix("FATAL:"), error.detail, error.hint]
@@ -218,7 +218,7 @@ def _check_server() -> str:
 
 
 def _check_schema(schema: str) -> str | None:
-    """Give the installed version; refuse one in another schema."""
+    """Return the installed version; refuse one in another schema."""
     found = _row(
         "SELECT extversion, nspname FROM pg_extension"
         " JOIN pg_namespace n ON n.oid = extnamespace"
@@ -498,7 +498,7 @@ def _check_extension(extension_id: str) -> None:
 
 @contextmanager
 def _connection() -> Iterator[Any]:
-    """Give a connection to the server itself, with the keys for all that follows."""
+    """Return a connection to the server itself, with the keys for all that follows."""
     from flask import current_app
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool

@@ -138,7 +138,7 @@ def spelled(time: str) -> str:
 
 
 def moment(text: str | None) -> datetime | str | None:
-    """Give what was spelled as a datetime, or as it is where none can hold it."""
+    """Return what was spelled as a datetime, or as it is if none can hold it."""
     if text is None:
         return None
     try:
@@ -189,7 +189,7 @@ def call_scalar(function: str, **arguments: Any) -> Any:
 
 
 def key_status() -> list[SimpleNamespace]:
-    """Give the rows of ext_storage_key_status, with the columns that it has."""
+    """Return the rows of ext_storage_key_status, with the columns that it has."""
     name = "ext_storage_key_status"
     rows = call(name, f"CAST(pg_catalog.to_json({name}) AS pg_catalog.text)")
     keys = [SimpleNamespace(**json.loads(row)) for (row,) in rows]
@@ -199,7 +199,7 @@ def key_status() -> list[SimpleNamespace]:
 
 
 def _utc(text: str | None) -> datetime | str | None:
-    """Give a time of the session's zone in UTC."""
+    """Return a time of the session's zone in UTC."""
     time = moment(text)
     try:
         return time.astimezone(timezone.utc) if isinstance(time, datetime) else time
@@ -254,19 +254,19 @@ def savepoint() -> Iterator[None]:
 
 
 def qualified(function: str) -> str:
-    """Give a function's name with the extension's schema."""
+    """Return a function's name with the extension's schema."""
     quote = db.session.get_bind().dialect.identifier_preparer.quote
     return f"{quote(current_app.config['EXTENSION_STORAGE_SCHEMA'])}.{function}"
 
 
 def _type(function: str, name: str) -> str:
-    """Give the SQL type of an argument."""
+    """Return the SQL type of an argument."""
     # set_many has several of what set has one of
     return _TYPES.get(f"{function}.{name}") or _TYPES.get(name, "text")
 
 
 def _parts(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
-    """Give an argument, or the elements of one that is a list, with their names."""
+    """Return an argument, or the elements of one that is a list, with their names."""
     if isinstance(argument, list):
         for number, element in enumerate(argument, 1):
             yield f"{name}[{number}]", element
@@ -275,7 +275,7 @@ def _parts(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _texts(name: str, argument: Any) -> Iterator[tuple[str, str]]:
-    """Give the texts in an argument, with the names of where they are."""
+    """Return the texts in an argument, with the names of where they are."""
     return (part for part in _parts(name, argument) if isinstance(part[1], str))
 
 
@@ -353,7 +353,7 @@ def _check_value(name: str, value: Any) -> None:
 def _encryption_of(
     name: str, is_encrypted: bool | None, resource_type: str | None
 ) -> bool | None:
-    """Give what an entry's `is_encrypted` is to be: True for a secret."""
+    """Return what an entry's `is_encrypted` is to be: True for a secret."""
     if resource_type != SECRETS["resource_type"]:
         return is_encrypted
     if is_encrypted not in (None, True):
@@ -369,14 +369,14 @@ def _check_selection(method: str, selection: dict[str, Any]) -> None:
 
 
 def _list_of(name: str, argument: Any) -> list[Any]:
-    """Give an argument as a list; a text would be one of its characters."""
+    """Return an argument as a list; a text would be one of its characters."""
     if isinstance(argument, (str, bytes)) or not isinstance(argument, Sequence):
         raise InvalidArgument(f"{name} must be a list", "22023")
     return list(argument)
 
 
 def _fields(row: Any) -> list[Any]:
-    """Give the fields of an entry, those of _ENTRY first."""
+    """Return the fields of an entry, those of _ENTRY first."""
     found = list(row)
     for number in _TIMES:
         found[number] = moment(found[number])
@@ -429,7 +429,7 @@ class ExtensionStorageDAO:
         resource_type: str | None = None,
         resource_uuid: str | UUID | None = None,
     ) -> EntryWithValue | None:
-        """Give an entry with its value, or None where there is none."""
+        """Return an entry with its value, or None if there is none."""
         rows = call(
             "ext_storage_get_entry",
             f"{_ENTRY}, value",
@@ -453,7 +453,7 @@ class ExtensionStorageDAO:
         resource_type: str | None = None,
         resource_uuid: str | UUID | None = None,
     ) -> bytes | None:
-        """Give the value of an entry, decrypted, or None where there is none."""
+        """Return the value of an entry, decrypted, or None if there is none."""
         value = call_scalar(
             "ext_storage_get",
             extension_id=extension_id,
@@ -536,7 +536,7 @@ class ExtensionStorageDAO:
         resource_type: str | None = None,
         resource_uuid: str | UUID | None = None,
     ) -> list[EntryWithValue]:
-        """Give the entries of up to 1,000 keys that there are, in their order.
+        """Return the entries of up to 1,000 keys that there are, in their order.
 
         One that cannot be decrypted has `value` None, and `problem` says why.
         """
@@ -654,7 +654,7 @@ class ExtensionStorageDAO:
         if_version: int | None = None,
         actor_fk: int | None = None,
     ) -> Entry | None:
-        """Give an entry another key; None where there is no entry.
+        """Give an entry another key; None if there is no entry.
 
         It keeps its uuid and value. A new key that has an entry is an error, KeyTaken.
         One that was pickled cannot be renamed: it is signed for its key.
@@ -747,7 +747,7 @@ class ExtensionStorageDAO:
         paged = page is not None or page_size is not None
         size = 25 if page_size is None else page_size
         if after_changed_on is not None and not newest_first:
-            raise InvalidArgument("after_changed_on needs newest_first", "22023")
+            raise InvalidArgument("after_changed_on requires newest_first", "22023")
         entries: list[Entry] = []
         while True:
             after: dict[str, Any] = {"after_key": after_key}

@@ -173,7 +173,7 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "58": (StorageUnavailable, _SERVER_LOG),
     "XX": (StorageUnavailable, _SERVER_LOG),
     "XX001": (StorageUnavailable, _DAMAGE),
-    "XX002": (StorageUnavailable, f"{_DAMAGE} REINDEX makes an index anew."),
+    "XX002": (StorageUnavailable, f"{_DAMAGE} REINDEX rebuilds an index."),
     "57P04": (StorageUnavailable, "The database was dropped."),
     "40": (Conflict, _LOCKS),
     "40001": (
@@ -205,7 +205,7 @@ _HINTED = ("42501", "42804", "42809")
 
 
 def from_database(error: SQLAlchemyError) -> ExtensionStorageError:
-    """Give the typed error; it has no trace of the statement, which has the value."""
+    """Return the typed error; it has no trace of the statement, which has the value."""
     if isinstance(error, PoolTimeout):
         return StorageBusy(
             "no connection became free",

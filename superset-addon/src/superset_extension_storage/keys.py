@@ -99,7 +99,7 @@ def quoted(name: str) -> str:
 
 
 def fingerprint(secret: str) -> str:
-    """Give the name by which the server knows the key of a secret."""
+    """Return the name by which the server knows the key of a secret."""
     key = sha256(secret.encode()).digest()
     label = b"extension_storage key fingerprint"
     return hmac.new(key, label, sha256).hexdigest()[:8]
@@ -148,13 +148,13 @@ class Secrets:
         return secrets
 
     def key_list(self) -> str:
-        """Give the list as the server's setting takes it."""
+        """Return the list as the server's setting takes it."""
         return ",".join(
             '"' + secret.replace('"', '""') + '"' for secret in self.encryption_keys
         )
 
     def settings(self) -> dict[str, str | None]:
-        """Give the server's settings, without their prefix."""
+        """Return the server's settings, without their prefix."""
         return {
             "encryption_keys": self.key_list() or None,
             "secret_key": self.secret_key,
@@ -163,7 +163,7 @@ class Secrets:
 
 
 def _checked(name: str, secret: object, blanks: bool = False) -> str:
-    """Give a secret as text; SECRET_KEY may have blanks, as it does for Superset."""
+    """Return a secret as text; SECRET_KEY may have blanks, as it does for Superset."""
     if isinstance(secret, bytes):
         try:
             secret = secret.decode()
@@ -434,7 +434,7 @@ def _is_the_servers_own(connection: Connection) -> bool:
 
 
 def _binary_copy(row: list[bytes | None]) -> bytes:
-    """Give a row in COPY's binary format."""
+    """Return a row in COPY's binary format."""
     fields = (
         struct.pack("!i", -1)
         if field is None

@@ -89,7 +89,7 @@ class ExtensionStorageView(BaseSupersetView):
 
 
 def _static(name: str) -> str:
-    """Give the URL of a file, which browsers keep for a year, with its digest."""
+    """Return the URL of a file, which browsers keep for a year, with its digest."""
     content = Path(__file__).with_name("static").joinpath(name).read_bytes()
     return url_for(
         "extension_storage.static", filename=name, v=sha256(content).hexdigest()[:12]
@@ -119,7 +119,7 @@ def add_page(appbuilder: Any) -> None:
 
 
 def _problem(error: Exception) -> tuple[str, str]:
-    """Give what is wrong, and what to do about it."""
+    """Return what is wrong, and what to do about it."""
     if isinstance(error, TakesTooLong):
         return (
             "Reading the whole store takes too long for a page.",
@@ -133,7 +133,7 @@ def _problem(error: Exception) -> tuple[str, str]:
 
 
 def _size(size: float) -> str:
-    """Give bytes with a decimal unit."""
+    """Return bytes with a decimal unit."""
     units = ["bytes", "kB", "MB", "GB", "TB"]
     while size >= 999.95 and len(units) > 1:
         size /= 1000
@@ -142,7 +142,7 @@ def _size(size: float) -> str:
 
 
 def _count(number: float, margin: float = 0) -> str:
-    """Give a number; of an estimate, only the digits that its margin leaves."""
+    """Return a number; of an estimate, only the digits that its margin leaves."""
     if not margin:
         return f"{number:,.0f}"
     digits = max(len(f"{margin:.0f}") - 1, 0)
@@ -150,7 +150,7 @@ def _count(number: float, margin: float = 0) -> str:
 
 
 def _percent(part: float, whole: float) -> str:
-    """Give a share; never 0 % of something, nor 100 % of less than all."""
+    """Return a share; never 0 % of something, nor 100 % of less than all."""
     if not whole:
         return "–"
     share = 100 * part / whole

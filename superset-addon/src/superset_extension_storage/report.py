@@ -81,7 +81,7 @@ class UsageReport:
         return sum(getattr(usage, figure) or 0 for usage in self.extensions)
 
     def unknown(self, figure: str) -> int:
-        """Give the number of extensions that are not in the total."""
+        """Return the number of extensions that are not in the total."""
         return sum(getattr(usage, figure) is None for usage in self.extensions)
 
     def has_few_tokens(self) -> bool:
@@ -317,7 +317,7 @@ def key_report(counted: bool, until: float | None) -> KeyReport:
 
 @contextmanager
 def _reading(until: float | None) -> Iterator[Callable[..., list[Any]]]:
-    """Give what runs statements that only read, all before `until`; end their
+    """Return what runs statements that only read, all before `until`; end their
     transaction.
     """
 

@@ -40,7 +40,7 @@ def codec_of(entry: Entry) -> str:
 
 
 def encode(codec: str, value: Any, address: Mapping[str, Any]) -> bytes:
-    """Give the bytes of a value, which are never in the message of an error."""
+    """Return the bytes of a value, which are never in the message of an error."""
     if not isinstance(codec, str) or codec not in MIME_TYPES:
         raise InvalidArgument(
             f"codec must be one of {', '.join(MIME_TYPES)}, not {ascii(codec)}", "22023"
@@ -67,7 +67,7 @@ def encode(codec: str, value: Any, address: Mapping[str, Any]) -> bytes:
 
 
 def decode(entry: Entry, address: Mapping[str, Any], unpickle: bool) -> Any:
-    """Give the value of an entry back."""
+    """Return the value of an entry."""
     codec = codec_of(entry)
     name = f'value of key "{entry.key}" of extension "{address["extension_id"]}"'
     if codec == BINARY:
@@ -140,7 +140,7 @@ def _check_json(value: Any) -> None:
 
 
 def _key_of(key: Any) -> Any:
-    """Give the text that the encoder makes of a key, or what it refuses as it is."""
+    """Return the text that the encoder makes of a key, or what it refuses as it is."""
     if isinstance(key, bytes):
         return key.decode()
     if key is None or isinstance(key, (bool, int, float)):

@@ -105,7 +105,7 @@ _entered: ContextVar[tuple[_Entered, ...]] = ContextVar(
 
 
 def get_context() -> ExtensionContext:
-    """Give the context of the extension whose code runs.
+    """Return the context of the extension whose code runs.
 
     Raises RuntimeError where that is no extension's.
     """
@@ -196,7 +196,7 @@ def _manifest_of_request() -> Manifest | None:
 
 
 def _installed(extension_id: str) -> Manifest | None:
-    """Give the manifest of an extension.
+    """Return the manifest of an extension.
 
     Once found it is kept: Superset reads all bundles to list them, and code of
     an extension that is removed meanwhile runs on.

@@ -95,7 +95,7 @@ class SharedPersistentState(State):
     """What all users of the extension share."""
 
     def get(self, key: str, *, pickle: bool = False) -> Any:
-        """Give the value of a key, or None where there is none.
+        """Return the value of a key, or None if there is none.
 
         With `pickle` one that was stored by the codec pickle, too.
         """
@@ -120,7 +120,7 @@ class SharedPersistentState(State):
     def list(
         self, options: PersistentListOptions, *, pickle: bool = False
     ) -> PersistentListResult:
-        """Give a page of the entries, the newest change first.
+        """Return a page of the entries, the newest change first.
 
         One whose value cannot be read raises the error when its value is used.
         """

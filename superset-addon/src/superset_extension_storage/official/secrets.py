@@ -16,7 +16,7 @@ class SharedSecretsState(State):
     resource = SECRETS
 
     def get(self, key: str) -> Any:
-        """Give a secret, or None where there is none."""
+        """Return a secret, or None if there is none."""
         return self._get(key)
 
     def set(self, key: str, value: Any) -> None:
@@ -29,7 +29,7 @@ class SharedSecretsState(State):
 
     @reads
     def list_names(self) -> list[str]:
-        """Give the keys of all secrets in order."""
+        """Return the keys of all secrets in order."""
         return [entry.key for entry in entries_by_key(self._scope())]
 
 

@@ -109,7 +109,7 @@ def _limit_waiting() -> None:
 
 
 def current_user_id() -> int | None:
-    """Give the id of the user of the request or of `override_user`.
+    """Return the id of the user of the request or of `override_user`.
 
     A guest leaves the user as it is: to load what has expired would use the
     session of the thread that waits, and one that it loads would be in its own.

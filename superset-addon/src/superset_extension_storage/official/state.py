@@ -114,7 +114,7 @@ def read(address: dict[str, Any]) -> Entry | None:
 def newest_first(
     scope: dict[str, Any], page: int, page_size: int
 ) -> tuple[list[Entry], int]:
-    """Give a page of a scope's entries, without values, and the number of all."""
+    """Return a page of a scope's entries, without values, and the number of all."""
     if type(page) is not int or type(page_size) is not int:  # True is an int, too
         raise InvalidArgument("page and page_size must be integers", "22023")
     with savepoint():
@@ -140,6 +140,6 @@ def with_values(scope: dict[str, Any], entries: list[Entry]) -> list[EntryWithVa
 
 
 def entries_by_key(scope: dict[str, Any]) -> list[Entry]:
-    """Give all entries of a scope, without values."""
+    """Return all entries of a scope, without values."""
     with savepoint():
         return ExtensionStorageDAO.list_scope(**scope)
