@@ -164,6 +164,20 @@ SELECT ordinal, role, source, entries, removable FROM ext_storage_key_status() O
 DELETE FROM extension_storage;
 SELECT ordinal, role, source, entries, removable FROM ext_storage_key_status() ORDER BY ordinal;
 RESET extension_storage.previous_secret_key;
+-- A change of any of them alone is seen by the next call.
+SELECT pg_temp.keys();
+SET extension_storage.previous_secret_key = 'c';
+SELECT pg_temp.keys();
+SET extension_storage.secret_key = 'b';
+SELECT pg_temp.keys();
+SET extension_storage.encryption_keys = 'a';
+SELECT pg_temp.keys();
+RESET extension_storage.previous_secret_key;
+SELECT pg_temp.keys();
+RESET extension_storage.secret_key;
+SELECT pg_temp.keys();
+RESET extension_storage.encryption_keys;
+SELECT pg_temp.keys();
 
 -- SET LOCAL ends with the transaction, SET is undone by a rollback, RESET and
 -- the empty string leave no key.

@@ -584,6 +584,10 @@ def test_extension_must_be_installed(admin: Client, extensions: Path) -> None:
     assert sql("SELECT count(*) FROM ext_storage.extension_storage") == [(0,)]
     make_bundle(extensions, "acme", "new-ext")
     assert statuses() == {200}
+    # one that nobody can read, Superset neither
+    (extensions / "loop.supx").symlink_to("loop.supx")
+    assert statuses() == {200}
+    (extensions / "loop.supx").unlink()
     (extensions / "acme.new-ext.supx").unlink()
     assert statuses() == {404}
 

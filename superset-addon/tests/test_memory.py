@@ -104,3 +104,22 @@ def test_memory_of_refused_values(
         file.write(text)
     assert refused < 2 * 99_000_000, text
     assert escaped < 2 * len(body), text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"operations": [' + b"0," * 5_000_000 + b"0]}",
+        b"{" + b",".join(b'"%07d": 0' % n for n in range(1_000_000)) + b"}",
+    ],
+    ids=["operations", "fields"],
+)
+def test_memory_of_a_body_of_many_parts(
+    worker: psutil.Process, admin: Client, body: bytes
+) -> None:
+    """It is not decoded beyond what there may be."""
+    for method, url in (("POST", "user/"), ("PUT", "user/k")):
+        before = reset_peak(worker)
+        answer = admin.request(method, url, data=body)
+        assert answer.status_code == 400
+        assert peak(worker) - before < 4 * len(body) + 16 * MB, answer.text

@@ -868,3 +868,30 @@ def test_readme_settings() -> None:
 
     assert names["FLASK_APP_MUTATOR"] is install
     assert names["EXTENSION_STORAGE_ENCRYPTION_KEYS"] == SECRETS
+
+
+def test_warnings_in_another_language(capsys: pytest.CaptureFixture[str]) -> None:
+    """The server translates the severity, and a name may have a line's end."""
+    from superset_extension_storage.cli import Progress
+
+    progress = Progress("Keys")
+    progress.append("HINWEIS:  rotate_keys: 3 of 3 rows done, 9 rows/s, 0 s left\n")
+    assert not progress.left
+    progress.append(
+        'WARNUNG:  key "\u2028\x1b[1m" cannot be decrypted\nDETAIL:  none\n'
+    )
+    progress.append(
+        "WARNUNG:  rotate_keys: 3 locked rows and 0 that cannot be written were left\n"
+    )
+    progress.finish()
+    assert progress.left
+    said = capsys.readouterr().err
+    assert "3 locked rows and 0 that cannot be written were left" in said
+    assert "cannot be decrypted" in said and "\x1b" not in said
+
+
+def test_secrets_are_not_shown_by_chance() -> None:
+    from superset_extension_storage.keys import Secrets
+
+    secrets = Secrets(("geheim",), "geheim", "geheim")
+    assert "geheim" not in repr(secrets) + str(secrets)

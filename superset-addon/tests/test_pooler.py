@@ -201,6 +201,16 @@ def test_rotation(behind: Superset, bouncer: PgBouncer) -> None:
         done.stderr
     )
     assert token() == before
+    for uri in (
+        "geheim@db",
+        "postgresql://u:geheim@h:port/d",
+        "nothing://u:geheim@h/d",
+    ):
+        behind.config["EXTENSION_STORAGE_DIRECT_URI"] = uri
+        done = behind.run("rotate-extension-storage-keys", check=False)
+        assert done.returncode == 1
+        assert "EXTENSION_STORAGE_DIRECT_URI is not a URI" in done.stderr
+        assert "geheim" not in done.stdout + done.stderr
 
     behind.config["EXTENSION_STORAGE_DIRECT_URI"] = (
         f"postgresql+psycopg2://superset@/superset?host={os.environ['PGHOST']}"

@@ -35,6 +35,7 @@ from superset.utils.core import get_user_id
 from superset.utils.decorators import transaction
 from superset.views.base_api import BaseSupersetApi, statsd_metrics
 from werkzeug.datastructures import ETags, ImmutableMultiDict
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_etags
 
 from . import errors, openapi
@@ -51,7 +52,6 @@ from .dao import (
     savepoint,
     uuids_deleted,
 )
-from .status import printable
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ MAX_BODY = 6 * MAX_VALUE_SIZE + 65536
 # What is no escape of JSON in a body: base64 of the largest value, and the rest.
 MAX_PLAIN_BODY = MAX_VALUE_SIZE // 3 * 4 + 5 * 65536
 BODY_STEP = 65536
+
+TOO_MANY = f"operations must be 1 to {MAX_OPERATIONS}"
 
 RETRY_AFTER = 2  # seconds
 
@@ -421,7 +423,9 @@ class ExtensionStorageRestApi(BaseSupersetApi):
             address |= scope(needed)
         answers = _get_all(address, [one for one in operations if one.kind == "get"])
         answers |= _write_all(address, [one for one in operations if one.kind != "get"])
-        return self.response(200, result=[answers[one.key] for one in operations])
+        response = self.response(200, result=[answers[one.key] for one in operations])
+        response.headers["Cache-Control"] = "no-store"
+        return response
 
     def create_blueprint(self, *args: Any, **kwargs: Any) -> Blueprint:
         blueprint = super().create_blueprint(*args, **kwargs)
@@ -447,7 +451,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
             return self.response(status, message=_refusal(error), **which)
         logger.error(
             "Extension storage: %s (SQLSTATE %s). %s",
-            printable(error.message),
+            errors.printable(error.message),
             error.sqlstate,
             " ".join(filter(None, (error.hint, error.action))),
         )
@@ -556,14 +560,12 @@ def _address(publisher: str, name: str, key: str, scope: Scope) -> dict[str, Any
 
 
 def _check_key(key: str) -> None:
-    if key in (".", ".."):
-        raise Refused(400, "key must not be . or ..")
-    _check_characters("key", key)
+    if key in (".", "..") or _has_control_characters(key):
+        raise Refused(400, "key must not be . or .. or contain control characters")
 
 
-def _check_characters(name: str, text: str) -> None:
-    if any(unicodedata.category(c) == "Cc" for c in text):
-        raise Refused(400, f"{name} must not contain control characters")
+def _has_control_characters(text: str) -> bool:
+    return any(unicodedata.category(c) == "Cc" for c in text)
 
 
 def _readable(resource_type: str, resource_uuid: str) -> Scope:
@@ -588,8 +590,8 @@ def _resource(
 ) -> Scope:
     """Return the scope of a resource; Superset decides on its dashboards and charts."""
     _check_reserved(resource_type)
-    _check_characters("resource_type", resource_type)
-    _check_characters("resource_uuid", resource_uuid)
+    if _has_control_characters(resource_type + resource_uuid):
+        raise Refused(400, "resource must not contain control characters")
     if resource_type in RESOURCES:
         view, dao = RESOURCES[resource_type]
         try:
@@ -645,15 +647,70 @@ def _sees(chart: Any, dashboard: Any) -> bool:
 
 def _entry_of_body() -> dict[str, Any]:
     """Parse the body of a PUT into arguments of ExtensionStorageDAO.set."""
-    return _entry(_fields_of_body())
+    return _entry(_fields_of_body(EntryFields))
 
 
-def _fields_of_body() -> dict[str, msgspec.Raw]:
+ABSENT = msgspec.Raw(b"")
+
+
+class EntryFields(msgspec.Struct, forbid_unknown_fields=True):
+    """What a PUT says of an entry."""
+
+    value: msgspec.Raw = ABSENT
+    value_encoding: msgspec.Raw = ABSENT
+    value_type: msgspec.Raw = ABSENT
+    category: msgspec.Raw = ABSENT
+    description: msgspec.Raw = ABSENT
+    is_encrypted: msgspec.Raw = ABSENT
+
+
+class OperationFields(EntryFields):
+    """What a POST says of an operation."""
+
+    op: msgspec.Raw = ABSENT
+    key: msgspec.Raw = ABSENT
+    if_match: msgspec.Raw = ABSENT
+    if_none_match: msgspec.Raw = ABSENT
+
+
+class BodyFields(msgspec.Struct, forbid_unknown_fields=True):
+    """What a POST says."""
+
+    operations: msgspec.Raw = msgspec.Raw(b"null")
+
+
+# A list of so many parts at most: one without an end is not decoded to its end.
+OperationParts = msgspec.defstruct(
+    "OperationParts",
+    [(f"part{n}", msgspec.Raw, ABSENT) for n in range(MAX_OPERATIONS)],
+    array_like=True,
+    forbid_unknown_fields=True,
+)
+
+
+def _given(fields: msgspec.Struct) -> dict[str, msgspec.Raw]:
+    """Return those fields that there are."""
+    parts = {name: getattr(fields, name) for name in fields.__struct_fields__}
+    return {name: raw for name, raw in parts.items() if raw != ABSENT}
+
+
+def _object(
+    what: str, raw: msgspec.Raw | bytearray, kind: type[msgspec.Struct]
+) -> dict[str, msgspec.Raw]:
+    """Decode a JSON object up to the first field that it must not have."""
+    try:
+        return _given(msgspec.json.decode(raw, type=kind))
+    except msgspec.ValidationError as error:
+        found = re.search(r"unknown field `(.*)`", str(error), re.DOTALL)
+        if found is None:
+            raise Refused(400, f"{what} must be a JSON object") from None
+        raise Refused(400, f"unknown field {ascii(found[1][:MAX_KEY])}") from None
+
+
+def _fields_of_body(kind: type[msgspec.Struct]) -> dict[str, msgspec.Raw]:
     body = _read_body()
     try:
-        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except msgspec.ValidationError:
-        raise Refused(400, "body must be a JSON object") from None
+        return _object("body", body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _check_surrogates(body)
         raise Refused(400, f"body is not JSON: {error}") from None
@@ -700,6 +757,8 @@ def _read_body() -> bytearray:
                 raise Refused(413, f"body must not be larger than {MAX_BODY} bytes")
     except Refused:
         raise
+    except RequestEntityTooLarge:
+        raise Refused(413, "body is larger than Superset allows") from None
     except Exception:  # each server has its own for a client that is gone or wrong
         raise Refused(400, "body does not arrive whole") from None
     # Without its escapes, six characters of which may be one byte
@@ -727,13 +786,14 @@ def _operation_at(text: bytearray, half: re.Match[bytes]) -> int | None:
     mark = uuid4().hex.encode()
     others = HALF_A_PAIR.sub(b"______", text[half.end() :])
     try:
-        fields = msgspec.json.decode(
-            b"".join((text[: half.start()], mark, others)), type=dict[str, msgspec.Raw]
+        body = msgspec.json.decode(
+            b"".join((text[: half.start()], mark, others)), type=BodyFields
         )
-        parts = msgspec.json.decode(fields["operations"], type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        parts = _given(msgspec.json.decode(body.operations, type=OperationParts))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return next((n for n, part in enumerate(parts) if mark in bytes(part)), None)
+    found = (n for n, part in enumerate(parts.values()) if mark in bytes(part))
+    return next(found, None)
 
 
 def _decode(field: str, raw: msgspec.Raw) -> Any:
@@ -858,9 +918,7 @@ def _version_to_delete(address: Scope, key: str, conditions: Conditions) -> int 
     return entry.version if entry else 0
 
 
-def _is_deleted(
-    uuid: UUID | None, version: int | None, conditions: Conditions
-) -> bool:
+def _is_deleted(uuid: UUID | None, version: int | None, conditions: Conditions) -> bool:
     """Was there an entry?  Take the deletion back if it was another one by then."""
     if uuid is not None:
         conditions.check(f"{uuid}-{version}")
@@ -934,7 +992,7 @@ def _refusal(error: errors.ExtensionStorageError) -> str:
     logger.log(
         logging.WARNING if isinstance(error, errors.QuotaExceeded) else logging.INFO,
         "Extension storage: %s (SQLSTATE %s)",
-        printable(error.message),
+        errors.printable(error.message),
         error.sqlstate,
     )
     return f"{error.message}: {error.detail}" if error.detail else error.message
@@ -956,19 +1014,15 @@ class Operation:
 
 def _operations_of_body() -> list[Operation]:
     """Parse the body of a POST."""
-    fields = _fields_of_body()
-    raw = fields.pop("operations", msgspec.Raw(b"null"))
-    if fields:
-        raise Refused(400, f"unknown field {ascii(next(iter(fields)))}")
+    raw = _fields_of_body(BodyFields)["operations"]
     try:
-        parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        parts = [*_given(msgspec.json.decode(raw, type=OperationParts)).values()]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if "of at most length" in str(error):
+            raise Refused(400, TOO_MANY) from None
         raise Refused(400, "operations must be a list") from None
-    if not 1 <= len(parts) <= MAX_OPERATIONS:
-        raise Refused(
-            400,
-            f"operations must be 1 to {MAX_OPERATIONS}, there are {len(parts)}",
-        )
+    if not parts:
+        raise Refused(400, TOO_MANY)
     operations: list[Operation] = []
     known: set[str] = set()
     for number, part in enumerate(parts):
@@ -985,7 +1039,7 @@ def _operations_of_body() -> list[Operation]:
 
 def _operation(number: int, part: msgspec.Raw) -> Operation:
     try:
-        fields = msgspec.json.decode(part, type=dict[str, msgspec.Raw])
+        fields = _object("operation", part, OperationFields)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Refused(400, "operation must be a JSON object") from None
     text = {

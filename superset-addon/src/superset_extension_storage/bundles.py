@@ -33,19 +33,19 @@ def is_known(extension_id: str) -> bool:
 
 
 def _stamps() -> Iterator[tuple[str, int, int]]:
-    """Return path, time and size of the files that are read for extensions."""
+    """Return path, time of change and size of the files that are read for extensions."""
     for folder in current_app.config["LOCAL_EXTENSIONS"]:
         for place, folders, files in os.walk(os.path.join(folder, "dist")):
             for file in (*folders, *files):
                 yield from _stamp(os.path.join(place, file))
     if folder := current_app.config["EXTENSIONS_PATH"]:
-        with suppress(FileNotFoundError), os.scandir(folder) as files:
+        with suppress(OSError), os.scandir(folder) as files:
             for file in files:
                 if file.name.endswith(".supx"):
                     yield from _stamp(file.path)
 
 
 def _stamp(path: str) -> Iterator[tuple[str, int, int]]:
-    with suppress(FileNotFoundError):  # gone meanwhile
+    with suppress(OSError):  # gone meanwhile, or not for Superset either
         status = os.stat(path)
-        yield path, status.st_mtime_ns, status.st_size
+        yield path, status.st_ctime_ns, status.st_size

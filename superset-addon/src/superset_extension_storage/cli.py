@@ -22,6 +22,7 @@ from .errors import (
     ValueUndecryptable,
     VersionMismatch,
     from_database,
+    printable,
 )
 from .keys import EXTENSION, SERVER, KeysUnusable, quoted
 
@@ -103,7 +104,9 @@ def in_a_line(error: ExtensionStorageError) -> str:
     message = re.split(r"\s(?:DETAIL|HINT|CONTEXT):\s", error.message)[0]
     said = [message.removeprefix("FATAL:"), error.detail, error.hint]
     return " ".join(
-        " ".join(sentence.split()).rstrip(".") + "." for sentence in said if sentence
+        printable(" ".join(sentence.split())).rstrip(".") + "."
+        for sentence in said
+        if sentence
     )
 
 
@@ -501,6 +504,7 @@ def _connection() -> Iterator[Any]:
     """Return a connection to the server itself, with the keys for all that follows."""
     from flask import current_app
     from sqlalchemy import create_engine
+    from sqlalchemy.exc import ArgumentError
     from sqlalchemy.pool import NullPool
     from superset.extensions import db
 
@@ -508,7 +512,10 @@ def _connection() -> Iterator[Any]:
     uri = current_app.config["EXTENSION_STORAGE_DIRECT_URI"]
     engine = db.engine
     if uri is not None:
-        engine = create_engine(uri, poolclass=NullPool)
+        try:
+            engine = create_engine(uri, poolclass=NullPool)
+        except (ArgumentError, ImportError, ValueError):  # which may show a password
+            fail("EXTENSION_STORAGE_DIRECT_URI is not a URI that SQLAlchemy can use.")
         keys.attach(engine)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         keys.hand_over_for_session(connection)
@@ -598,9 +605,9 @@ class Progress:
 
     def append(self, notice: str) -> None:
         """Take a notice from psycopg2, which sees a list in this object."""
-        severity, _, text = notice.partition(":  ")
-        message = text.splitlines()[0]
-        if severity == "WARNING" and message.startswith("rotate_keys: "):
+        # the server translates the severity before it
+        message = printable(notice.partition(":  ")[2].split("\n")[0])
+        if message.startswith("rotate_keys: ") and message.endswith(" were left"):
             self.left = True
             self._warnings.append(message.removeprefix("rotate_keys: "))
         elif not message.startswith("rotate_keys: "):

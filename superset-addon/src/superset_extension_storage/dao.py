@@ -59,6 +59,12 @@ _TYPES = {
     "if_version": "bigint",
 }
 
+# The arguments that are values: they come last in a statement, behind as many blanks
+# as the server keeps of one, by default, for pg_stat_activity and for its log, where
+# it names the statements of a deadlock or of a process that has crashed.
+_VALUES = ("value", "new_values")
+BEYOND_SIGHT = " " * 1024
+
 # What an argument of an SQL type, or an element of it, is in Python.
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "text": ((str,), "a string"),
@@ -216,7 +222,11 @@ def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
     for name, argument in arguments.items():
         _check_type(name, argument, types[name])
         _check_text(name, argument)
-    passed = ", ".join(f"{name} => CAST(%({name})s AS {types[name]})" for name in types)
+    # What the server shows of a statement must not reach the values.
+    passed = ", ".join(
+        f"{BEYOND_SIGHT * (name in _VALUES)}{name} => CAST(%({name})s AS {types[name]})"
+        for name in sorted(types, key=_VALUES.__contains__)
+    )
     # For psycopg2 itself: text() would be parsed and compiled at each call.
     statement = f"SELECT {what} {qualified(function)}({passed})"
     with database_errors():
@@ -410,7 +420,7 @@ def uuids_deleted(
         else _list_of("if_versions", if_versions),
         **scope,
     )
-    return {key: uuid for key, uuid in rows}
+    return dict(map(tuple, rows))
 
 
 class ExtensionStorageDAO:

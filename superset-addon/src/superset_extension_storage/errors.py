@@ -5,6 +5,8 @@ Source of the SQLSTATEs: the extension's README and PostgreSQL's appendix A.
 
 from __future__ import annotations
 
+from typing import Any
+
 from psycopg2 import NotSupportedError, ProgrammingError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -69,6 +71,12 @@ class StorageBusy(ExtensionStorageError):
 
 class Conflict(StorageBusy):
     """Another transaction was in the way; this one can begin again at once."""
+
+
+def printable(value: Any) -> str:
+    """Spell out what would do something to a terminal, a log or a table."""
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
 
 
 SET_UP = (

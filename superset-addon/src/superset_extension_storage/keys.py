@@ -50,7 +50,7 @@ import re
 import struct
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -113,9 +113,9 @@ class KeysUnusable(ValueError):
 class Secrets:
     """The secrets of superset_config.py."""
 
-    encryption_keys: tuple[str, ...] = ()
-    secret_key: str | None = None
-    previous_secret_key: str | None = None
+    encryption_keys: tuple[str, ...] = field(default=(), repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    previous_secret_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], of_superset: bool) -> Secrets:

@@ -16,9 +16,9 @@ from superset.superset_typing import FlaskResponse
 from superset.views.base import BaseSupersetView, get_spa_template_context
 
 from .cli import OF_THE_SERVER, is_of_the_server, key_source
-from .errors import ExtensionStorageError, StorageUnavailable
+from .errors import ExtensionStorageError, StorageUnavailable, printable
 from .report import EXAMPLES, TakesTooLong, key_report, usage_report
-from .status import printable, shown_time
+from .status import shown_time
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from .cli import (
     is_of_the_server,
     key_source,
 )
-from .errors import ExtensionStorageError, from_database
+from .errors import ExtensionStorageError, from_database, printable
 from .keys import EXTENSION
 
 # What needs an operator, as bits of the exit code; 1 and 2 are click's own.
@@ -205,12 +205,6 @@ def _print_table(
         )
         click.echo("  ".join(cells).rstrip())
     click.echo()
-
-
-def printable(value: Any) -> str:
-    """Spell out what would do something to a terminal or to the table."""
-    text = str(value)
-    return text if text.isprintable() else ascii(text)
 
 
 def _short(value: Any) -> Any:
