@@ -143,6 +143,7 @@ void
 RequireArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments,
 				int argno)
 {
+	Assert(argno < PG_NARGS() && arguments[argno].required);
 	if (PG_ARGISNULL(argno))
 		report_null(arguments[argno].name);
 }

@@ -32,7 +32,8 @@ typedef struct ArgumentInfo
 	const char *name;
 	Oid			type;
 	int			max_chars;		/* of a text, 0 if it is none */
-	bool		required;		/* neither null nor an empty text */
+	bool		required;		/* a text is not empty, and what
+								 * RequireArgument is called for is not null */
 } ArgumentInfo;
 
 /* What keeps a text from being stored. */
@@ -243,7 +244,7 @@ ArgumentValue(FunctionCallInfo fcinfo,
 			  const ArgumentInfo *arguments pg_attribute_unused(), int argno,
 			  Oid type pg_attribute_unused())
 {
-	Assert(arguments[argno].type == type);
+	Assert(argno < PG_NARGS() && arguments[argno].type == type);
 	return PG_GETARG_DATUM(argno);
 }
 

@@ -356,8 +356,8 @@ enum
 
 static const ArgumentInfo rotate_arguments[] = {
 	[ROTATE_ARG_EXTENSION_ID] = {"extension_id", TEXTOID, MAX_EXTENSION_ID_CHARS, true},
-	[ROTATE_ARG_BATCH_SIZE] = {"batch_size", INT4OID, 0, false},
-	[ROTATE_ARG_DRY_RUN] = {"dry_run", BOOLOID, 0, false},
+	[ROTATE_ARG_BATCH_SIZE] = {"batch_size", INT4OID, 0, true},
+	[ROTATE_ARG_DRY_RUN] = {"dry_run", BOOLOID, 0, true},
 	[ROTATE_ARG_SCANNED] = {"scanned", INT8OID, 0, false},
 	[ROTATE_ARG_ROTATED] = {"rotated", INT8OID, 0, false},
 	[ROTATE_ARG_CURRENT] = {"current", INT8OID, 0, false},
@@ -771,15 +771,22 @@ add_to_group(Rotation *rotation, const Statement *statement, uint64 n)
 }
 
 /*
- * Starts to work on rows: their values must stay readable while we do, and the
- * table is locked before them.
+ * Takes a snapshot, by which the values of rows stay readable, and checks that
+ * it shows all of them.
  */
 static void
-begin_batch(Rotation *rotation)
+take_snapshot(Rotation *rotation)
 {
 	if (!ActiveSnapshotSet())
 		EnsurePortalSnapshotExists();
 	StatementRequireAllRows(&rotation->connection);
+}
+
+/* Begins a batch.  The table is locked before its rows. */
+static void
+begin_batch(Rotation *rotation)
+{
+	take_snapshot(rotation);
 	if (!rotation->dry_run)
 		QuotaLockTable(&rotation->connection);
 	rotation->batch_started = GetCurrentTimestamp();
@@ -1180,7 +1187,7 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 	/* the session's transaction may be stricter than READ COMMITTED */
 	next_transaction(rotation);
 
-	begin_batch(rotation);
+	take_snapshot(rotation);
 	MemoryContextSwitchTo(rotation->context);
 	extensions = find_extensions(&rotation->connection, extension_id, false);
 	foreach(cell, extensions)

@@ -27,6 +27,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/params.h"
+#include "parser/parsetree.h"
 #include "statement.h"
 #include "storage/proc.h"
 #include "tcop/dest.h"
@@ -422,18 +423,23 @@ plan_by_index(SPIPlanPtr plan)
 	AtEOXact_GUC(true, nestlevel);
 }
 
-/* Does a statement write to the table extension_storage? */
+/* Does a plan write to the table extension_storage? */
 pg_attribute_unused()
 static bool
-writes_entries(const char *sql)
+writes_entries(const Connection *connection, SPIPlanPtr plan)
 {
-	static const char *const starts[] = {
-		"INSERT INTO " SQL_TABLE, "UPDATE " SQL_TABLE, "DELETE FROM " SQL_TABLE
-	};
+	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
+	ListCell   *cell;
 
-	for (size_t i = 0; i < lengthof(starts); i++)
-		if (strncmp(sql, starts[i], strlen(starts[i])) == 0)
+	foreach(cell, source->query_list)
+	{
+		Query	   *query = lfirst_node(Query, cell);
+
+		if (query->resultRelation > 0 &&
+			rt_fetch(query->resultRelation, query->rtable)->relid ==
+			StatementTable(connection))
 			return true;
+	}
 	return false;
 }
 
@@ -459,8 +465,6 @@ get_plan(const Connection *connection, Statement *statement,
 
 	Assert(args_fit(statement, args));
 	Assert(shape >= 0 && shape < STATEMENT_MAX_SHAPES);
-	Assert(connection->quota_prepared || statement->keeps_bytes ||
-		   !writes_entries(statement->sql));
 	use_schema(connection->schema);
 
 	/*
@@ -473,6 +477,8 @@ get_plan(const Connection *connection, Statement *statement,
 		statement->kept[shape].generation = schema_generation;
 	}
 	plan = statement->kept[shape].plan;
+	Assert(connection->quota_prepared || statement->keeps_bytes ||
+		   !writes_entries(connection, plan));
 
 	if (statement->by_index)
 	{

@@ -103,6 +103,7 @@ fix_format() {
 
 ## lint [--fix]    check format and code, or correct the format
 cmd_lint() {
+    [[ $# == 0 || "$*" == --fix ]] || die "usage: ./dev lint [--fix]"
     if [[ ${1:-} == --fix ]]; then
         has_formatter || die "no package pg-bsd-indent here"
         need_lint

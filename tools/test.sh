@@ -42,6 +42,8 @@ run_tests() {
     local runner names status began counts passed=0 summary=
     for runner in "$@"; do
         declare -F "run_${runner%%:*}" >/dev/null || die "no runner $runner"
+        [[ ! $runner =~ ^(lint|unit|fuzz|bench|show): ]] ||
+            die "$runner: ${runner%%:*} has no single tests"
     done
     failed=0
     log=$(mktemp)
