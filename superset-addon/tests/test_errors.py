@@ -192,12 +192,12 @@ def test_ids_are_behind(running: Superset, admin: Client) -> None:
         (
             "ALTER TABLE {0} RENAME description TO gone",
             "ALTER TABLE {0} RENAME gone TO description",
-            ("42804", "must be as the extension made them"),
+            ("42804", "must be as it made them"),
         ),
         (
             "ALTER TABLE {0} ALTER version TYPE numeric",
             "ALTER TABLE {0} ALTER version TYPE bigint",
-            ("42804", "must be as the extension made them"),
+            ("42804", "must be as it made them"),
         ),
         (
             "ALTER TABLE {0} DROP CONSTRAINT uq_extension_storage_scoped_key",

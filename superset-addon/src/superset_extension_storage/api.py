@@ -390,8 +390,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         address = _address(publisher, name, key, scope)
         del address["key"]
         version = _version_to_delete(address, key, conditions)
-        deleted = uuids_deleted(**address, keys=[key], if_versions=[version])
-        if not _is_deleted(deleted[key], version, conditions):
+        if not _delete_one(address, key, version, conditions):
             return self.response(404, message="Not found")
         return self.response(200, message="Deleted")
 
@@ -925,6 +924,15 @@ def _is_deleted(uuid: UUID | None, version: int | None, conditions: Conditions) 
     return uuid is not None
 
 
+def _delete_one(
+    address: Scope, key: str, version: int | None, conditions: Conditions
+) -> bool:
+    if version is None:
+        return ExtensionStorageDAO.delete(**address, key=key)
+    uuids = uuids_deleted(**address, keys=[key], if_versions=[version])
+    return _is_deleted(uuids[key], version, conditions)
+
+
 def _choice(name: str, default: str, other: str) -> str:
     """Return an argument of the query that has two values."""
     chosen = request.args.get(name, default)
@@ -1174,26 +1182,30 @@ def _delete_all(address: Scope, operations: list[Operation]) -> Answers:
         with _told_of(one):
             versions[one.key] = _version_to_delete(address, one.key, one.conditions)
 
-    def together() -> list[UUID | None]:
-        return [*uuids_deleted(**address, **arguments(*versions)).values()]
+    def together() -> list[bool]:
+        uuids = uuids_deleted(
+            **address, keys=[*versions], if_versions=[*versions.values()]
+        )
+        found = []
+        for one in operations:
+            with _told_of(one):
+                version = versions[one.key]
+                found.append(_is_deleted(uuids[one.key], version, one.conditions))
+        return found
 
-    def alone(one: Operation) -> UUID | None:
-        return uuids_deleted(**address, **arguments(one.key))[one.key]
+    def alone(one: Operation) -> bool:
+        return _delete_one(address, one.key, versions[one.key], one.conditions)
 
-    def arguments(*keys: str) -> dict[str, Any]:
-        return {"keys": keys, "if_versions": [versions[key] for key in keys]}
-
-    uuids = _one_by_one(together, alone, operations)
-    answers: Answers = {}
-    for one, uuid in zip(operations, uuids, strict=True):
-        with _told_of(one):
-            deleted = _is_deleted(uuid, versions[one.key], one.conditions)
-        answers[one.key] = {
+    return {
+        one.key: {
             "status": 200 if deleted else 404,
             "key": one.key,
             "message": "Deleted" if deleted else "Not found",
         }
-    return answers
+        for one, deleted in zip(
+            operations, _one_by_one(together, alone, operations), strict=True
+        )
+    }
 
 
 def _set_all(address: Scope, operations: list[Operation]) -> Answers:
