@@ -171,7 +171,10 @@ extern const AddressArguments scope_address;
 /* For @scope@ and @order@, see ExpandScope. */
 #define THE_ENTRY " WHERE @scope@ AND e.key" SQL_EQ "$key"
 
-/* A new row, and a new value of an old one; the rest are parameters. */
+/*
+ * A new row, unless the address has one, and a new value of an old one; the rest
+ * are parameters.
+ */
 #define INSERT_ENTRY(uuid, created_on, changed_on, created_by, changed_by) \
 	"INSERT INTO " SQL_TABLE \
 	" (extension_id, key, user_fk, resource_type, resource_uuid, uuid," \
@@ -179,7 +182,9 @@ extern const AddressArguments scope_address;
 	" created_on, changed_on, created_by_fk, changed_by_fk, value_size)" \
 	" VALUES ($extension_id, $key, $user_fk, $resource_type, $resource_uuid, " \
 	uuid ", $category, $description, $value, $value_type, $is_encrypted, " \
-	created_on ", " changed_on ", " created_by ", " changed_by ", $value_size)"
+	created_on ", " changed_on ", " created_by ", " changed_by ", $value_size)" \
+	" ON CONFLICT (extension_id, user_fk, resource_type, resource_uuid, key)" \
+	" DO NOTHING"
 #define UPDATE_ENTRY(changed_on, changed_by) \
 	"UPDATE " SQL_TABLE \
 	" SET category = $category, description = $description, value = $value," \

@@ -15,7 +15,6 @@
 #include "miscadmin.h"
 #include "quota.h"
 #include "statement.h"
-#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -81,7 +80,7 @@ static const StatementColumn lock_columns[] = {
 
 /*
  * How the entries that match a condition go: where bytes are counted, the
- * counts of their extensions are locked first, in order (see QuotaLockTable).
+ * counts of their extensions are locked first, in order (see StatementLockTable).
  */
 typedef struct Purge
 {
@@ -259,7 +258,8 @@ run_purge(Connection *connection, Purge *purge, const StatementArgs *args,
 		  bool as_owner)
 {
 	connection->quota_prepared = true;
-	if (QuotaLockTable(connection))
+	StatementLockTable(connection);
+	if (QuotaIsCounting(connection))
 		StatementRunAsOwner(connection, &purge->lock_usage, args);
 	lock_entries(connection, &purge->lock_entries, args);
 	return as_owner ?
@@ -483,7 +483,7 @@ clear_users(void *state)
 {
 	ClearUsers *users = state;
 
-	QuotaLockTable(users->connection);
+	StatementLockTable(users->connection);
 	lock_entries(users->connection, users->lock, users->args);
 	StatementRunAsOwner(users->connection, users->clear, users->args);
 }

@@ -188,9 +188,7 @@ static Statement there_statement = {
 static Statement insert_statement = {
 	.sql = INSERT_ENTRY("COALESCE($uuid, pg_catalog.gen_random_uuid())",
 						"$created_on", "$changed_on", "$created_by_fk",
-						"$changed_by_fk")
-	" ON CONFLICT (extension_id, user_fk, resource_type, resource_uuid, key)"
-	" DO NOTHING",
+						"$changed_by_fk"),
 	STATEMENT_PARAMS(move_params, NUM_MOVE_PARAMS)
 };
 static Statement update_statement = {

@@ -541,23 +541,6 @@ run_usage(Connection *connection, Statement *placed_statement,
 }
 
 /*
- * QuotaLockTable
- *		Locks the table as any writer locks it.  Are the counts kept?
- *
- * Who writes several entries locks the table, then the counts where they are
- * kept, and only then the entries: two of them would otherwise wait for each
- * other, one for a count or the table and one for an entry.  The table comes
- * first even where nothing is counted, because counting begins with all writers
- * locked out.
- */
-bool
-QuotaLockTable(const Connection *connection)
-{
-	LockRelationOid(StatementTable(connection), RowExclusiveLock);
-	return QuotaIsCounting(connection);
-}
-
-/*
  * QuotaPrepare
  *		Gets ready for a change of an extension's entries: locks the table and
  *		the extension's count.  SPI must be connected.
@@ -565,13 +548,13 @@ QuotaLockTable(const Connection *connection)
 void
 QuotaPrepare(Connection *connection, Datum extension_id)
 {
-	bool		starts = quota_per_extension > 0 && !QuotaIsCounting(connection);
 	Usage	   *usage;
 
 	connection->quota_prepared = true;
-	if (starts)
+	if (quota_per_extension > 0 && !QuotaIsCounting(connection))
 		start_counting(connection);
-	if (!QuotaLockTable(connection) && !starts)
+	StatementLockTable(connection);
+	if (quota_per_extension == 0 && !QuotaIsCounting(connection))
 		return;
 	usage = find_usage(extension_id);
 	if (run_usage(connection, &lock_placed_statement, &lock_usage_statement,

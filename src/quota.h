@@ -12,7 +12,6 @@
 
 extern void QuotaInit(void);
 extern void QuotaPrepare(Connection *connection, Datum extension_id);
-extern bool QuotaLockTable(const Connection *connection);
 extern bool QuotaIsCounting(const Connection *connection);
 
 #endif							/* QUOTA_H */

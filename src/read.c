@@ -645,7 +645,6 @@ typedef struct ValueBatch
 	int64		max_bytes;		/* -1 for no limit */
 	int64		value_bytes;	/* of the rows so far */
 	int64		other_bytes;	/* of their other columns */
-	bool		started;		/* has there been a row? */
 	int			nrows;
 	Size		pending_bytes;	/* of the values of these rows */
 	Datum		rows[BATCH_ROWS][NUM_PROBLEM_ENTRY_COLUMNS];
@@ -771,14 +770,14 @@ take_row(TupleTableSlot *slot, void *state)
 {
 	ValueBatch *batch = state;
 	int64		bytes = value_bytes(slot->tts_values, slot->tts_isnull);
+	bool		is_first = batch->other_bytes == 0;
 
 	batch->value_bytes += bytes;
 	batch->other_bytes += other_bytes(slot);
-	if (batch->max_bytes >= 0 && batch->started &&
+	if (batch->max_bytes >= 0 && !is_first &&
 		(batch->value_bytes > batch->max_bytes ||
 		 batch->other_bytes > MAX_OTHER_BYTES))
 		return false;
-	batch->started = true;
 	if (batch->nrows == 0 && !is_encrypted(slot->tts_values))
 	{
 		/* as it is: where the tuple ends, the column problem is null */
@@ -808,7 +807,6 @@ return_values(Connection *connection, Statement *statement,
 	batch.max_bytes = max_bytes;
 	batch.value_bytes = 0;
 	batch.other_bytes = 0;
-	batch.started = false;
 	batch.nrows = 0;
 	batch.pending_bytes = 0;
 	batch.context = AllocSetContextCreate(CurrentMemoryContext,

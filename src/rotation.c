@@ -25,7 +25,6 @@
 #include "keyring.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
-#include "quota.h"
 #include "rotation.h"
 #include "statement.h"
 #include "storage/latch.h"
@@ -788,7 +787,7 @@ begin_batch(Rotation *rotation)
 {
 	take_snapshot(rotation);
 	if (!rotation->dry_run)
-		QuotaLockTable(&rotation->connection);
+		StatementLockTable(&rotation->connection);
 	rotation->batch_started = GetCurrentTimestamp();
 	rotation->batch_bytes = 0;
 }

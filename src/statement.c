@@ -29,6 +29,7 @@
 #include "nodes/params.h"
 #include "parser/parsetree.h"
 #include "statement.h"
+#include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "tcop/dest.h"
 #include "utils/acl.h"
@@ -245,6 +246,22 @@ StatementTable(const Connection *connection)
 				 errmsg("table \"extension_storage\" does not exist in schema \"%s\"",
 						get_namespace_name(connection->schema))));
 	return table;
+}
+
+/*
+ * StatementLockTable
+ *		Locks the table as any writer locks it.
+ *
+ * Who writes several entries locks the table, then the counts of bytes if they
+ * are kept, and only then the entries: two of them would otherwise wait for each
+ * other, one for a count or the table and one for an entry.  The table comes
+ * first even if nothing is counted, because counting begins with all writers
+ * locked out.
+ */
+void
+StatementLockTable(const Connection *connection)
+{
+	LockRelationOid(StatementTable(connection), RowExclusiveLock);
 }
 
 /* Checks the table, unless nothing has happened to it since. */

@@ -149,6 +149,7 @@ extern Portal StatementOpen(Connection *connection, Statement *statement,
 extern uint64 StatementNext(const Statement *statement, Portal portal,
 							long count);
 extern Oid	StatementTable(const Connection *connection);
+extern void StatementLockTable(const Connection *connection);
 extern Oid	StatementTableOwner(const Connection *connection);
 extern bool StatementIsDistributed(Connection *connection);
 extern void StatementCommit(void);

@@ -318,8 +318,7 @@ static Statement get_state_statement = {
 };
 static Statement insert_statement = {
 	.sql = INSERT_ENTRY("$uuid", "$now", "$now", "$actor_fk", "$actor_fk")
-	" ON CONFLICT (extension_id, user_fk, resource_type, resource_uuid, key)"
-	" DO NOTHING RETURNING @columns@",
+	" RETURNING @columns@",
 	STATEMENT_PARAMS(set_params, NUM_SET_PARAMS),
 	STATEMENT_COLUMNS(entry_columns, NUM_ENTRY_COLUMNS)
 };
@@ -808,11 +807,12 @@ ext_storage_set_json(PG_FUNCTION_ARGS)
 }
 
 /*
- * Deletes the entry that the parameters address, and sets uuid to its uuid;
- * false if there is none.  The version among them is the one that it must have.
+ * Deletes the entry that the parameters address; returns its uuid, or a null
+ * pointer if there is none.  The version among them is the one that it must
+ * have.
  */
-static bool
-delete_entry(Connection *connection, const StatementArgs *args, Datum *uuid)
+static Datum
+delete_entry(Connection *connection, const StatementArgs *args)
 {
 	int64		expected = version_of(args, DELETE_PARAM_EXPECTED_VERSION);
 	Tries		tries = {0};
@@ -825,15 +825,12 @@ delete_entry(Connection *connection, const StatementArgs *args, Datum *uuid)
 
 		if (StatementFetch(connection, &delete_statement, args, false, row,
 						   nulls))
-		{
-			*uuid = ColumnValue(gone_columns, GONE_UUID, UUIDOID, row);
-			return true;
-		}
+			return ColumnValue(gone_columns, GONE_UUID, UUIDOID, row);
 		state = get_state(connection, args);
 		if (expected >= 0 && state.version != expected)
 			report_version_mismatch(args, expected, &state);
 		if (!state.exists)
-			return false;
+			return PointerGetDatum(NULL);
 		note_try(&tries, &state, args);
 	}
 }
@@ -1142,7 +1139,6 @@ ext_storage_delete(PG_FUNCTION_ARGS)
 {
 	Connection	connection;
 	StatementArgs args;
-	bool		deleted;
 	Datum		uuid;
 
 	CheckArguments(fcinfo, delete_arguments, NUM_DELETE_ARGS);
@@ -1153,9 +1149,9 @@ ext_storage_delete(PG_FUNCTION_ARGS)
 
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
-	deleted = delete_entry(&connection, &args, &uuid);
+	uuid = delete_entry(&connection, &args);
 	SPI_finish();
-	PG_RETURN_BOOL(deleted);
+	PG_RETURN_BOOL(DatumGetPointer(uuid) != NULL);
 }
 
 /*
@@ -1177,7 +1173,6 @@ ext_storage_delete_many(PG_FUNCTION_ARGS)
 	ManyItem   *items;
 	int			nkeys;
 	ManyArray	versions;
-	bool	   *deleted;
 	Datum	   *uuids;
 
 	CheckArguments(fcinfo, delete_many_arguments, NUM_DELETE_ARGS);
@@ -1187,8 +1182,7 @@ ext_storage_delete_many(PG_FUNCTION_ARGS)
 	versions = many_array(fcinfo, delete_many_arguments, DELETE_ARG_IF_VERSION,
 						  INT8OID, nkeys);
 	items = sort_keys(keys, nkeys);
-	deleted = palloc(nkeys * sizeof(bool));
-	uuids = palloc0(nkeys * sizeof(Datum));
+	uuids = palloc(nkeys * sizeof(Datum));
 
 	InitMaterializedSRF(fcinfo, 0);
 	CheckResult(rsinfo->setDesc, deleted_columns, NUM_DELETED_COLUMNS);
@@ -1202,18 +1196,19 @@ ext_storage_delete_many(PG_FUNCTION_ARGS)
 					 PointerGetDatum(items[i].key));
 		many_version_param(&args, DELETE_PARAM_EXPECTED_VERSION, &versions,
 						   place);
-		deleted[place] = delete_entry(&connection, &args, &uuids[place]);
+		uuids[place] = delete_entry(&connection, &args);
 	}
 	SPI_finish();
 	for (int i = 0; i < nkeys; i++)
 	{
+		bool		deleted = DatumGetPointer(uuids[i]) != NULL;
 		Datum		row[NUM_DELETED_COLUMNS] = {
 			[DELETED_KEY] = keys[i],
-			[DELETED_DELETED] = BoolGetDatum(deleted[i]),
+			[DELETED_DELETED] = BoolGetDatum(deleted),
 			[DELETED_UUID] = uuids[i]
 		};
 		bool		nulls[NUM_DELETED_COLUMNS] = {
-			[DELETED_UUID] = !deleted[i]
+			[DELETED_UUID] = !deleted
 		};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, nulls);

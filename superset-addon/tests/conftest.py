@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,27 @@ def sql(statement: str, *arguments: Any, database: str = "superset") -> list[Any
             return cursor.fetchall() if cursor.description else []
     finally:
         connection.close()
+
+
+@contextmanager
+def session() -> Iterator[Any]:
+    """Give a cursor of a transaction, which ends with the block."""
+    connection = psycopg2.connect(dbname="superset")
+    try:
+        with connection, connection.cursor() as cursor:
+            yield cursor
+    finally:
+        connection.close()
+
+
+def wait_for_a_lock(future: Future[Any]) -> None:
+    """Wait until Superset waits for a lock."""
+    while not sql(
+        "SELECT 1 FROM pg_stat_activity"
+        " WHERE usename = 'superset' AND wait_event_type = 'Lock'"
+    ):
+        assert not future.done(), future.result().text
+        time.sleep(0.01)
 
 
 def reload() -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import psycopg2
 import pytest
 import requests
 
-from conftest import README, Client, fill_times, setting, sql
+from conftest import README, Client, fill_times, session, setting, sql, wait_for_a_lock
 
 TABLE = "ext_storage.extension_storage"
 SCOPES = ("global", "user", "resources/thing/a-1")
@@ -685,13 +683,12 @@ def test_writers_that_delete_and_set(admin: Client) -> None:
 def test_delete_of_an_entry_that_was_made_anew(admin: Client, several: bool) -> None:
     """It is another entry by the time of the deletion, though of the same version."""
     version = admin.put("user/k", "old").headers["Entry-Version"]
-    connection = psycopg2.connect(dbname="superset")
-    with connection.cursor() as cursor, ThreadPoolExecutor(1) as pool:
-        cursor.execute(f"DELETE FROM {TABLE} RETURNING user_fk")
-        cursor.execute(
+    with ThreadPoolExecutor(1) as pool, session() as other:
+        other.execute(f"DELETE FROM {TABLE} RETURNING user_fk")
+        other.execute(
             f"INSERT INTO {TABLE} (extension_id, key, user_fk, value)"
             " VALUES ('acme.my-ext', 'k', %s, 'new')",
-            cursor.fetchone(),
+            other.fetchone(),
         )
         if several:
             answer = pool.submit(
@@ -701,12 +698,8 @@ def test_delete_of_an_entry_that_was_made_anew(admin: Client, several: bool) -> 
             answer = pool.submit(
                 admin.request, "DELETE", "user/k", headers={"If-Match": version}
             )
-        waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
-        while not sql(waiting) and not answer.done():
-            time.sleep(0.01)
-        connection.commit()
-        assert answer.result().status_code == 412
-    connection.close()
+        wait_for_a_lock(answer)
+    assert answer.result().status_code == 412
     assert admin.get("user/k").text == "new" and keys(admin.get("user/")) == "k"
 
 

@@ -6,19 +6,27 @@ import os
 import random
 import re
 import string
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 import requests
 from psycopg2 import errorcodes
 
-from conftest import END, PASSWORD, STORAGE, Client, Superset, setting, sql
+from conftest import (
+    END,
+    PASSWORD,
+    STORAGE,
+    Client,
+    Superset,
+    session,
+    setting,
+    sql,
+    wait_for_a_lock,
+)
 
 SOURCES = Path(__file__).parents[2]
 URL = STORAGE.format("acme/my-ext")
@@ -47,27 +55,6 @@ def logged(superset: Superset, *words: str) -> Iterator[list[str]]:
     assert len(lines) == 1, lines
     for word in words:
         assert word in lines[0]
-
-
-@contextmanager
-def session() -> Iterator[Any]:
-    """Give a cursor of a transaction, which ends with the block."""
-    connection = psycopg2.connect(dbname="superset")
-    try:
-        with connection, connection.cursor() as cursor:
-            yield cursor
-    finally:
-        connection.close()
-
-
-def wait_for_a_lock(future: Future[Any]) -> None:
-    """Wait until Superset waits for a lock."""
-    while not sql(
-        "SELECT 1 FROM pg_stat_activity"
-        " WHERE usename = 'superset' AND wait_event_type = 'Lock'"
-    ):
-        assert not future.done(), future.result().text
-        time.sleep(0.01)
 
 
 # Real ones

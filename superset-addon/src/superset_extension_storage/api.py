@@ -387,8 +387,8 @@ class ExtensionStorageRestApi(BaseSupersetApi):
 
     def _delete(self, publisher: str, name: str, key: str, scope: Scope) -> Response:
         conditions = Conditions.of_headers()
-        address = _address(publisher, name, key, scope)
-        del address["key"]
+        _check_key(key)
+        address = {"extension_id": _extension_id(publisher, name), **scope}
         version = _version_to_delete(address, key, conditions)
         if not _delete_one(address, key, version, conditions):
             return self.response(404, message="Not found")
@@ -421,7 +421,10 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         for needed in {one.kind != "get" for one in operations}:
             address |= scope(needed)
         answers = _get_all(address, [one for one in operations if one.kind == "get"])
-        answers |= _write_all(address, [one for one in operations if one.kind != "get"])
+        if write:
+            answers |= _write_all(
+                address, [one for one in operations if one.kind != "get"]
+            )
         response = self.response(200, result=[answers[one.key] for one in operations])
         response.headers["Cache-Control"] = "no-store"
         return response
@@ -730,8 +733,6 @@ def _entry(fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
             entry[field] = _decode(field, fields.pop(field))
             if not isinstance(entry[field], kinds):
                 raise Refused(400, f"{field} must be {expected}")
-    if fields:
-        raise Refused(400, f"unknown field {ascii(next(iter(fields)))}")
     entry["value"] = _value(entry.pop("value", ""), entry.pop("value_encoding", None))
     return entry
 
@@ -1162,11 +1163,14 @@ def _write_all(address: Scope, operations: list[Operation]) -> Answers:
     what is deleted may make room before the rest is set.
     """
     in_order = sorted(operations, key=lambda one: one.key.encode())
+    deletes_first = sorted(in_order, key=lambda one: one.kind)
+    if deletes_first == in_order:
+        return _write_in_order(address, in_order)
     try:
         with savepoint():
             return _write_in_order(address, in_order)
     except errors.QuotaExceeded:
-        return _write_in_order(address, sorted(in_order, key=lambda one: one.kind))
+        return _write_in_order(address, deletes_first)
 
 
 def _write_in_order(address: Scope, operations: list[Operation]) -> Answers:
