@@ -237,12 +237,14 @@ SET extension_storage.encryption_keys = 'a secret';
 DELETE FROM extension_storage WHERE key LIKE 'rule%';
 DROP TABLE hostile_sink;
 
--- A resource without its uuid can still be named.
+-- Half a resource can still be named.
 ALTER TABLE extension_storage DROP CONSTRAINT ck_extension_storage_resource;
-INSERT INTO extension_storage (extension_id, key, value, is_encrypted, resource_type)
-    VALUES ('acme.h', 'half', 'no token', true, 'chart');
-SELECT key, problem FROM ext_storage_verify();
-SET client_min_messages = error;
+INSERT INTO extension_storage (extension_id, key, value, is_encrypted, uuid, user_fk, resource_type, resource_uuid)
+    VALUES ('acme.h', 'half', 'no token', true, '00000000-0000-4000-8000-000000000001', NULL, 'chart', NULL),
+    ('acme.h', 'half', 'no token', true, '00000000-0000-4000-8000-000000000002', 7, 'chart', NULL),
+    ('acme.h', 'half', 'no token', true, '00000000-0000-4000-8000-000000000003', 7, NULL, '42');
+SELECT key, user_fk, resource_type, resource_uuid, problem FROM ext_storage_verify() ORDER BY uuid;
+SET client_min_messages = warning;
 CALL ext_storage_rotate_keys();
 RESET client_min_messages;
 DELETE FROM extension_storage WHERE key = 'half';

@@ -492,27 +492,33 @@ ExpandScope(StringInfo sql, const char *placeholder, int shape)
  *		Returns, in palloc'd memory, the words that name an entry in a message.
  *
  * address and nulls are in the order of AddressParam; nulls as SPI takes them.
+ * Half a resource, which a table with other constraints may have, is named by
+ * that half.
  */
 char *
 DescribeEntry(const Datum *address, const char *nulls)
 {
+	bool		has_type = nulls[PARAM_RESOURCE_TYPE] != 'n';
+	bool		has_uuid = nulls[PARAM_RESOURCE_UUID] != 'n';
+	bool		has_user = nulls[PARAM_USER_FK] != 'n';
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "key \"%s\" of extension \"%s\"",
+	appendStringInfo(&buf, "key \"%s\" of extension \"%s\" (",
 					 TextDatumGetCString(address[PARAM_KEY]),
 					 TextDatumGetCString(address[PARAM_EXTENSION_ID]));
-	if (nulls[PARAM_RESOURCE_TYPE] != 'n' && nulls[PARAM_RESOURCE_UUID] != 'n')
-		appendStringInfo(&buf, " (%s \"%s\"",
-						 TextDatumGetCString(address[PARAM_RESOURCE_TYPE]),
+	if (has_type || has_uuid)
+		appendStringInfoString(&buf, has_type ?
+							   TextDatumGetCString(address[PARAM_RESOURCE_TYPE]) :
+							   "resource");
+	if (has_uuid)
+		appendStringInfo(&buf, " \"%s\"",
 						 TextDatumGetCString(address[PARAM_RESOURCE_UUID]));
-	else
-		appendStringInfoString(&buf, nulls[PARAM_USER_FK] == 'n' ?
-							   " (global" : " (");
-	if (nulls[PARAM_USER_FK] != 'n')
-		appendStringInfo(&buf, "%suser %d",
-						 nulls[PARAM_RESOURCE_TYPE] != 'n' ? ", " : "",
+	if (has_user)
+		appendStringInfo(&buf, "%suser %d", has_type || has_uuid ? ", " : "",
 						 DatumGetInt32(address[PARAM_USER_FK]));
+	if (!has_type && !has_uuid && !has_user)
+		appendStringInfoString(&buf, "global");
 	appendStringInfoChar(&buf, ')');
 	return buf.data;
 }
