@@ -57,6 +57,9 @@ static PGFunction pgcrypto_decrypt = NULL;
 static MemoryContext call_context = NULL;
 static ErrorData *held_error = NULL;
 
+/* Why an HMAC or a hash has failed, in the words of the server's library. */
+static const char *held_reason = NULL;
+
 /*
  * The server frees HMAC and hash contexts with the resource owner of their
  * creation.  This one is never released: whoever has made them frees them.
@@ -262,6 +265,15 @@ decrypt_blocks(void *context, const uint8 *iv, uint8 *blocks, size_t len)
 	return call_pgcrypto(pgcrypto_decrypt, context, iv, blocks, len);
 }
 
+/* Was a step of an HMAC done?  If not, keeps the reason for CipherFail. */
+static inline bool
+hmac_succeeded(pg_hmac_ctx *hmac, int result)
+{
+	if (result < 0)
+		held_reason = pg_hmac_error(hmac);
+	return result >= 0;
+}
+
 /*
  * Begins an HMAC with the key that the context has: OpenSSL's HMAC_Init_ex()
  * keeps it where it is given none, which takes a third of the time.  pgcrypto
@@ -273,7 +285,7 @@ restart_hmac(void *context)
 {
 	Cipher	   *cipher = context;
 
-	return pg_hmac_init(cipher->hmac, NULL, 0) >= 0;
+	return hmac_succeeded(cipher->hmac, pg_hmac_init(cipher->hmac, NULL, 0));
 }
 
 static bool
@@ -281,14 +293,17 @@ update_hmac(void *context, const uint8 *data, size_t len)
 {
 	Cipher	   *cipher = context;
 
-	return pg_hmac_update(cipher->hmac, data, len) >= 0;
+	return hmac_succeeded(cipher->hmac,
+						  pg_hmac_update(cipher->hmac, data, len));
 }
 
 static bool
 finish_hmac(void *context, uint8 *mac)
 {
 	Cipher	   *cipher = context;
-	bool		done = pg_hmac_final(cipher->hmac, mac, FERNET_MAC_LEN) >= 0;
+	bool		done = hmac_succeeded(cipher->hmac,
+									  pg_hmac_final(cipher->hmac, mac,
+													FERNET_MAC_LEN));
 
 	wipe_stack();
 	return done;
@@ -334,7 +349,9 @@ CipherCreate(MemoryContext context, const FernetKey *key)
 
 	SET_VARSIZE(&cipher->key, sizeof(cipher->key));
 	memcpy(cipher->key.bytes, key->encryption, sizeof(key->encryption));
-	if (pg_hmac_init(cipher->hmac, key->signing, sizeof(key->signing)) < 0 ||
+	if (!hmac_succeeded(cipher->hmac,
+						pg_hmac_init(cipher->hmac, key->signing,
+									 sizeof(key->signing))) ||
 		!finish_hmac(cipher, first) ||
 		!restart_hmac(cipher) ||
 		!finish_hmac(cipher, second) ||
@@ -345,19 +362,24 @@ CipherCreate(MemoryContext context, const FernetKey *key)
 
 /*
  * CipherFail
- *		Raises the error because of which a cipher has returned false.
+ *		Raises the error because of which a cipher has returned false, or a key
+ *		has not been made of its secret.
  */
 void
 CipherFail(void)
 {
 	ErrorData  *error = held_error;
 
+	const char *reason = held_reason;
+
 	held_error = NULL;
+	held_reason = NULL;
 	if (error != NULL)
 		ReThrowError(error);
 	ereport(ERROR,
 			(errcode(ERRCODE_INTERNAL_ERROR),
-			 errmsg("could not compute an HMAC")));
+			 errmsg("could not compute an HMAC or a hash"),
+			 reason != NULL ? errdetail_internal("%s", reason) : 0));
 }
 
 /*
@@ -371,9 +393,9 @@ CipherHmac(const void *key, size_t key_len, const char *data, size_t len,
 	pg_hmac_ctx *hmac = create_hmac();
 	bool		done;
 
-	done = pg_hmac_init(hmac, key, key_len) >= 0 &&
-		pg_hmac_update(hmac, (const uint8 *) data, len) >= 0 &&
-		pg_hmac_final(hmac, mac, FERNET_MAC_LEN) >= 0;
+	done = hmac_succeeded(hmac, pg_hmac_init(hmac, key, key_len)) &&
+		hmac_succeeded(hmac, pg_hmac_update(hmac, (const uint8 *) data, len)) &&
+		hmac_succeeded(hmac, pg_hmac_final(hmac, mac, FERNET_MAC_LEN));
 	pg_hmac_free(hmac);
 	wipe_stack();
 	if (!done)
@@ -406,6 +428,8 @@ FernetKeyFromSecret(const char *secret, size_t len, FernetKey *key)
 	done = pg_cryptohash_init(hash) >= 0 &&
 		pg_cryptohash_update(hash, (const uint8 *) secret, len) >= 0 &&
 		pg_cryptohash_final(hash, (uint8 *) key, sizeof(*key)) >= 0;
+	if (!done)
+		held_reason = pg_cryptohash_error(hash);
 	pg_cryptohash_free(hash);
 	wipe_stack();
 	return done ? FERNET_OK : FERNET_CIPHER_FAILED;

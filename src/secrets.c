@@ -717,10 +717,7 @@ add_lines(KeyArray *array, char *contents, size_t len,
 		FernetKey	key;
 
 		if (FernetKeyFromSecret(parser.secret, parser.len, &key) != FERNET_OK)
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not derive a key from encryption key file \"%s\"",
-							encryption_keys_file)));
+			CipherFail();
 		add_key(array, &key, source, parser.ordinal);
 		CipherWipe(&key, sizeof(key));
 		if (parser.continues)
