@@ -28,6 +28,7 @@ OBJS = \
 	src/lifecycle.o \
 	src/mime.o \
 	src/movein.o \
+	src/procedure.o \
 	src/quota.o \
 	src/read.o \
 	src/rotation.o \

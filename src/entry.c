@@ -27,6 +27,8 @@
 /* In bytes before encryption. */
 int			max_value_size = MAX_VALUE_SIZE;
 
+const StatementColumn entry_columns[] = {ENTRY_COLUMNS};
+
 const AddressArguments entry_address = {
 	{
 		[PARAM_EXTENSION_ID] = ADDRESS_ARG_EXTENSION_ID,

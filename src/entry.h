@@ -155,6 +155,8 @@ typedef enum EntryColumn
 
 extern int	max_value_size;
 
+extern const StatementColumn entry_columns[NUM_ENTRY_COLUMNS];
+
 extern const AddressArguments entry_address;
 extern const AddressArguments keys_address;
 extern const AddressArguments scope_address;

@@ -36,8 +36,10 @@
 #define FERNET_VERSION 0x80
 #define FERNET_TIMESTAMP_AT 1
 #define FERNET_IV_AT 9
-#define FERNET_HEADER_LEN (FERNET_IV_AT + FERNET_IV_LEN)
 #define FERNET_MIN_LEN (FERNET_HEADER_LEN + FERNET_BLOCK_LEN + FERNET_MAC_LEN)
+
+StaticAssertDecl(FERNET_HEADER_LEN == FERNET_IV_AT + FERNET_IV_LEN,
+				 "the header of a token ends with the IV");
 
 static const char base64url[] =
 "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";

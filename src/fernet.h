@@ -21,6 +21,7 @@
 #define FERNET_IV_LEN 16
 #define FERNET_BLOCK_LEN 16		/* of AES */
 #define FERNET_MAC_LEN 32		/* of HMAC-SHA-256 */
+#define FERNET_HEADER_LEN 25	/* version, time and IV of a token */
 #define FERNET_MAX_CLOCK_SKEW 60	/* seconds, where a TTL is checked */
 
 /*

@@ -477,6 +477,113 @@ is_same_message(const FernetToken *copy, const FernetMessage *message)
 		memcmp(copy->bytes, message->bytes, message->len) == 0;
 }
 
+/* What KeyringReseal works with. */
+typedef struct Resealing
+{
+	KeyringItem *items;
+	int			nitems;
+	FernetToken *decoded;		/* the old tokens, which become messages */
+	FernetToken *copies;		/* the new tokens, opened again */
+	FernetToken **same_key;
+	FernetMessage *messages;	/* what gets a new token */
+	KeyringItem **sealed;		/* and the items that they are of */
+	int			nsealed;
+	Size		bytes_len;		/* of each of these: */
+	uint8	   *bytes;			/* for decoded */
+	uint8	   *copied;			/* for copies */
+} Resealing;
+
+/* Allocates what is needed to reseal items. */
+static Resealing *
+start_resealing(KeyringItem *items, int nitems)
+{
+	Resealing  *work = palloc0(sizeof(Resealing));
+
+	work->items = items;
+	work->nitems = nitems;
+	work->decoded = palloc(nitems * sizeof(FernetToken));
+	work->copies = palloc(nitems * sizeof(FernetToken));
+	work->same_key = palloc(nitems * sizeof(FernetToken *));
+	work->messages = palloc(nitems * sizeof(FernetMessage));
+	work->sealed = palloc(nitems * sizeof(KeyringItem *));
+	for (int i = 0; i < nitems; i++)
+		work->bytes_len += FernetDecodedLen(VARSIZE_ANY_EXHDR(items[i].token));
+	work->bytes = palloc(Max(work->bytes_len, 1));
+	work->copied = palloc(Max(work->bytes_len, 1));
+	return work;
+}
+
+/*
+ * Finds the keys of the old tokens.  What another key than the first has made
+ * gets room for a new token, and its random seed.
+ */
+static void
+find_old_tokens(Resealing *work, const Keyring *ring)
+{
+	Size		used = 0;
+	int			first = 0;
+
+	for (int i = 0; i < work->nitems; i++)
+	{
+		KeyringItem *item = &work->items[i];
+
+		if (find_item(ring, item, first, work->bytes + used,
+					  &work->decoded[i]) == FERNET_CIPHER_FAILED)
+			CipherFail();
+		used += FernetDecodedLen(VARSIZE_ANY_EXHDR(item->token));
+		first = Max(item->ordinal, 0);
+		item->result = item->ordinal <= 0 ? NULL :
+			FernetNewToken(FernetMaxMessageLen(&work->decoded[i]),
+						   work->messages[i].seed);
+	}
+}
+
+/* Collects the messages that are to be sealed, now that they are decrypted. */
+static void
+collect_messages(Resealing *work)
+{
+	for (int i = 0; i < work->nitems; i++)
+	{
+		KeyringItem *item = &work->items[i];
+		FernetMessage *message = &work->messages[work->nsealed];
+
+		if (item->result == NULL)
+			continue;
+		if (item->ordinal < 0)
+		{
+			pfree(item->result);
+			item->result = NULL;
+			continue;
+		}
+		memmove(message->seed, work->messages[i].seed, FERNET_IV_LEN);
+		message->bytes = work->decoded[i].bytes;
+		message->len = work->decoded[i].message_len;
+		message->timestamp = item->timestamp;
+		message->token = VARDATA(item->result);
+		work->sealed[work->nsealed++] = item;
+	}
+}
+
+/* Decrypts, encrypts, and compares; raises no error, as there is plaintext. */
+static FernetStatus
+reseal(Resealing *work, const Keyring *ring)
+{
+	const FernetCipher *cipher = first_cipher(ring);
+	FernetStatus status = decrypt_found(ring, work->items, work->decoded,
+										work->same_key, work->nitems);
+
+	collect_messages(work);
+	if (status == FERNET_OK)
+		status = FernetSealMany(cipher, work->messages, work->nsealed);
+	if (status == FERNET_OK)
+		status = open_new_tokens(cipher, work->messages, work->copies,
+								 work->same_key, work->nsealed, work->copied);
+	for (int i = 0; i < work->nsealed && status == FERNET_OK; i++)
+		if (!is_same_message(&work->copies[i], &work->messages[i]))
+			work->sealed[i]->result = NULL;
+	return status;
+}
+
 /*
  * KeyringReseal
  *		Encrypts with the first key what another one has encrypted.
@@ -490,83 +597,28 @@ is_same_message(const FernetToken *copy, const FernetMessage *message)
 void
 KeyringReseal(KeyringItem *items, int nitems)
 {
-	FernetToken *decoded = palloc(nitems * sizeof(FernetToken));
-	FernetToken *copies = palloc(nitems * sizeof(FernetToken));
-	FernetToken **same_key = palloc(nitems * sizeof(FernetToken *));
-	FernetMessage *messages = palloc(nitems * sizeof(FernetMessage));
-	KeyringItem **sealed = palloc(nitems * sizeof(KeyringItem *));
-	FernetStatus status = FERNET_OK;
-	const Keyring *ring;
-	const FernetCipher *cipher;
-	uint8	   *bytes;
-	uint8	   *copied;
-	Size		bytes_len = 0;
-	Size		used = 0;
-	int			nsealed = 0;
-	int			first = 0;
+	Resealing  *work = start_resealing(items, nitems);
+	const Keyring *ring = get_keyring();
+	FernetStatus status;
 
-	for (int i = 0; i < nitems; i++)
-		bytes_len += FernetDecodedLen(VARSIZE_ANY_EXHDR(items[i].token));
-	bytes = palloc(Max(bytes_len, 1));
-	copied = palloc(Max(bytes_len, 1));
-
-	ring = get_keyring();
-	cipher = first_cipher(ring);
-	for (int i = 0; i < nitems; i++)
-	{
-		if (find_item(ring, &items[i], first, bytes + used,
-					  &decoded[i]) == FERNET_CIPHER_FAILED)
-			CipherFail();
-		used += FernetDecodedLen(VARSIZE_ANY_EXHDR(items[i].token));
-		first = Max(items[i].ordinal, 0);
-		items[i].result = items[i].ordinal <= 0 ? NULL :
-			FernetNewToken(FernetMaxMessageLen(&decoded[i]), messages[i].seed);
-	}
-
-	/* from here on there is plaintext, so nothing may raise an error */
-	status = decrypt_found(ring, items, decoded, same_key, nitems);
-	for (int i = 0; i < nitems; i++)
-	{
-		FernetMessage *message = &messages[nsealed];
-
-		if (items[i].result == NULL)
-			continue;
-		if (items[i].ordinal < 0)
-		{
-			pfree(items[i].result);
-			items[i].result = NULL;
-			continue;
-		}
-		memmove(message->seed, messages[i].seed, FERNET_IV_LEN);
-		message->bytes = decoded[i].bytes;
-		message->len = decoded[i].message_len;
-		message->timestamp = items[i].timestamp;
-		message->token = VARDATA(items[i].result);
-		sealed[nsealed++] = &items[i];
-	}
-	if (status == FERNET_OK)
-		status = FernetSealMany(cipher, messages, nsealed);
-	if (status == FERNET_OK)
-		status = open_new_tokens(cipher, messages, copies, same_key, nsealed,
-								 copied);
-	for (int i = 0; i < nsealed && status == FERNET_OK; i++)
-		if (!is_same_message(&copies[i], &messages[i]))
-			sealed[i]->result = NULL;
-	explicit_bzero(bytes, bytes_len);
-	explicit_bzero(copied, bytes_len);
+	find_old_tokens(work, ring);
+	status = reseal(work, ring);
+	explicit_bzero(work->bytes, work->bytes_len);
+	explicit_bzero(work->copied, work->bytes_len);
 	if (status != FERNET_OK)
 		CipherFail();
 
 	for (int i = 0; i < nitems; i++)
 		if (items[i].ordinal < 0)
-			log_unreadable(decoded[i].status);
-	pfree(decoded);
-	pfree(copies);
-	pfree(same_key);
-	pfree(messages);
-	pfree(sealed);
-	pfree(bytes);
-	pfree(copied);
+			log_unreadable(work->decoded[i].status);
+	pfree(work->decoded);
+	pfree(work->copies);
+	pfree(work->same_key);
+	pfree(work->messages);
+	pfree(work->sealed);
+	pfree(work->bytes);
+	pfree(work->copied);
+	pfree(work);
 }
 
 /*

@@ -15,7 +15,6 @@
 #include "miscadmin.h"
 #include "quota.h"
 #include "statement.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -257,10 +256,7 @@ static uint64
 run_purge(Connection *connection, Purge *purge, const StatementArgs *args,
 		  bool as_owner)
 {
-	connection->quota_prepared = true;
-	StatementLockTable(connection);
-	if (QuotaIsCounting(connection))
-		StatementRunAsOwner(connection, &purge->lock_usage, args);
+	QuotaPrepareMany(connection, &purge->lock_usage, args);
 	lock_entries(connection, &purge->lock_entries, args);
 	return as_owner ?
 		StatementRunAsOwner(connection, &purge->delete_entries, args) :
@@ -279,22 +275,6 @@ purge_for_caller(FunctionCallInfo fcinfo, Purge *purge,
 	npurged = run_purge(&connection, purge, args, false);
 	SPI_finish();
 	PG_RETURN_INT64((int64) npurged);
-}
-
-/* Makes an array of users. */
-static Datum
-user_array(Datum *users, int nusers)
-{
-	return PointerGetDatum(construct_array(users, nusers, INT8OID,
-										   sizeof(int64), true, TYPALIGN_DOUBLE));
-}
-
-/* Makes an array of texts. */
-static Datum
-text_array(Datum *texts, int ntexts)
-{
-	return PointerGetDatum(construct_array(texts, ntexts, TEXTOID, -1, false,
-										   TYPALIGN_INT));
 }
 
 /*
@@ -329,7 +309,8 @@ ext_storage_purge_user(PG_FUNCTION_ARGS)
 													 purge_user_arguments,
 													 PURGE_ARG_USER_FK, INT4OID)));
 	StatementArgsInit(&args);
-	StatementSet(&args, USER_PARAM_USERS, INT8ARRAYOID, user_array(&user, 1));
+	StatementSet(&args, USER_PARAM_USERS, INT8ARRAYOID,
+				 MakeArray(&user, 1, INT8OID));
 	return purge_for_caller(fcinfo, &purge_users, &args);
 }
 
@@ -352,7 +333,7 @@ ext_storage_purge_resource(PG_FUNCTION_ARGS)
 												purge_resource_arguments,
 												PURGE_ARG_RESOURCE_UUID));
 	StatementSet(&args, RESOURCE_PARAM_UUIDS, TEXTARRAYOID,
-				 text_array(&uuid, 1));
+				 MakeArray(&uuid, 1, TEXTOID));
 	return purge_for_caller(fcinfo, &purge_resources, &args);
 }
 
@@ -548,7 +529,7 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 				nusers++;
 		}
 		StatementSet(&args, USER_PARAM_USERS, INT8ARRAYOID,
-					 user_array(users, nusers));
+					 MakeArray(users, nusers, INT8OID));
 		run_purge(&connection, &purge_users, &args, true);
 		if (StatementIsDistributed(&connection))
 			args.shape = SHAPE_DISTRIBUTED;
@@ -598,7 +579,7 @@ ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 			uuids[nuuids++] = CStringGetTextDatum(text);
 		}
 		StatementSet(&args, RESOURCE_PARAM_UUIDS, TEXTARRAYOID,
-					 text_array(uuids, nuuids));
+					 MakeArray(uuids, nuuids, TEXTOID));
 		run_purge(&connection, &purge_resources, &args, true);
 	}
 	SPI_finish();

@@ -26,13 +26,12 @@
 #include "lib/stringinfo.h"
 #include "mime.h"
 #include "miscadmin.h"
-#include "nodes/parsenodes.h"
+#include "procedure.h"
 #include "quota.h"
 #include "statement.h"
 #include "storage/lmgr.h"
 #include "tcop/pquery.h"
 #include "utils/acl.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -43,7 +42,7 @@
 #include "utils/timestamp.h"
 
 /* How often a row is tried where others change the entry meanwhile. */
-#define MAX_TRIES 3
+#define ROW_TRIES 3
 
 /* What keeps two entries from having one uuid. */
 #define UUID_CONSTRAINT "uq_extension_storage_uuid"
@@ -76,6 +75,12 @@ static const ArgumentInfo move_arguments[] = {
 	[MOVE_ARG_DUPLICATES] = {"duplicates", INT8OID, 0, false},
 	[MOVE_ARG_UNREADABLE] = {"unreadable", INT8OID, 0, false},
 	[MOVE_ARG_FAILED] = {"failed", INT8OID, 0, false}
+};
+
+static const ProcedureArguments move_procedure_arguments = {
+	.batch_size = MOVE_ARG_BATCH_SIZE,
+	.max_batch_size = 10000,
+	.dry_run = MOVE_ARG_DRY_RUN
 };
 
 /* Its result. */
@@ -213,14 +218,12 @@ typedef struct SourceRow
 
 typedef struct MoveIn
 {
+	Procedure	procedure;
 	Connection	connection;
 	Oid			source_oid;
 	Oid			source_owner;
 	char	   *source;			/* qualified and quoted */
-	bool		commits;		/* false inside a transaction block */
-	bool		dry_run;
 	bool		taken;			/* was the last row moved, or present? */
-	int64		batch_size;
 	int64		total;
 	int64		done;			/* how many of the ids */
 	int64		scanned;
@@ -229,7 +232,6 @@ typedef struct MoveIn
 	int64		duplicates;
 	int64		unreadable;
 	int64		failed;
-	TimestampTz started;
 	MemoryContext row_context;	/* reset after each row */
 	SourceRow  *row;			/* that is being written */
 	SPIPlanPtr	read_plan;		/* the rows of a batch */
@@ -675,9 +677,9 @@ move_row(void *state)
 	StatementArgs *args = &row->args;
 
 	move->taken = true;
-	if (!move->dry_run)
+	if (!move->procedure.dry_run)
 		QuotaPrepare(connection, args->values[PARAM_EXTENSION_ID]);
-	for (int tries = 0; tries < MAX_TRIES; tries++)
+	for (int tries = 0; tries < ROW_TRIES; tries++)
 	{
 		Datum		there[NUM_THERE_COLUMNS];
 		bool		nulls[NUM_THERE_COLUMNS];
@@ -708,7 +710,7 @@ move_row(void *state)
 					  "newer, but plaintext, and the entry is encrypted here");
 			return;
 		}
-		if (move->dry_run ||
+		if (move->procedure.dry_run ||
 			StatementRun(connection, is_there ? &update_statement :
 						 &insert_statement, args, false) > 0)
 		{
@@ -798,9 +800,7 @@ take_row(MoveIn *move, SourceRow *row)
 static void
 move_batch(MoveIn *move, Datum *ids, int nids)
 {
-	Datum		array = PointerGetDatum(construct_array(ids, nids, INT8OID,
-														sizeof(int64), true,
-														TYPALIGN_DOUBLE));
+	Datum		array = MakeArray(ids, nids, INT8OID);
 	SPITupleTable *table;
 	uint64		nrows;
 	Oid			saved_user;
@@ -842,7 +842,7 @@ move_batch(MoveIn *move, Datum *ids, int nids)
 static void
 next_transaction(MoveIn *move)
 {
-	if (move->commits)
+	if (move->procedure.commits)
 	{
 		StatementCommit();
 		if (!ActiveSnapshotSet())
@@ -858,22 +858,39 @@ move_all(MoveIn *move)
 	read_ids(move);
 	while (move->done < move->total)
 	{
-		int			nids = (int) Min(move->batch_size, move->total - move->done);
-		double		seconds;
-		double		rate;
+		int			nids = (int) Min(move->procedure.batch_size,
+									 move->total - move->done);
 
 		move_batch(move, move->ids + move->done, nids);
 		move->done += nids;
 		next_transaction(move);
-
-		seconds = (GetCurrentTimestamp() - move->started) / (double) USECS_PER_SEC;
-		rate = move->done / Max(seconds, 0.000001);
-		ereport(NOTICE,
-				(errmsg("move_in: " INT64_FORMAT " of " INT64_FORMAT
-						" rows done, %.0f rows/s, %.0f s left",
-						move->done, move->total, rate,
-						(move->total - move->done) / rate)));
+		ProcedureReport(&move->procedure, move->done, move->total);
 	}
+}
+
+/* Makes the memory of a move, in that of the call. */
+static MoveIn *
+make_move(void)
+{
+	MoveIn	   *move = palloc0(sizeof(MoveIn));
+
+	move->row_context = AllocSetContextCreate(CurrentMemoryContext,
+											  "move in row",
+											  ALLOCSET_DEFAULT_SIZES);
+	initStringInfo(&move->settled);
+	return move;
+}
+
+/* Tells what has been done. */
+static void
+report_end(const MoveIn *move)
+{
+	ereport(NOTICE,
+			(errmsg("move_in: " INT64_FORMAT " scanned, " INT64_FORMAT
+					" moved, " INT64_FORMAT " already here, " INT64_FORMAT
+					" duplicates, " INT64_FORMAT " unreadable, " INT64_FORMAT
+					" failed", move->scanned, move->moved, move->present,
+					move->duplicates, move->unreadable, move->failed)));
 }
 
 /*
@@ -886,65 +903,36 @@ move_all(MoveIn *move)
 Datum
 ext_storage_move_in(PG_FUNCTION_ARGS)
 {
-	MoveIn		move = {0};
-	TupleDesc	tupdesc;
-	Datum		values[NUM_MOVE_RESULTS];
-	bool		nulls[NUM_MOVE_RESULTS] = {false};
+	MoveIn	   *move;
+	int64		counts[NUM_MOVE_RESULTS];
 
 	CheckArguments(fcinfo, move_arguments, NUM_MOVE_ARGS);
 	RequireArgument(fcinfo, move_arguments, MOVE_ARG_SOURCE);
-	RequireArgument(fcinfo, move_arguments, MOVE_ARG_BATCH_SIZE);
-	RequireArgument(fcinfo, move_arguments, MOVE_ARG_DRY_RUN);
-	move.batch_size = DatumGetInt32(ArgumentValue(fcinfo, move_arguments,
-												  MOVE_ARG_BATCH_SIZE, INT4OID));
-	if (move.batch_size < 1 || move.batch_size > 10000)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("batch_size must be between 1 and 10000")));
-	move.dry_run = DatumGetBool(ArgumentValue(fcinfo, move_arguments,
-											  MOVE_ARG_DRY_RUN, BOOLOID));
-	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	CheckResult(tupdesc, move_results, NUM_MOVE_RESULTS);
-	move.commits = fcinfo->context != NULL &&
-		IsA(fcinfo->context, CallContext) &&
-		!castNode(CallContext, fcinfo->context)->atomic;
-	move.started = GetCurrentTimestamp();
+	move = make_move();
+	move->source_oid = DatumGetObjectId(ArgumentValue(fcinfo, move_arguments,
+													  MOVE_ARG_SOURCE,
+													  REGCLASSOID));
+	ProcedureStart(&move->procedure, "move_in", fcinfo, move_arguments,
+				   &move_procedure_arguments);
+	CheckResult(move->procedure.tupdesc, move_results, NUM_MOVE_RESULTS);
 
-	StatementConnect(&move.connection, fcinfo, move.commits);
-	move.source_oid = DatumGetObjectId(ArgumentValue(fcinfo, move_arguments,
-													 MOVE_ARG_SOURCE,
-													 REGCLASSOID));
-	check_source(&move);
-	move.row_context = AllocSetContextCreate(CurrentMemoryContext,
-											 "move in row",
-											 ALLOCSET_DEFAULT_SIZES);
-	move.connection.context = move.row_context;
-	initStringInfo(&move.settled);
-	if (!move.commits)
-		ereport(NOTICE,
-				(errmsg("move_in: inside a transaction block, nothing is committed until it is")));
-	if (move.dry_run)
-		ereport(NOTICE, (errmsg("move_in: dry run, nothing is written")));
+	StatementConnect(&move->connection, fcinfo, move->procedure.commits);
+	move->connection.context = move->row_context;
+	check_source(move);
+	ProcedureAnnounce(&move->procedure);
 	/* the session's transaction may be stricter than READ COMMITTED */
-	next_transaction(&move);
-	prepare_read(&move);
-	move_all(&move);
-	SPI_freeplan(move.read_plan);
-	ereport(NOTICE,
-			(errmsg("move_in: " INT64_FORMAT " scanned, " INT64_FORMAT
-					" moved, " INT64_FORMAT " already here, " INT64_FORMAT
-					" duplicates, " INT64_FORMAT " unreadable, " INT64_FORMAT
-					" failed", move.scanned, move.moved, move.present,
-					move.duplicates, move.unreadable, move.failed)));
+	next_transaction(move);
+	prepare_read(move);
+	move_all(move);
+	SPI_freeplan(move->read_plan);
+	report_end(move);
 	SPI_finish();
 
-	values[MOVE_SCANNED] = Int64GetDatum(move.scanned);
-	values[MOVE_MOVED] = Int64GetDatum(move.moved);
-	values[MOVE_PRESENT] = Int64GetDatum(move.present);
-	values[MOVE_DUPLICATES] = Int64GetDatum(move.duplicates);
-	values[MOVE_UNREADABLE] = Int64GetDatum(move.unreadable);
-	values[MOVE_FAILED] = Int64GetDatum(move.failed);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc),
-													  values, nulls)));
+	counts[MOVE_SCANNED] = move->scanned;
+	counts[MOVE_MOVED] = move->moved;
+	counts[MOVE_PRESENT] = move->present;
+	counts[MOVE_DUPLICATES] = move->duplicates;
+	counts[MOVE_UNREADABLE] = move->unreadable;
+	counts[MOVE_FAILED] = move->failed;
+	PG_RETURN_DATUM(ProcedureResult(&move->procedure, counts));
 }

@@ -94,6 +94,10 @@ static const StatementColumn usage_columns[] = {
 #define SQL_TOKEN_LENGTH \
 	"((" SQL_SIZE SQL_DIVIDED "16" SQL_PLUS "1" SQL_TIMES "16" SQL_PLUS "59)" \
 	SQL_DIVIDED "3" SQL_TIMES "4)"
+StaticAssertDecl(FERNET_BLOCK_LEN == 16 &&
+				 FERNET_HEADER_LEN + FERNET_MAC_LEN + 2 == 59,
+				 "the SQL above computes FernetTokenLen()");
+
 #define SQL_BYTES \
 	"(COALESCE(CASE WHEN e.is_encrypted AND (e.value_size" SQL_GE "0)" \
 	" AND (pg_catalog.octet_length(e.value)" SQL_EQ SQL_TOKEN_LENGTH ")" \
@@ -538,6 +542,23 @@ run_usage(Connection *connection, Statement *placed_statement,
 	usage->has_place = true;
 	return DatumGetInt64(ColumnValue(usage_columns, USAGE_VALUE_BYTES, INT8OID,
 									 row));
+}
+
+/*
+ * QuotaPrepareMany
+ *		Gets ready for a change of the entries of several extensions: locks the
+ *		table, and by a statement their counts.  SPI must be connected.
+ *
+ * It does not begin to count: what only deletes cannot exceed a quota.
+ */
+void
+QuotaPrepareMany(Connection *connection, Statement *lock_usage,
+				 const StatementArgs *args)
+{
+	connection->quota_prepared = true;
+	StatementLockTable(connection);
+	if (QuotaIsCounting(connection))
+		StatementRunAsOwner(connection, lock_usage, args);
 }
 
 /*

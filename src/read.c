@@ -20,7 +20,6 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "statement.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/jsonb.h"
@@ -168,7 +167,6 @@ enum
 	NUM_PROBLEM_ENTRY_COLUMNS
 };
 
-static const StatementColumn entry_columns[] = {ENTRY_COLUMNS};
 static const StatementColumn value_entry_columns[] = {
 	ENTRY_COLUMNS,
 	[ENTRY_VALUE] = {"value", BYTEAOID, NOT_NULL}
@@ -895,8 +893,7 @@ ext_storage_get_many(PG_FUNCTION_ARGS)
 	AddressParams(&args, fcinfo, get_many_arguments, &keys_address);
 	nkeys = KeysArgument(fcinfo, get_many_arguments, ADDRESS_ARG_KEY, &keys);
 	StatementSet(&args, MANY_PARAM_KEYS, TEXTARRAYOID,
-				 PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1,
-												 false, TYPALIGN_INT)));
+				 MakeArray(keys, nkeys, TEXTOID));
 
 	StatementStartDecrypted(fcinfo);
 	StatementConnect(&connection, fcinfo, false);

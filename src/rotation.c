@@ -24,14 +24,13 @@
 #include "funcapi.h"
 #include "keyring.h"
 #include "miscadmin.h"
-#include "nodes/parsenodes.h"
+#include "procedure.h"
 #include "rotation.h"
 #include "statement.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "tcop/pquery.h"
 #include "token.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -309,10 +308,8 @@ typedef struct SkippedRow
 
 typedef struct Rotation
 {
+	Procedure	procedure;
 	Connection	connection;
-	bool		commits;		/* false inside a transaction block */
-	bool		dry_run;
-	int64		batch_size;
 	int64		total;
 	int64		scanned;
 	int64		rotated;
@@ -321,7 +318,6 @@ typedef struct Rotation
 	int64		locked;			/* left, as somebody has locked them */
 	int64		refused;		/* left, as they could not be written */
 	int64		reported;		/* how many were scanned at the last report */
-	TimestampTz started;
 	MemoryContext context;		/* lasts for the whole call */
 	MemoryContext retry_context;	/* reset after rows have been tried again */
 	List	   *skipped;		/* of SkippedRow, in context */
@@ -361,6 +357,12 @@ static const ArgumentInfo rotate_arguments[] = {
 	[ROTATE_ARG_ROTATED] = {"rotated", INT8OID, 0, false},
 	[ROTATE_ARG_CURRENT] = {"current", INT8OID, 0, false},
 	[ROTATE_ARG_FAILED] = {"failed", INT8OID, 0, false}
+};
+
+static const ProcedureArguments rotate_procedure_arguments = {
+	.batch_size = ROTATE_ARG_BATCH_SIZE,
+	.max_batch_size = PG_INT32_MAX,
+	.dry_run = ROTATE_ARG_DRY_RUN
 };
 
 /* Its result. */
@@ -537,9 +539,7 @@ ids_param(StatementArgs *args, const Rotation *rotation, const int64 *ids,
 	StatementSet(args, WRITE_PARAM_EXTENSION_ID, TEXTOID,
 				 PointerGetDatum(rotation->extension_id));
 	StatementSet(args, WRITE_PARAM_IDS, INT8ARRAYOID,
-				 PointerGetDatum(construct_array(datums, nids, INT8OID,
-												 sizeof(int64), FLOAT8PASSBYVAL,
-												 TYPALIGN_DOUBLE)));
+				 MakeArray(datums, nids, INT8OID));
 }
 
 /*
@@ -606,17 +606,14 @@ write_rows(void *state)
 	}
 	ids_param(&args, rotation, ids, nrows);
 	StatementSet(&args, WRITE_PARAM_OLD_VALUES, BYTEAARRAYOID,
-				 PointerGetDatum(construct_array(tokens, nrows, BYTEAOID, -1,
-												 false, TYPALIGN_INT)));
+				 MakeArray(tokens, nrows, BYTEAOID));
 	StatementSet(&args, WRITE_PARAM_NEW_VALUES, BYTEAARRAYOID,
-				 PointerGetDatum(construct_array(sealed, nrows, BYTEAOID, -1,
-												 false, TYPALIGN_INT)));
+				 MakeArray(sealed, nrows, BYTEAOID));
 	StatementRun(&rotation->connection, &write_statement, &args, false);
 	done = returned_ids(&write_statement, &ndone);
 	for (int i = 0; i < nrows; i++)
 		write->written[i] = is_among(ids[i], done, ndone);
 }
-
 
 /* Counts a row that was written; one that was not is skipped or refused. */
 static void
@@ -734,10 +731,10 @@ rotate_group(Rotation *rotation)
 		{
 			if (rotation->items[i].result == NULL)
 				count_unchanged(rotation, i);
-			else if (rotation->dry_run)
+			else if (rotation->procedure.dry_run)
 				rotation->rotated++;
 		}
-		if (!rotation->dry_run)
+		if (!rotation->procedure.dry_run)
 			write_group(rotation);
 	}
 	rotation->ngroup = 0;
@@ -786,7 +783,7 @@ static void
 begin_batch(Rotation *rotation)
 {
 	take_snapshot(rotation);
-	if (!rotation->dry_run)
+	if (!rotation->procedure.dry_run)
 		StatementLockTable(&rotation->connection);
 	rotation->batch_started = GetCurrentTimestamp();
 	rotation->batch_bytes = 0;
@@ -796,7 +793,7 @@ begin_batch(Rotation *rotation)
 static void
 next_transaction(Rotation *rotation)
 {
-	if (!rotation->commits)
+	if (!rotation->procedure.commits)
 		return;
 	StatementCommit();
 	CHECK_FOR_INTERRUPTS();
@@ -819,17 +816,9 @@ batch_is_full(const Rotation *rotation)
 static void
 report_progress(Rotation *rotation)
 {
-	double		seconds = (GetCurrentTimestamp() - rotation->started) /
-	(double) USECS_PER_SEC;
-	double		rate = rotation->scanned / Max(seconds, 0.000001);
-	int64		total = Max(rotation->total, rotation->scanned);
-
 	rotation->reported = rotation->scanned;
-	ereport(NOTICE,
-			(errmsg("rotate_keys: " INT64_FORMAT " of " INT64_FORMAT
-					" rows done, %.0f rows/s, %.0f s left",
-					rotation->scanned, total, rate,
-					(total - rotation->scanned) / rate)));
+	ProcedureReport(&rotation->procedure, rotation->scanned,
+					Max(rotation->total, rotation->scanned));
 }
 
 /* Ends a batch, and reports progress if it had all its rows or is the last. */
@@ -839,7 +828,7 @@ finish_batch(Rotation *rotation, bool last)
 	int64		since = rotation->scanned - rotation->reported;
 
 	next_transaction(rotation);
-	if (since >= rotation->batch_size || (last && since > 0))
+	if (since >= rotation->procedure.batch_size || (last && since > 0))
 		report_progress(rotation);
 }
 
@@ -933,10 +922,10 @@ find_start(Rotation *rotation, const ExtensionRows *extension)
 	int64		done;
 	int64		open = extension->last_id;
 
-	if (extension->count <= rotation->batch_size ||
+	if (extension->count <= rotation->procedure.batch_size ||
 		!next_is_current(rotation, PG_INT64_MIN, open, &done))
 		return PG_INT64_MIN;
-	while ((uint64) open - (uint64) done > (uint64) rotation->batch_size)
+	while ((uint64) open - (uint64) done > (uint64) rotation->procedure.batch_size)
 	{
 		int64		middle = done +
 		(int64) (((uint64) open - (uint64) done) / 2);
@@ -955,7 +944,7 @@ find_start(Rotation *rotation, const ExtensionRows *extension)
 static bool
 rotate_next_rows(Rotation *rotation, int64 *after_id, int64 last_id)
 {
-	int64		limit = rotation->batch_size -
+	int64		limit = rotation->procedure.batch_size -
 	(rotation->scanned - rotation->reported);
 	uint64		nrows = read_rows(rotation, *after_id, last_id, limit);
 	SPITupleTable *table = SPI_tuptable;
@@ -1119,54 +1108,14 @@ rotate_skipped(Rotation *rotation)
 	}
 }
 
-/*
- * ext_storage_rotate_keys(extension_id text, batch_size integer,
- *						   dry_run boolean, INOUT scanned bigint,
- *						   INOUT rotated bigint, INOUT current bigint,
- *						   INOUT failed bigint)
- *		Re-encrypts with the first key what another one has encrypted.
- */
-Datum
-ext_storage_rotate_keys(PG_FUNCTION_ARGS)
+/* Makes the memory of a rotation, in that of the call. */
+static Rotation *
+make_rotation(void)
 {
-	Rotation   *rotation;
-	MemoryContext context = CurrentMemoryContext;
-	text	   *extension_id;
-	int32		batch_size;
-	List	   *extensions;
-	ListCell   *cell;
-	TupleDesc	tupdesc;
-	Datum		values[NUM_ROTATE_RESULTS];
-	bool		nulls[NUM_ROTATE_RESULTS] = {false};
-	HeapTuple	tuple;
+	Rotation   *rotation = palloc0(sizeof(Rotation));
 
-	CheckArguments(fcinfo, rotate_arguments, NUM_ROTATE_ARGS);
-	extension_id = extension_argument(fcinfo, rotate_arguments,
-									  ROTATE_ARG_EXTENSION_ID);
-	RequireArgument(fcinfo, rotate_arguments, ROTATE_ARG_BATCH_SIZE);
-	RequireArgument(fcinfo, rotate_arguments, ROTATE_ARG_DRY_RUN);
-	batch_size = DatumGetInt32(ArgumentValue(fcinfo, rotate_arguments,
-											 ROTATE_ARG_BATCH_SIZE, INT4OID));
-	if (batch_size < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("batch_size must be at least 1")));
-	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	CheckResult(tupdesc, rotate_results, NUM_ROTATE_RESULTS);
-
-	require_keys();
-	rotation = palloc0(sizeof(Rotation));
-	rotation->commits = fcinfo->context != NULL &&
-		IsA(fcinfo->context, CallContext) &&
-		!castNode(CallContext, fcinfo->context)->atomic;
-	rotation->dry_run = DatumGetBool(ArgumentValue(fcinfo, rotate_arguments,
-												   ROTATE_ARG_DRY_RUN, BOOLOID));
-	rotation->batch_size = batch_size;
-	rotation->started = GetCurrentTimestamp();
-
-	StatementConnect(&rotation->connection, fcinfo, rotation->commits);
-	rotation->context = AllocSetContextCreate(context, "key rotation",
+	rotation->context = AllocSetContextCreate(CurrentMemoryContext,
+											  "key rotation",
 											  ALLOCSET_DEFAULT_SIZES);
 	rotation->retry_context = AllocSetContextCreate(rotation->context,
 													"key rotation retry",
@@ -1176,25 +1125,30 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 													GROUP_MEMORY,
 													ALLOCSET_DEFAULT_INITSIZE,
 													ALLOCSET_DEFAULT_MAXSIZE);
+	return rotation;
+}
 
-	if (!rotation->commits)
-		ereport(NOTICE,
-				(errmsg("rotate_keys: inside a transaction block, nothing is committed until it is")));
-	if (rotation->dry_run)
-		ereport(NOTICE,
-				(errmsg("rotate_keys: dry run, nothing is written")));
-	/* the session's transaction may be stricter than READ COMMITTED */
-	next_transaction(rotation);
+/* Rotates the rows of one extension, or of all if extension_id is NULL. */
+static void
+rotate_all(Rotation *rotation, text *extension_id)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(rotation->context);
+	List	   *extensions;
+	ListCell   *cell;
 
 	take_snapshot(rotation);
-	MemoryContextSwitchTo(rotation->context);
 	extensions = find_extensions(&rotation->connection, extension_id, false);
 	foreach(cell, extensions)
 		rotation->total += ((ExtensionRows *) lfirst(cell))->count;
 	walk_all(rotation, extensions);
 	rotate_skipped(rotation);
-	MemoryContextSwitchTo(context);
+	MemoryContextSwitchTo(old_context);
+}
 
+/* Tells what has been done, and what was left. */
+static void
+report_end(const Rotation *rotation)
+{
 	if (rotation->locked > 0 || rotation->refused > 0)
 		ereport(WARNING,
 				(errmsg("rotate_keys: " INT64_FORMAT " locked rows and "
@@ -1207,14 +1161,46 @@ ext_storage_rotate_keys(PG_FUNCTION_ARGS)
 					INT64_FORMAT " failed",
 					rotation->scanned, rotation->rotated, rotation->current,
 					rotation->failed)));
+}
+
+/*
+ * ext_storage_rotate_keys(extension_id text, batch_size integer,
+ *						   dry_run boolean, INOUT scanned bigint,
+ *						   INOUT rotated bigint, INOUT current bigint,
+ *						   INOUT failed bigint)
+ *		Re-encrypts with the first key what another one has encrypted.
+ */
+Datum
+ext_storage_rotate_keys(PG_FUNCTION_ARGS)
+{
+	Rotation   *rotation;
+	text	   *extension_id;
+	int64		counts[NUM_ROTATE_RESULTS];
+
+	CheckArguments(fcinfo, rotate_arguments, NUM_ROTATE_ARGS);
+	extension_id = extension_argument(fcinfo, rotate_arguments,
+									  ROTATE_ARG_EXTENSION_ID);
+	rotation = make_rotation();
+	ProcedureStart(&rotation->procedure, "rotate_keys", fcinfo,
+				   rotate_arguments, &rotate_procedure_arguments);
+	CheckResult(rotation->procedure.tupdesc, rotate_results,
+				NUM_ROTATE_RESULTS);
+	require_keys();
+
+	StatementConnect(&rotation->connection, fcinfo,
+					 rotation->procedure.commits);
+	ProcedureAnnounce(&rotation->procedure);
+	/* the session's transaction may be stricter than READ COMMITTED */
+	next_transaction(rotation);
+	rotate_all(rotation, extension_id);
+	report_end(rotation);
 	SPI_finish();
 
-	values[ROTATE_SCANNED] = Int64GetDatum(rotation->scanned);
-	values[ROTATE_ROTATED] = Int64GetDatum(rotation->rotated);
-	values[ROTATE_CURRENT] = Int64GetDatum(rotation->current);
-	values[ROTATE_FAILED] = Int64GetDatum(rotation->failed);
-	tuple = heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls);
-	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
+	counts[ROTATE_SCANNED] = rotation->scanned;
+	counts[ROTATE_ROTATED] = rotation->rotated;
+	counts[ROTATE_CURRENT] = rotation->current;
+	counts[ROTATE_FAILED] = rotation->failed;
+	PG_RETURN_DATUM(ProcedureResult(&rotation->procedure, counts));
 }
 
 /*
@@ -1440,6 +1426,104 @@ static const StatementColumn status_columns[] = {
 	[STATUS_SOURCE] = {"source", TEXTOID, NULLABLE}
 };
 
+/* Why it cannot be known that nothing uses a key. */
+typedef struct Doubt
+{
+	const char *detail;			/* NULL if it can */
+	const char *hint;
+} Doubt;
+
+static Doubt
+find_doubt(Connection *connection)
+{
+	Doubt		doubt = {0};
+	char	   *writers = NULL;
+
+	if (RecoveryInProgress())
+	{
+		doubt.detail = "A standby does not know what is being written on the primary.";
+		doubt.hint = "Ask the primary.";
+	}
+	else if (StatementIsDistributed(connection))
+	{
+		doubt.detail = "The table is distributed, and this server does not know what is being written on others.";
+		doubt.hint = "Ask again while nothing writes. A key that has no entries then is not needed.";
+	}
+	else if ((writers = name_writers(connection)) != NULL)
+	{
+		doubt.detail = psprintf("There may be entries of transactions in progress: %s.",
+								writers);
+		doubt.hint = "Ask again when they have ended.";
+	}
+	return doubt;
+}
+
+/* Adds the row of a key to the result; ordinal is nkeys for that of no key. */
+static void
+return_use(ReturnSetInfo *rsinfo, const KeyUses *uses, int ordinal,
+		   const bool *removable)
+{
+	const KeyUse *use = &uses->uses[ordinal];
+	bool		known = ordinal < uses->nkeys;
+	Datum		values[NUM_STATUS_COLUMNS] = {
+		[STATUS_ENTRIES] = Int64GetDatum(use->entries),
+		[STATUS_OLDEST] = TimestampTzGetDatum(use->oldest),
+		[STATUS_NEWEST] = TimestampTzGetDatum(use->newest)
+	};
+	bool		nulls[NUM_STATUS_COLUMNS] = {
+		[STATUS_ORDINAL] = !known,
+		[STATUS_FINGERPRINT] = !known,
+		[STATUS_SOURCE] = !known,
+		[STATUS_OLDEST] = use->oldest > use->newest,
+		[STATUS_NEWEST] = use->oldest > use->newest,
+		[STATUS_REMOVABLE] = removable == NULL
+	};
+
+	if (known)
+	{
+		Datum		key[NUM_KEY_COLUMNS];
+
+		describe_key(key, ordinal);
+		values[STATUS_ORDINAL] = key[KEY_ORDINAL];
+		values[STATUS_FINGERPRINT] = key[KEY_FINGERPRINT];
+		values[STATUS_ROLE] = key[KEY_ROLE];
+		values[STATUS_SOURCE] = key[KEY_SOURCE];
+	}
+	else
+		values[STATUS_ROLE] = CStringGetTextDatum("unknown");
+	if (removable != NULL)
+		values[STATUS_REMOVABLE] = BoolGetDatum(*removable);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/*
+ * Adds a row for each key, and one for the entries that none reads, to the
+ * result.  A key that has no entries may be in use all the same if there is a
+ * doubt.
+ */
+static void
+return_uses(ReturnSetInfo *rsinfo, const KeyUses *uses, const Doubt *doubt)
+{
+	bool		doubted = false;
+
+	for (int i = 0; i < uses->nkeys; i++)
+	{
+		bool		removable = uses->uses[i].entries == 0 &&
+		(i > 0 || !KeyringEncrypts());
+		bool		unknown = removable && doubt->detail != NULL;
+
+		return_use(rsinfo, uses, i, unknown ? NULL : &removable);
+		doubted = doubted || unknown;
+	}
+	return_use(rsinfo, uses, uses->nkeys, NULL);
+	if (doubted)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("it is not known whether a key is removable"),
+				 errdetail_internal("%s", doubt->detail),
+				 errhint("%s", doubt->hint)));
+}
+
 /*
  * ext_storage_key_status() returns setof record
  *		One row per configured key, and one for the entries that none reads.
@@ -1457,10 +1541,7 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 							  (nkeys + 1) * sizeof(KeyUse));
 	KeyUse		unused = {0, DT_NOEND, DT_NOBEGIN};
 	Connection	connection;
-	bool		is_standby = RecoveryInProgress();
-	bool		is_distributed;
-	char	   *writers = NULL;
-	bool		unknown = false;
+	Doubt		doubt;
 
 	InitMaterializedSRF(fcinfo, 0);
 	CheckResult(rsinfo->setDesc, status_columns, NUM_STATUS_COLUMNS);
@@ -1469,65 +1550,17 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 	for (int i = 0; i <= nkeys; i++)
 		uses->uses[i] = unused;
 
-	is_distributed = StatementIsDistributed(&connection);
-
 	/*
 	 * First the writers, then the snapshot: what one of them that is not
 	 * named has made by then is in the snapshot.
 	 */
-	if (!is_standby)
-		writers = name_writers(&connection);
+	doubt = find_doubt(&connection);
 	PushActiveSnapshot(GetLatestSnapshot());
 	visit_rows(&connection, NULL, count_use, uses);
 	PopActiveSnapshot();
 
 	require_same_keys(generation);
-	for (int i = 0; i <= nkeys; i++)
-	{
-		const KeyUse *use = &uses->uses[i];
-		bool		known = i < nkeys;
-		bool		removable = use->entries == 0 &&
-		(i > 0 || !KeyringEncrypts());
-		Datum		key[NUM_KEY_COLUMNS];
-		Datum		values[NUM_STATUS_COLUMNS] = {0};
-		bool		nulls[NUM_STATUS_COLUMNS] = {false};
-
-		if (known)
-		{
-			describe_key(key, i);
-			values[STATUS_ORDINAL] = key[KEY_ORDINAL];
-			values[STATUS_FINGERPRINT] = key[KEY_FINGERPRINT];
-			values[STATUS_ROLE] = key[KEY_ROLE];
-			values[STATUS_SOURCE] = key[KEY_SOURCE];
-		}
-		else
-			values[STATUS_ROLE] = CStringGetTextDatum("unknown");
-		nulls[STATUS_ORDINAL] = nulls[STATUS_FINGERPRINT] = !known;
-		nulls[STATUS_SOURCE] = !known;
-		values[STATUS_ENTRIES] = Int64GetDatum(use->entries);
-		values[STATUS_OLDEST] = TimestampTzGetDatum(use->oldest);
-		values[STATUS_NEWEST] = TimestampTzGetDatum(use->newest);
-		nulls[STATUS_OLDEST] = nulls[STATUS_NEWEST] = use->oldest > use->newest;
-		values[STATUS_REMOVABLE] = BoolGetDatum(removable);
-		nulls[STATUS_REMOVABLE] = !known ||
-			(removable && (is_standby || is_distributed || writers != NULL));
-		unknown = unknown || (known && nulls[STATUS_REMOVABLE]);
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	}
-	if (unknown)
-		ereport(WARNING,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("it is not known whether a key is removable"),
-				 is_standby ?
-				 errdetail("A standby does not know what is being written on the primary.") :
-				 is_distributed ?
-				 errdetail("The table is distributed, and this server does not know what is being written on others.") :
-				 errdetail("There may be entries of transactions in progress: %s.",
-						   writers),
-				 is_standby ? errhint("Ask the primary.") :
-				 is_distributed ?
-				 errhint("Ask again while nothing writes. A key that has no entries then is not needed.") :
-				 errhint("Ask again when they have ended.")));
+	return_uses(rsinfo, uses, &doubt);
 	SPI_finish();
 	return (Datum) 0;
 }

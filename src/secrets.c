@@ -313,6 +313,49 @@ mask_text(MaskedKeys *masked, char *text, GucSource source, bool is_list)
 }
 
 /*
+ * Was a secret left behind in the leader?  A parallel worker is sent the text
+ * that hides it, which for one of a configuration file is the empty one.
+ */
+static bool
+is_left_behind(const char *value, GucSource source)
+{
+	return InitializingParallelWorker && value != NULL &&
+		strcmp(value, source == PGC_S_FILE ? "" : HIDDEN_TEXT) == 0;
+}
+
+/* Reports, as refuse_secret does, that there is no memory for the keys. */
+static bool
+refuse_for_memory(char *value)
+{
+	explicit_bzero(value, strlen(value));
+	if (loading)				/* GUC would go on without the value */
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	GUC_check_errcode(ERRCODE_OUT_OF_MEMORY);
+	GUC_check_errmsg("out of memory");
+	return false;
+}
+
+/* Masks the keys of a value, which is wiped, or records why there are none. */
+static void
+mask_value(MaskedKeys *masked, char *value, GucSource source, bool is_list)
+{
+	memset(masked, 0, offsetof(MaskedKeys, keys));
+	if (strlen(value) > KEYLIST_MAX_BYTES)
+	{
+		masked->problem = PROBLEM_TOO_LONG;
+		explicit_bzero(value, strlen(value));
+	}
+	else if (is_left_behind(value, source))
+		masked->in_worker = true;
+	else if (strcmp(value, HIDDEN_TEXT) == 0)
+		masked->problem = PROBLEM_HIDDEN_TEXT;
+	else
+		mask_text(masked, value, source, is_list);
+}
+
+/*
  * Turns the text of a secret setting into masked keys, and hides it.
  */
 static bool
@@ -321,15 +364,9 @@ check_secret(char **newval, void **extra, GucSource source,
 {
 	MaskedKeys *masked;
 	char	   *hidden;
-	bool		left_behind;
 
-	/*
-	 * A parallel worker is sent the text that hides the leader's secret,
-	 * which for one of a configuration file is the empty one.
-	 */
-	left_behind = InitializingParallelWorker && *newval != NULL &&
-		strcmp(*newval, source == PGC_S_FILE ? "" : HIDDEN_TEXT) == 0;
-	if (!left_behind && (*newval == NULL || **newval == '\0'))
+	if (!is_left_behind(*newval, source) &&
+		(*newval == NULL || **newval == '\0'))
 		return true;			/* unset: no extra data */
 	if (is_catalog_source(source))
 		return refuse_secret(*newval, source,
@@ -345,44 +382,21 @@ check_secret(char **newval, void **extra, GucSource source,
 	hidden = guc_strdup(LOG, source == PGC_S_FILE ? "" : HIDDEN_TEXT);
 	if (masked == NULL || hidden == NULL)
 	{
-		if (masked != NULL)
-			guc_free(masked);
-		if (hidden != NULL)
-			guc_free(hidden);
-		explicit_bzero(*newval, strlen(*newval));
-		if (loading)			/* GUC would go on without the value */
-			ereport(ERROR,
-					(errcode(ERRCODE_OUT_OF_MEMORY),
-					 errmsg("out of memory")));
-		GUC_check_errcode(ERRCODE_OUT_OF_MEMORY);
-		GUC_check_errmsg("out of memory");
-		return false;
+		guc_free(masked);
+		guc_free(hidden);
+		return refuse_for_memory(*newval);
 	}
-	memset(masked, 0, offsetof(MaskedKeys, keys));
-
-	if (strlen(*newval) > KEYLIST_MAX_BYTES)
+	PG_TRY();
 	{
-		masked->problem = PROBLEM_TOO_LONG;
-		explicit_bzero(*newval, strlen(*newval));
+		mask_value(masked, *newval, source, setting->is_list);
 	}
-	else if (left_behind)
-		masked->in_worker = true;
-	else if (strcmp(*newval, HIDDEN_TEXT) == 0)
-		masked->problem = PROBLEM_HIDDEN_TEXT;
-	else
+	PG_CATCH();
 	{
-		PG_TRY();
-		{
-			mask_text(masked, *newval, source, setting->is_list);
-		}
-		PG_CATCH();
-		{
-			guc_free(masked);
-			guc_free(hidden);
-			PG_RE_THROW();
-		}
-		PG_END_TRY();
+		guc_free(masked);
+		guc_free(hidden);
+		PG_RE_THROW();
 	}
+	PG_END_TRY();
 
 	/* what came before the library is refused on its use */
 	if (masked->problem != NULL && !loading)

@@ -33,6 +33,7 @@
 #include "storage/proc.h"
 #include "tcop/dest.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/guc.h"
@@ -146,6 +147,22 @@ StatementSetNull(StatementArgs *args, int param)
 {
 	args->values[param] = (Datum) 0;
 	args->nulls[param] = 'n';
+}
+
+/*
+ * MakeArray
+ *		Makes an array, for a parameter, of elements of a type, none of them null.
+ */
+Datum
+MakeArray(Datum *elements, int nelements, Oid type)
+{
+	int16		len;
+	bool		byval;
+	char		align;
+
+	get_typlenbyvalalign(type, &len, &byval, &align);
+	return PointerGetDatum(construct_array(elements, nelements, type, len,
+										   byval, align));
 }
 
 /* Makes a schema that of the plans. */

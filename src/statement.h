@@ -127,6 +127,7 @@ extern void StatementInit(void);
 extern void StatementArgsInit(StatementArgs *args);
 extern void StatementSet(StatementArgs *args, int param, Oid type, Datum value);
 extern void StatementSetNull(StatementArgs *args, int param);
+extern Datum MakeArray(Datum *elements, int nelements, Oid type);
 extern void StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 							 bool nonatomic);
 extern uint64 StatementRun(Connection *connection, Statement *statement,

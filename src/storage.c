@@ -262,8 +262,6 @@ static const StatementParam delete_params[] = {
 	[DELETE_PARAM_EXPECTED_VERSION] = {"expected_version", INT8OID}
 };
 
-static const StatementColumn entry_columns[] = {ENTRY_COLUMNS};
-
 /* What delete_many returns for each key. */
 enum
 {
@@ -929,6 +927,69 @@ many_version_param(StatementArgs *args, int param, const ManyArray *array,
 				 errmsg("if_versions[%d] must not be negative", place + 1)));
 }
 
+/* The arrays of a call of set_many. */
+typedef struct SetArrays
+{
+	int			nkeys;
+	Datum	   *keys;
+	ManyArray	values;
+	ManyArray	value_types;
+	ManyArray	categories;
+	ManyArray	descriptions;
+	ManyArray	is_encrypted;
+	ManyArray	versions;
+} SetArrays;
+
+/* Takes the arrays, of one length, and checks that there is each value. */
+static void
+take_set_arrays(SetArrays *arrays, FunctionCallInfo fcinfo)
+{
+	int			nkeys = KeysArgument(fcinfo, set_many_arguments,
+									 SET_MANY_ARG_KEYS, &arrays->keys);
+
+	RequireArgument(fcinfo, set_many_arguments, SET_MANY_ARG_VALUES);
+	arrays->nkeys = nkeys;
+	arrays->values = many_array(fcinfo, set_many_arguments,
+								SET_MANY_ARG_VALUES, BYTEAOID, nkeys);
+	arrays->value_types = many_array(fcinfo, set_many_arguments,
+									 SET_MANY_ARG_VALUE_TYPES, TEXTOID, nkeys);
+	arrays->categories = many_array(fcinfo, set_many_arguments,
+									SET_MANY_ARG_CATEGORIES, TEXTOID, nkeys);
+	arrays->descriptions = many_array(fcinfo, set_many_arguments,
+									  SET_MANY_ARG_DESCRIPTIONS, TEXTOID,
+									  nkeys);
+	arrays->is_encrypted = many_array(fcinfo, set_many_arguments,
+									  SET_MANY_ARG_IS_ENCRYPTED, BOOLOID,
+									  nkeys);
+	arrays->versions = many_array(fcinfo, set_many_arguments,
+								  SET_MANY_ARG_IF_VERSIONS, INT8OID, nkeys);
+	for (int i = 0; i < nkeys; i++)
+		if (arrays->values.nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("new_values[%d] must not be null", i + 1)));
+}
+
+/* Sets what the arrays say of one entry, but for its value. */
+static void
+set_array_params(StatementArgs *args, const SetArrays *arrays, int place,
+				 text *default_type)
+{
+	const ManyArray *types = &arrays->value_types;
+
+	value_type_param(args, types->nulls == NULL || types->nulls[place] ?
+					 default_type : DatumGetTextPP(types->elements[place]),
+					 psprintf("value_types[%d]", place + 1));
+	many_text_param(args, SET_PARAM_CATEGORY, &arrays->categories, place,
+					"categories", MAX_CATEGORY_CHARS);
+	many_text_param(args, SET_PARAM_DESCRIPTION, &arrays->descriptions, place,
+					"descriptions", MAX_DESCRIPTION_CHARS);
+	many_param(args, SET_PARAM_IS_ENCRYPTED, &arrays->is_encrypted, place);
+	StatementSetNull(args, SET_PARAM_EXPECTED_ENCRYPTED);
+	many_version_param(args, SET_PARAM_EXPECTED_VERSION, &arrays->versions,
+					   place);
+}
+
 /*
  * ext_storage_set_many(extension_id text, keys text[], new_values bytea[],
  *						value_types text[], user_fk integer,
@@ -948,15 +1009,8 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Connection	connection;
 	StatementArgs args;
-	Datum	   *keys;
+	SetArrays	arrays;
 	ManyItem   *items;
-	int			nkeys;
-	ManyArray	values;
-	ManyArray	value_types;
-	ManyArray	categories;
-	ManyArray	descriptions;
-	ManyArray	is_encrypted;
-	ManyArray	versions;
 	Datum		(*rows)[NUM_ENTRY_COLUMNS];
 	bool		(*nulls)[NUM_ENTRY_COLUMNS];
 	text	   *default_type = cstring_to_text("application/json");
@@ -965,61 +1019,33 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 	CheckArguments(fcinfo, set_many_arguments, NUM_SET_MANY_ARGS);
 	StatementArgsInit(&args);
 	AddressParams(&args, fcinfo, set_many_arguments, &set_many_address);
-	nkeys = KeysArgument(fcinfo, set_many_arguments, SET_MANY_ARG_KEYS, &keys);
-	RequireArgument(fcinfo, set_many_arguments, SET_MANY_ARG_VALUES);
-	values = many_array(fcinfo, set_many_arguments, SET_MANY_ARG_VALUES,
-						BYTEAOID, nkeys);
-	value_types = many_array(fcinfo, set_many_arguments,
-							 SET_MANY_ARG_VALUE_TYPES, TEXTOID, nkeys);
-	categories = many_array(fcinfo, set_many_arguments,
-							SET_MANY_ARG_CATEGORIES, TEXTOID, nkeys);
-	descriptions = many_array(fcinfo, set_many_arguments,
-							  SET_MANY_ARG_DESCRIPTIONS, TEXTOID, nkeys);
-	is_encrypted = many_array(fcinfo, set_many_arguments,
-							  SET_MANY_ARG_IS_ENCRYPTED, BOOLOID, nkeys);
-	versions = many_array(fcinfo, set_many_arguments,
-						  SET_MANY_ARG_IF_VERSIONS, INT8OID, nkeys);
-	for (int i = 0; i < nkeys; i++)
-		if (values.nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("new_values[%d] must not be null", i + 1)));
+	take_set_arrays(&arrays, fcinfo);
 	ValueParam(&args, SET_PARAM_ACTOR_FK, fcinfo, set_many_arguments,
 			   SET_MANY_ARG_ACTOR_FK);
 	StatementSet(&args, SET_PARAM_NOW, TIMESTAMPOID,
 				 TimestampGetDatum(GetCurrentTimestamp()));
-	items = sort_keys(keys, nkeys);
-	rows = palloc(nkeys * sizeof(*rows));
-	nulls = palloc(nkeys * sizeof(*nulls));
+	items = sort_keys(arrays.keys, arrays.nkeys);
+	rows = palloc(arrays.nkeys * sizeof(*rows));
+	nulls = palloc(arrays.nkeys * sizeof(*nulls));
 
 	InitMaterializedSRF(fcinfo, 0);
 	CheckResult(rsinfo->setDesc, entry_columns, NUM_ENTRY_COLUMNS);
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
-	for (int i = 0; i < nkeys; i++)
+	for (int i = 0; i < arrays.nkeys; i++)
 	{
 		int			place = items[i].place;
-		Datum		value = values.elements[place];
+		Datum		value = arrays.values.elements[place];
 
 		StatementSet(&args, PARAM_KEY, TEXTOID,
 					 PointerGetDatum(items[i].key));
-		value_type_param(&args, value_types.nulls == NULL ||
-						 value_types.nulls[place] ? default_type :
-						 DatumGetTextPP(value_types.elements[place]),
-						 psprintf("value_types[%d]", place + 1));
-		many_text_param(&args, SET_PARAM_CATEGORY, &categories, place,
-						"categories", MAX_CATEGORY_CHARS);
-		many_text_param(&args, SET_PARAM_DESCRIPTION, &descriptions, place,
-						"descriptions", MAX_DESCRIPTION_CHARS);
-		many_param(&args, SET_PARAM_IS_ENCRYPTED, &is_encrypted, place);
-		StatementSetNull(&args, SET_PARAM_EXPECTED_ENCRYPTED);
-		many_version_param(&args, SET_PARAM_EXPECTED_VERSION, &versions, place);
+		set_array_params(&args, &arrays, place, default_type);
 		store_value(&connection, &args, value,
 					toast_raw_datum_size(value) - VARHDRSZ, rows[place],
 					nulls[place]);
 	}
 	SPI_finish();
-	for (int i = 0; i < nkeys; i++)
+	for (int i = 0; i < arrays.nkeys; i++)
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, rows[i],
 							 nulls[i]);
 	HideStatementEnd(&hidden);
@@ -1037,13 +1063,69 @@ typedef struct Rename
 } Rename;
 
 static void
-rename_entry(void *state)
+try_rename(void *state)
 {
 	Rename	   *rename = state;
 
 	rename->is_done = StatementFetch(rename->connection, &rename_statement,
 									 rename->args, false, rename->row,
 									 rename->nulls);
+}
+
+/* Raises an error if there is an entry of the new key. */
+static void
+require_no_entry(Connection *connection, const StatementArgs *args)
+{
+	if (get_state(connection, args).exists)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("%s already exists",
+						DescribeEntry(args->values, args->nulls))));
+}
+
+/*
+ * Gives the entry that the parameters address their new key; row gets the
+ * entry.  Returns false if there is none.
+ */
+static bool
+rename_entry(Connection *connection, const StatementArgs *args, Datum *row,
+			 bool *nulls)
+{
+	int64		expected = version_of(args, RENAME_PARAM_EXPECTED_VERSION);
+	Rename		rename = {
+		.connection = connection,
+		.args = args,
+		.row = row,
+		.nulls = nulls
+	};
+	StatementArgs new_args = *args;
+	Tries		tries = {0};
+	ErrorData  *error = NULL;
+
+	StatementSet(&new_args, PARAM_KEY, TEXTOID,
+				 args->values[RENAME_PARAM_NEW_KEY]);
+	for (;;)
+	{
+		EntryState	state;
+
+		require_no_entry(connection, &new_args);
+		if (error != NULL)
+			ReThrowError(error);
+		/* another session may make an entry of that key meanwhile */
+		error = StatementTry(try_rename, &rename);
+		if (error != NULL && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
+			continue;
+		if (error != NULL)
+			ReThrowError(error);
+		if (rename.is_done)
+			return true;
+		state = get_state(connection, args);
+		if (expected >= 0 && state.version != expected)
+			report_version_mismatch(args, expected, &state);
+		if (!state.exists)
+			return false;
+		note_try(&tries, &state, args);
+	}
 }
 
 /*
@@ -1060,18 +1142,9 @@ ext_storage_rename(PG_FUNCTION_ARGS)
 	ErrorContextCallback hidden;
 	Connection	connection;
 	StatementArgs args;
-	StatementArgs new_args;
-	Tries		tries = {0};
-	int64		expected;
 	Datum		row[NUM_ENTRY_COLUMNS];
 	bool		nulls[NUM_ENTRY_COLUMNS];
-	Rename		rename = {
-		.connection = &connection,
-		.args = &args,
-		.row = row,
-		.nulls = nulls
-	};
-	ErrorData  *error = NULL;
+	bool		renamed;
 
 	HideStatementBegin(&hidden);
 	CheckArguments(fcinfo, rename_arguments, NUM_RENAME_ARGS);
@@ -1081,50 +1154,18 @@ ext_storage_rename(PG_FUNCTION_ARGS)
 			  RENAME_ARG_NEW_KEY);
 	version_param(&args, RENAME_PARAM_EXPECTED_VERSION, fcinfo,
 				  rename_arguments, RENAME_ARG_IF_VERSION);
-	expected = version_of(&args, RENAME_PARAM_EXPECTED_VERSION);
 	ValueParam(&args, RENAME_PARAM_ACTOR_FK, fcinfo, rename_arguments,
 			   RENAME_ARG_ACTOR_FK);
 	StatementSet(&args, RENAME_PARAM_NOW, TIMESTAMPOID,
 				 TimestampGetDatum(GetCurrentTimestamp()));
-	new_args = args;
-	StatementSet(&new_args, PARAM_KEY, TEXTOID,
-				 args.values[RENAME_PARAM_NEW_KEY]);
 
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
-	for (;;)
-	{
-		EntryState	state;
-		EntryState	new_state = get_state(&connection, &new_args);
-
-		if (new_state.exists)
-			ereport(ERROR,
-					(errcode(ERRCODE_DUPLICATE_OBJECT),
-					 errmsg("%s already exists",
-							DescribeEntry(new_args.values, new_args.nulls))));
-		if (error != NULL)
-			ReThrowError(error);
-		/* another session may make an entry of that key meanwhile */
-		error = StatementTry(rename_entry, &rename);
-		if (error != NULL && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
-			continue;
-		if (error != NULL)
-			ReThrowError(error);
-		if (rename.is_done)
-			break;
-		state = get_state(&connection, &args);
-		if (expected >= 0 && state.version != expected)
-			report_version_mismatch(&args, expected, &state);
-		if (!state.exists)
-		{
-			SPI_finish();
-			HideStatementEnd(&hidden);
-			PG_RETURN_NULL();
-		}
-		note_try(&tries, &state, &args);
-	}
+	renamed = rename_entry(&connection, &args, row, nulls);
 	SPI_finish();
 	HideStatementEnd(&hidden);
+	if (!renamed)
+		PG_RETURN_NULL();
 	return make_entry(fcinfo, row, nulls);
 }
 
