@@ -109,15 +109,30 @@ SELECT * FROM public_may ORDER BY 1, 2;
 ROLLBACK;
 
 -- Every function has a level, every level is one of these, and every function
--- that somebody may call is in README.md.
+-- that somebody may call has a row in README.md, with its arguments.
 SELECT level, count(*) > 0 AS some FROM ext_storage_functions() GROUP BY level ORDER BY level;
 SELECT objid::regprocedure AS without_level FROM member
 LEFT JOIN ext_storage_functions() ON function = objid
 WHERE classid = 'pg_proc'::regclass AND level IS NULL;
-SELECT function AS not_in_readme
-FROM ext_storage_functions() JOIN pg_proc ON oid = function
-WHERE level <> 'trigger'
-    AND pg_read_file(:'abs_srcdir' || '/README.md') !~ ('\m' || proname || '\M');
+WITH documented AS (
+    SELECT m[1] AS name, regexp_replace(m[2], '(\w+) \w+', '\1', 'g') AS arguments
+    FROM regexp_split_to_table(pg_read_file(:'abs_srcdir' || '/README.md'), '\n') line,
+        regexp_matches(split_part(line, '|', 2), '`(\w+)\(([^)]*)\)`', 'g') m
+    WHERE line LIKE '| `%'
+), declared AS (
+    SELECT p.oid::regprocedure AS function, proname,
+        replace(coalesce(string_agg(name, ', ' ORDER BY n), ''),
+            'user_fk, resource_type, resource_uuid', 'scope') AS arguments
+    FROM ext_storage_functions() JOIN pg_proc p ON p.oid = function
+    LEFT JOIN unnest(proargnames, proargmodes) WITH ORDINALITY AS u (name, mode, n)
+        ON coalesce(mode, 'i') = 'i'
+    WHERE prorettype <> 'trigger'::regtype
+    GROUP BY p.oid
+)
+SELECT function AS not_in_readme, arguments FROM declared d
+WHERE NOT EXISTS (
+    SELECT FROM documented r WHERE r.name = d.proname
+        AND d.arguments LIKE regexp_replace(r.arguments, ', …$', ', %'));
 
 -- What runs queries says so to the planner.
 SELECT function AS cheap FROM ext_storage_functions() JOIN pg_proc ON oid = function
