@@ -7,30 +7,21 @@
 
 -- The counts are derived data: unlogged, they cost no WAL and are in no
 -- publication.  This leaves an empty file, as a crash does; the next write under
--- a quota then counts everything again.
-TRUNCATE @extschema@.extension_storage_usage;
+-- a quota then counts everything again.  A negative size is wrong: null means
+-- that it is not known.
+--
+-- The rows are changed by a function, with the rights of the tables' owner: his
+-- triggers must not run with those of this script.
+CREATE FUNCTION @extschema@.ext_storage_update_tables()
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION @extschema@.ext_storage_update_tables() FROM PUBLIC;
+SELECT @extschema@.ext_storage_update_tables();
+DROP FUNCTION @extschema@.ext_storage_update_tables();
 ALTER TABLE @extschema@.extension_storage_usage SET UNLOGGED;
 COMMENT ON COLUMN @extschema@.extension_storage_usage.value_bytes IS
     'Bytes of its values before encryption, and of its descriptions';
-
--- A negative size is wrong: null means that it is not known.
-UPDATE @extschema@.extension_storage SET value_size = NULL
-WHERE value_size OPERATOR(pg_catalog.<) 0;
-DO $check$
-DECLARE
-    found pg_catalog.int8;
-BEGIN
-    SELECT pg_catalog.count(*) INTO found FROM @extschema@.extension_storage
-    WHERE pg_catalog.octet_length(description) OPERATOR(pg_catalog.>) 65535
-        AND pg_catalog.char_length(description) OPERATOR(pg_catalog.>) 65535;
-    IF found OPERATOR(pg_catalog.>) 0 THEN
-        RAISE WARNING USING
-            MESSAGE = pg_catalog.format('%s entries have a description of more than 65535 characters', found),
-            DETAIL = 'They can be read and deleted, but not changed, and a dump with them cannot be restored.',
-            HINT = 'Shorten what this finds: SELECT id, extension_id, key FROM @extschema@.extension_storage WHERE char_length(description) > 65535';
-    END IF;
-END
-$check$;
 -- NOT VALID: whatever is in the table, the update goes through.
 ALTER TABLE @extschema@.extension_storage
     ADD CONSTRAINT ck_extension_storage_value_size
@@ -263,6 +254,21 @@ BEGIN
             DETAIL = 'It compares the table with others, which are not spread as it is.',
             HINT = 'Call ext_storage_purge_user or ext_storage_purge_resource for each that is gone.';
     END IF;
+    -- whoever owns a type can make a cast of it, which would run here
+    FOR kind IN
+        SELECT t.tgrelid::regclass AS relation, a.attname AS column
+        FROM pg_trigger t
+        JOIN pg_attribute a ON a.attrelid = t.tgrelid AND a.attnum > 0
+            AND a.attname = split_part(encode(t.tgargs, 'escape'), '\000', t.tgnargs)
+        JOIN pg_type y ON y.oid = a.atttypid JOIN pg_roles r ON r.oid = y.typowner
+        WHERE NOT r.rolsuper AND t.tgfoid IN (
+            to_regprocedure(format('%s.ext_storage_users_deleted()', home)),
+            to_regprocedure(format('%s.ext_storage_resources_deleted()', home)))
+    LOOP
+        RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+            MESSAGE = format('column %I of table %s has a type that a superuser does not own', kind.column, kind.relation),
+            HINT = 'Give the column a type of PostgreSQL''s own, or detach the table.';
+    END LOOP;
     FOR kind IN
         SELECT a.resource_type, string_agg(a.ids, ' UNION ALL ') AS present
         FROM (

@@ -184,6 +184,22 @@ RESET SESSION AUTHORIZATION;
 
 -- Dropping it leaves nothing, and nobody else may install it.
 DROP EXTENSION extension_storage;
+-- What an owner without superuser puts on the tables runs with his rights when
+-- the update changes their rows, whoever asks for it.
+SET SESSION AUTHORIZATION regress_owner;
+CREATE EXTENSION extension_storage VERSION '1.1';
+CREATE TABLE who_ran (name text);
+CREATE FUNCTION note_who() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO who_ran VALUES (current_user); RETURN NULL; END';
+CREATE TRIGGER hostile AFTER UPDATE ON extension_storage FOR EACH STATEMENT EXECUTE FUNCTION note_who();
+CREATE TRIGGER hostile AFTER DELETE OR TRUNCATE ON extension_storage_usage FOR EACH STATEMENT EXECUTE FUNCTION note_who();
+SELECT version FROM ext_storage_set('acme.tasks', 'k', 'x', 'text/plain');
+ALTER EXTENSION extension_storage UPDATE;
+SELECT DISTINCT name FROM who_ran;
+RESET SESSION AUTHORIZATION;
+DROP EXTENSION extension_storage;
+DROP TABLE who_ran;
+DROP FUNCTION note_who();
 SELECT to_regclass('extension_storage') AS table,
     to_regtype('ext_storage_entry') AS type,
     (SELECT count(*) FROM pg_proc

@@ -104,6 +104,31 @@ StaticAssertDecl(FERNET_BLOCK_LEN == 16 &&
 	" THEN " SQL_SIZE " ELSE pg_catalog.octet_length(e.value) END, 0)" \
 	SQL_PLUS "COALESCE(pg_catalog.octet_length(e.description), 0))"
 
+/* What the update to 1.2 finds and mends, see ext_storage_update_tables(). */
+enum
+{
+	LONG_COUNT,
+	NUM_LONG_COLUMNS
+};
+
+static const StatementColumn long_columns[] = {
+	[LONG_COUNT] = {"count", INT8OID, NOT_NULL}
+};
+static Statement long_statement = {
+	.sql = "SELECT pg_catalog.count(*) FROM " SQL_TABLE
+	" WHERE pg_catalog.octet_length(e.description)" SQL_GT "65535"
+	" AND pg_catalog.char_length(e.description)" SQL_GT "65535",
+	STATEMENT_COLUMNS(long_columns, NUM_LONG_COLUMNS)
+};
+static Statement forget_statement = {
+	.sql = "DELETE FROM " SQL_USAGE
+};
+static Statement size_statement = {
+	.sql = "UPDATE " SQL_TABLE " SET value_size = NULL"
+	" WHERE e.value_size OPERATOR(pg_catalog.<) 0",
+	.keeps_bytes = true
+};
+
 /* TRUNCATE: with another file, which a rollback would take back. */
 static Statement empty_statement = {
 	.sql = "TRUNCATE @schema@.extension_storage_usage"
@@ -227,6 +252,7 @@ static Oid	counting_function = InvalidOid; /* that noted the last change */
 static double quota_per_extension = 0;
 
 PG_FUNCTION_INFO_V1(ext_storage_count_rows);
+PG_FUNCTION_INFO_V1(ext_storage_update_tables);
 PG_FUNCTION_INFO_V1(ext_storage_count_statement);
 PG_FUNCTION_INFO_V1(ext_storage_usage);
 
@@ -542,6 +568,60 @@ run_usage(Connection *connection, Statement *placed_statement,
 	usage->has_place = true;
 	return DatumGetInt64(ColumnValue(usage_columns, USAGE_VALUE_BYTES, INT8OID,
 									 row));
+}
+
+/* Has a table never had a row?  A view, or no table, is not one. */
+static bool
+is_empty(Oid oid)
+{
+	Relation	table = table_open(oid, AccessShareLock);
+	bool		empty = table->rd_rel->relkind == RELKIND_RELATION &&
+	RelationGetNumberOfBlocks(table) == 0;
+
+	table_close(table, AccessShareLock);
+	return empty;
+}
+
+/*
+ * ext_storage_update_tables() returns void
+ *		Changes the rows of the tables for release 1.2.
+ *
+ * The script of the update runs as a superuser, and what the owner has put on
+ * the tables runs with each of these statements: so they have his rights.  New
+ * tables need nothing, and their owner may not have USAGE on the schema yet.
+ */
+Datum
+ext_storage_update_tables(PG_FUNCTION_ARGS)
+{
+	Connection	connection;
+	StatementArgs args;
+	Datum		row[NUM_LONG_COLUMNS];
+	bool		nulls[NUM_LONG_COLUMNS];
+	int64		found;
+
+	StatementArgsInit(&args);
+	StatementConnect(&connection, fcinfo, false);
+	if (is_empty(StatementTable(&connection)) &&
+		is_empty(get_relname_relid("extension_storage_usage",
+								   connection.schema)))
+	{
+		SPI_finish();
+		PG_RETURN_VOID();
+	}
+	StatementRunAsOwner(&connection, &forget_statement, &args);
+	StatementRunAsOwner(&connection, &size_statement, &args);
+	StatementRunAsOwner(&connection, &long_statement, &args);
+	StatementRow(&long_statement, 0, row, nulls);
+	found = DatumGetInt64(ColumnValue(long_columns, LONG_COUNT, INT8OID, row));
+	if (found > 0)
+		ereport(WARNING,
+				(errmsg(INT64_FORMAT " entries have a description of more than 65535 characters",
+						found),
+				 errdetail("They can be read and deleted, but not changed, and a dump with them cannot be restored."),
+				 errhint("Shorten what this finds: SELECT id, extension_id, key FROM %s.extension_storage WHERE char_length(description) > 65535",
+						 quote_identifier(get_namespace_name(connection.schema)))));
+	SPI_finish();
+	PG_RETURN_VOID();
 }
 
 /*

@@ -1066,9 +1066,12 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
 
 	check_schema_usage(connection->schema, owner);
 	GetUserIdAndSecContext(&saved_user, &saved_context);
+	/* what the owner has a trigger put off would run as the superuser */
 	SetUserIdAndSecContext(owner,
 						   saved_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS);
+						   SECURITY_NOFORCE_RLS |
+						   (superuser() && !superuser_arg(owner) ?
+							SECURITY_RESTRICTED_OPERATION : 0));
 	begin_run(&run);
 	result = SPI_execute_snapshot(get_plan(connection, statement, args),
 								  unconstify(StatementArgs *, args)->values,
