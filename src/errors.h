@@ -28,6 +28,9 @@ hide_statement(void *arg pg_attribute_unused())
 {
 	errhidestmt(true);
 	errhidecontext(true);
+	/* its detail in the log has the statements of all sessions in it */
+	if (geterrcode() == ERRCODE_T_R_DEADLOCK_DETECTED)
+		errdetail_log("The statements are not shown because they may contain values.");
 }
 
 /* Has each error call a function, until error_context_stack is set back. */
