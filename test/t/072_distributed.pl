@@ -474,6 +474,8 @@ for my $file (glob "$source/src/*.c")
 		next if $sql !~ /\.extension_storage AS e\b/ || $sql =~ /extension_storage_usage/;
 		# get_many reads key by key, and rows are locked in no order
 		next if $sql =~ /LATERAL|FOR UPDATE\) AS locked/;
+		# the update to 1.2 comes before the release that distributes
+		next if $sql =~ /65535|SET value_size = NULL WHERE/;
 		my $pattern = join '', map { /^\@/ ? '.*' : /^\$/ ? '\$\d+' : quotemeta }
 		  split /(\@\w+\@|\$[a-z_]+)/, $sql;
 		$statements++;
