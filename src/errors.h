@@ -15,6 +15,17 @@
 #define ERRCODE_ES_VERSION MAKE_SQLSTATE('E', 'S', '0', '0', '4')
 
 /*
+ * The log gets, as detail of a deadlock, the statements of all its sessions,
+ * each of which may contain a value.
+ */
+static inline void
+hide_deadlocked(void)
+{
+	if (geterrcode() == ERRCODE_T_R_DEADLOCK_DETECTED)
+		errdetail_log("The statements are not shown because they may contain values.");
+}
+
+/*
  * By default the server logs the text of a statement that fails, into which a
  * client may have written a value or a key, and the context may quote that
  * statement or its parameters.  Between these two calls no error, whoever
@@ -28,9 +39,7 @@ hide_statement(void *arg pg_attribute_unused())
 {
 	errhidestmt(true);
 	errhidecontext(true);
-	/* its detail in the log has the statements of all sessions in it */
-	if (geterrcode() == ERRCODE_T_R_DEADLOCK_DETECTED)
-		errdetail_log("The statements are not shown because they may contain values.");
+	hide_deadlocked();
 }
 
 /* Has each error call a function, until error_context_stack is set back. */

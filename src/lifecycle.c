@@ -464,7 +464,7 @@ clear_users(void *state)
 {
 	ClearUsers *users = state;
 
-	StatementLockTable(users->connection);
+	StatementLockTable(users->connection, RowExclusiveLock);
 	lock_entries(users->connection, users->lock, users->args);
 	StatementRunAsOwner(users->connection, users->clear, users->args);
 }

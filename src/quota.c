@@ -460,7 +460,8 @@ start_counting(Connection *connection)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("quotas are not supported where table \"extension_storage\" is distributed"),
 				 errhint("Set extension_storage.quota_per_extension to 0.")));
-	table = table_open(StatementTable(connection), ShareRowExclusiveLock);
+	StatementLockTable(connection, ShareRowExclusiveLock);
+	table = table_open(StatementTable(connection), NoLock);
 	if (QuotaIsCounting(connection))
 		release = ShareRowExclusiveLock;	/* somebody else was first */
 	else
@@ -636,7 +637,7 @@ QuotaPrepareMany(Connection *connection, Statement *lock_usage,
 				 const StatementArgs *args)
 {
 	connection->quota_prepared = true;
-	StatementLockTable(connection);
+	StatementLockTable(connection, RowExclusiveLock);
 	if (QuotaIsCounting(connection))
 		StatementRunAsOwner(connection, lock_usage, args);
 }
@@ -654,7 +655,7 @@ QuotaPrepare(Connection *connection, Datum extension_id)
 	connection->quota_prepared = true;
 	if (quota_per_extension > 0 && !QuotaIsCounting(connection))
 		start_counting(connection);
-	StatementLockTable(connection);
+	StatementLockTable(connection, RowExclusiveLock);
 	if (quota_per_extension == 0 && !QuotaIsCounting(connection))
 		return;
 	usage = find_usage(extension_id);

@@ -784,7 +784,7 @@ begin_batch(Rotation *rotation)
 {
 	take_snapshot(rotation);
 	if (!rotation->procedure.dry_run)
-		StatementLockTable(&rotation->connection);
+		StatementLockTable(&rotation->connection, RowExclusiveLock);
 	rotation->batch_started = GetCurrentTimestamp();
 	rotation->batch_bytes = 0;
 }

@@ -266,8 +266,24 @@ StatementTable(const Connection *connection)
 }
 
 /*
+ * The detail of a violated constraint shows the row, with its value, and that of
+ * a deadlock what others write: whatever statement or lock of ours raises the
+ * error, it does not.
+ */
+static void
+hide_row(void *arg pg_attribute_unused())
+{
+	hide_deadlocked();
+	if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
+		errdetail("The row is not shown because it contains a value.");
+	else if (geterrcode() == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
+		errhint("Widen the ids: ALTER TABLE ... ALTER COLUMN id TYPE bigint. Entries that exist can still be set.");
+}
+
+/*
  * StatementLockTable
- *		Locks the table as any writer locks it.
+ *		Locks the table until the transaction ends, by RowExclusiveLock as any
+ *		writer locks it, or by a stronger one.
  *
  * Who writes several entries locks the table, then the counts of bytes if they
  * are kept, and only then the entries: two of them would otherwise wait for each
@@ -276,9 +292,13 @@ StatementTable(const Connection *connection)
  * locked out.
  */
 void
-StatementLockTable(const Connection *connection)
+StatementLockTable(const Connection *connection, LOCKMODE mode)
 {
-	LockRelationOid(StatementTable(connection), RowExclusiveLock);
+	ErrorContextCallback hidden;
+
+	PushErrorCallback(&hidden, hide_row);
+	LockRelationOid(StatementTable(connection), mode);
+	error_context_stack = hidden.previous;
 }
 
 /* Checks the table, unless nothing has happened to it since. */
@@ -560,19 +580,6 @@ check_null(const Statement *statement, int column, bool isnull)
 {
 	if (isnull && !statement->columns[column].nullable)
 		ReportNullColumn(statement->columns[column].name);
-}
-
-/*
- * The detail of a violated constraint shows the row, with its value: whatever
- * statement writes it, the error that it raises does not.
- */
-static void
-hide_row(void *arg pg_attribute_unused())
-{
-	if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
-		errdetail("The row is not shown because it contains a value.");
-	else if (geterrcode() == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
-		errhint("Widen the ids: ALTER TABLE ... ALTER COLUMN id TYPE bigint. Entries that exist can still be set.");
 }
 
 /* The caller's state while SPI runs a statement. */

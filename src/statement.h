@@ -17,6 +17,7 @@
 #include "executor/tuptable.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
+#include "storage/lockdefs.h"
 
 #define STATEMENT_MAX_PARAMS 16
 #define STATEMENT_MAX_COLUMNS 16
@@ -150,7 +151,7 @@ extern Portal StatementOpen(Connection *connection, Statement *statement,
 extern uint64 StatementNext(const Statement *statement, Portal portal,
 							long count);
 extern Oid	StatementTable(const Connection *connection);
-extern void StatementLockTable(const Connection *connection);
+extern void StatementLockTable(const Connection *connection, LOCKMODE mode);
 extern Oid	StatementTableOwner(const Connection *connection);
 extern bool StatementIsDistributed(Connection *connection);
 extern void StatementCommit(void);

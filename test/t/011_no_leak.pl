@@ -501,6 +501,25 @@ log_parameter_max_length_on_error = -1});
 			2, [], [ qr/invalid value for parameter "$extension.encryption_keys"/ ],
 			'fails: as a parameter');
 	}
+	# Of a deadlock the log gets the statements of all sessions, whichever finds it.
+	for my $first ('set', 'delete')
+	{
+		my $value = secret('typed', 'deadlock');
+		my ($one, $two) = map { $node->background_psql('app', on_error_stop => 0) } 1 .. 2;
+		my %statement = (
+			set => "SELECT version FROM ext_storage_set('acme.b', 'k', '$value')",
+			delete => "SELECT ext_storage_delete('acme.b', 'k')");
+
+		run($node, 'postgres', "SELECT version FROM ext_storage_set('acme.$_', 'k', 'x')") for 'a', 'b';
+		$one->query("BEGIN; SELECT version FROM ext_storage_set('acme.a', 'k', 'x')");
+		$two->query("BEGIN; SELECT version FROM ext_storage_set('acme.b', 'k', 'x')");
+		$one->query_until(qr/on its way/, "\\echo on its way\n$statement{$first};\n");
+		$node->poll_query_until('postgres',
+			"SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+		  or die "the $first does not wait";
+		$two->query($statement{ $first eq 'set' ? 'delete' : 'set' } =~ s/acme.b/acme.a/r);
+		eval { $_->quit } for $one, $two;
+	}
 	# What fails for another reason is kept: no extension sees it.
 	my $control = secret('control', 'division');
 	run($node, 'postgres', "LOAD '$extension'; SELECT set_config('$extension.secret_key', '$control', false), 1/0");
@@ -509,6 +528,8 @@ log_parameter_max_length_on_error = -1});
 	my $log = slurp_file($node->logfile);
 	my $times = () = $log =~ /ERROR:  (?:invalid value for parameter|parameter "\S+" cannot be set for)/g;
 	is($times, @statements + @wrong, 'the log has all these errors');
+	my $deadlocks = () = $log =~ /ERROR:  deadlock detected/g;
+	is($deadlocks, 2, 'and both deadlocks');
 	is(found($log, 'typed'), '', 'and none of the secrets');
 	isnt(found($log, 'control'), '', 'it has statements that fail for another reason');
 }
