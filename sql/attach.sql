@@ -381,6 +381,28 @@ SELECT ext_storage_purge_orphans();
 SELECT key, user_fk, created_by_fk FROM extension_storage WHERE user_fk = 100 OR created_by_fk = 100;
 ROLLBACK;
 DELETE FROM extension_storage WHERE key = 'long';
+-- A cast that the owner of an attached table has made of its column is not used.
+BEGIN;
+CREATE TYPE regress_app.own AS (id text);
+CREATE FUNCTION regress_app.own_cast(regress_app.own) RETURNS bigint LANGUAGE plpgsql
+AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+CREATE FUNCTION regress_app.own_text(regress_app.own) RETURNS text LANGUAGE plpgsql
+AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+CREATE CAST (regress_app.own AS bigint) WITH FUNCTION regress_app.own_cast(regress_app.own);
+CREATE CAST (regress_app.own AS text) WITH FUNCTION regress_app.own_text(regress_app.own);
+CREATE TABLE regress_app.owned (id integer PRIMARY KEY, "sl\üg" text, padded char(9));
+SELECT ext_storage_attach_users('regress_app.owned'),
+    ext_storage_attach_resource('owned', 'regress_app.owned', 'sl\üg'),
+    ext_storage_attach_resource('padded', 'regress_app.owned', 'padded');
+ALTER TABLE regress_app.owned ALTER "sl\üg" TYPE regress_app.own USING ROW("sl\üg");
+INSERT INTO regress_app.owned VALUES (1, ROW('one'), 'one');
+SELECT count(*) FROM (VALUES ('owned', '(one)'), ('owned', 'one'), ('padded', 'one'), ('padded', 'two')) v (type, uuid),
+    ext_storage_set('acme.owned', 'k', 'x', resource_type => type, resource_uuid => uuid);
+SELECT ext_storage_purge_orphans();
+SELECT resource_type, resource_uuid FROM extension_storage WHERE extension_id = 'acme.owned' ORDER BY 1;
+ALTER TABLE regress_app.owned ALTER id TYPE regress_app.own USING ROW(id);
+SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
+ROLLBACK;
 -- Rows that its caller may not see are no reason to purge: an error.
 CREATE ROLE regress_sweeper;
 SELECT ext_storage_grant('regress_sweeper', 'write');
