@@ -196,7 +196,15 @@ CREATE TRIGGER hostile AFTER DELETE OR TRUNCATE ON extension_storage_usage FOR E
 SELECT version FROM ext_storage_set('acme.tasks', 'k', 'x', 'text/plain');
 ALTER EXTENSION extension_storage UPDATE;
 SELECT DISTINCT name FROM who_ran;
+-- Where a superuser asks, nothing that they put off to the end runs with his.
+DROP EXTENSION extension_storage;
+CREATE EXTENSION extension_storage VERSION '1.1';
+INSERT INTO extension_storage (extension_id, key, value, value_size) VALUES ('acme.tasks', 'k', 'x', -1);
+CREATE CONSTRAINT TRIGGER hostile AFTER UPDATE ON extension_storage DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION note_who();
 RESET SESSION AUTHORIZATION;
+ALTER EXTENSION extension_storage UPDATE;
+SELECT DISTINCT name FROM who_ran;
 DROP EXTENSION extension_storage;
 DROP TABLE who_ran;
 DROP FUNCTION note_who();

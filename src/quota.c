@@ -114,14 +114,13 @@ enum
 static const StatementColumn long_columns[] = {
 	[LONG_COUNT] = {"count", INT8OID, NOT_NULL}
 };
+#define SQL_MAX_CHARS CppAsString2(MAX_DESCRIPTION_CHARS)
+
 static Statement long_statement = {
 	.sql = "SELECT pg_catalog.count(*) FROM " SQL_TABLE
-	" WHERE pg_catalog.octet_length(e.description)" SQL_GT "65535"
-	" AND pg_catalog.char_length(e.description)" SQL_GT "65535",
+	" WHERE pg_catalog.octet_length(e.description)" SQL_GT SQL_MAX_CHARS
+	" AND pg_catalog.char_length(e.description)" SQL_GT SQL_MAX_CHARS,
 	STATEMENT_COLUMNS(long_columns, NUM_LONG_COLUMNS)
-};
-static Statement forget_statement = {
-	.sql = "DELETE FROM " SQL_USAGE
 };
 static Statement size_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET value_size = NULL"
@@ -252,8 +251,8 @@ static Oid	counting_function = InvalidOid; /* that noted the last change */
 static double quota_per_extension = 0;
 
 PG_FUNCTION_INFO_V1(ext_storage_count_rows);
-PG_FUNCTION_INFO_V1(ext_storage_update_tables);
 PG_FUNCTION_INFO_V1(ext_storage_count_statement);
+PG_FUNCTION_INFO_V1(ext_storage_update_tables);
 PG_FUNCTION_INFO_V1(ext_storage_usage);
 
 static const char *
@@ -384,6 +383,22 @@ triggers_enabled(Relation table)
 	return enabled == 2;
 }
 
+/* Is there a table, and has it had rows since it was made or truncated? */
+static bool
+has_pages(Oid oid)
+{
+	Relation	table;
+	bool		has;
+
+	if (!OidIsValid(oid))
+		return false;
+	table = table_open(oid, AccessShareLock);
+	has = table->rd_rel->relkind == RELKIND_RELATION &&
+		RelationGetNumberOfBlocks(table) > 0;
+	table_close(table, AccessShareLock);
+	return has;
+}
+
 /*
  * Are the counts there?  An unlogged table has an empty file after a crash, and
  * so it has before it is filled.
@@ -391,18 +406,8 @@ triggers_enabled(Relation table)
 static bool
 counts_exist(const Connection *connection)
 {
-	Oid			oid = get_relname_relid("extension_storage_usage",
-										connection->schema);
-	Relation	counts;
-	bool		exist;
-
-	if (!OidIsValid(oid))
-		return false;
-	counts = table_open(oid, AccessShareLock);
-	exist = counts->rd_rel->relkind == RELKIND_RELATION &&
-		RelationGetNumberOfBlocks(counts) > 0;
-	table_close(counts, AccessShareLock);
-	return exist;
+	return has_pages(get_relname_relid("extension_storage_usage",
+									   connection->schema));
 }
 
 /*
@@ -571,16 +576,31 @@ run_usage(Connection *connection, Statement *placed_statement,
 									 row));
 }
 
-/* Has a table never had a row?  A view, or no table, is not one. */
-static bool
-is_empty(Oid oid)
+/*
+ * Changes the rows of the tables as release 1.2 has them, and says what it leaves.
+ */
+static void
+update_rows(Connection *connection)
 {
-	Relation	table = table_open(oid, AccessShareLock);
-	bool		empty = table->rd_rel->relkind == RELKIND_RELATION &&
-	RelationGetNumberOfBlocks(table) == 0;
+	StatementArgs args;
+	Datum		row[NUM_LONG_COLUMNS];
+	bool		nulls[NUM_LONG_COLUMNS];
+	int64		nlong;
 
-	table_close(table, AccessShareLock);
-	return empty;
+	StatementArgsInit(&args);
+	StatementRunAsOwner(connection, &empty_statement, &args);
+	StatementRunAsOwner(connection, &size_statement, &args);
+	StatementRunAsOwner(connection, &long_statement, &args);
+	StatementRow(&long_statement, 0, row, nulls);
+	nlong = DatumGetInt64(ColumnValue(long_columns, LONG_COUNT, INT8OID, row));
+	if (nlong > 0)
+		ereport(WARNING,
+				(errmsg(INT64_FORMAT " entries have a description of more than %d characters",
+						nlong, MAX_DESCRIPTION_CHARS),
+				 errdetail("They can be read and deleted, but not changed, and a dump with them cannot be restored."),
+				 errhint("Shorten what this finds: SELECT id, extension_id, key FROM %s.extension_storage WHERE char_length(description) > %d",
+						 quote_identifier(get_namespace_name(connection->schema)),
+						 MAX_DESCRIPTION_CHARS)));
 }
 
 /*
@@ -595,32 +615,10 @@ Datum
 ext_storage_update_tables(PG_FUNCTION_ARGS)
 {
 	Connection	connection;
-	StatementArgs args;
-	Datum		row[NUM_LONG_COLUMNS];
-	bool		nulls[NUM_LONG_COLUMNS];
-	int64		found;
 
-	StatementArgsInit(&args);
 	StatementConnect(&connection, fcinfo, false);
-	if (is_empty(StatementTable(&connection)) &&
-		is_empty(get_relname_relid("extension_storage_usage",
-								   connection.schema)))
-	{
-		SPI_finish();
-		PG_RETURN_VOID();
-	}
-	StatementRunAsOwner(&connection, &forget_statement, &args);
-	StatementRunAsOwner(&connection, &size_statement, &args);
-	StatementRunAsOwner(&connection, &long_statement, &args);
-	StatementRow(&long_statement, 0, row, nulls);
-	found = DatumGetInt64(ColumnValue(long_columns, LONG_COUNT, INT8OID, row));
-	if (found > 0)
-		ereport(WARNING,
-				(errmsg(INT64_FORMAT " entries have a description of more than 65535 characters",
-						found),
-				 errdetail("They can be read and deleted, but not changed, and a dump with them cannot be restored."),
-				 errhint("Shorten what this finds: SELECT id, extension_id, key FROM %s.extension_storage WHERE char_length(description) > 65535",
-						 quote_identifier(get_namespace_name(connection.schema)))));
+	if (has_pages(StatementTable(&connection)) || counts_exist(&connection))
+		update_rows(&connection);
 	SPI_finish();
 	PG_RETURN_VOID();
 }
