@@ -269,8 +269,7 @@ decrypt_blocks(void *context, const uint8 *iv, uint8 *blocks, size_t len)
 static inline bool
 hmac_succeeded(pg_hmac_ctx *hmac, int result)
 {
-	if (result < 0)
-		held_reason = pg_hmac_error(hmac);
+	held_reason = result < 0 ? pg_hmac_error(hmac) : NULL;
 	return result >= 0;
 }
 
@@ -428,8 +427,7 @@ FernetKeyFromSecret(const char *secret, size_t len, FernetKey *key)
 	done = pg_cryptohash_init(hash) >= 0 &&
 		pg_cryptohash_update(hash, (const uint8 *) secret, len) >= 0 &&
 		pg_cryptohash_final(hash, (uint8 *) key, sizeof(*key)) >= 0;
-	if (!done)
-		held_reason = pg_cryptohash_error(hash);
+	held_reason = done ? NULL : pg_cryptohash_error(hash);
 	pg_cryptohash_free(hash);
 	wipe_stack();
 	return done ? FERNET_OK : FERNET_CIPHER_FAILED;
