@@ -238,12 +238,23 @@ DECLARE
         '^((urn:uuid:)?([0-9a-f]{4}-?){7}[0-9a-f]{4}|[{]([0-9a-f]{4}-?){7}[0-9a-f]{4}[}])$', '^urn:uuid:', '', 'i', '{}-', '',
         '^(.{8})(.{4})(.{4})(.{4})(.{12})$', '\1-\2-\3-\4-\5');
     home regnamespace;
+    holder regrole;
     kind record;
     n bigint := 0;
     purged bigint := 0;
 BEGIN
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
+    -- what the holder has put on the table would run as the superuser
+    SELECT relowner INTO STRICT holder FROM pg_class
+    WHERE oid = format('%s.extension_storage', home)::regclass;
+    IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+        AND NOT (SELECT rolsuper FROM pg_roles WHERE oid = holder) THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('a superuser cannot purge the orphans of a table that role %s owns', holder),
+            DETAIL = 'What that role has put on the table would run with the rights of a superuser.',
+            HINT = format('Connect as role %s.', holder);
+    END IF;
     IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
         EXECUTE 'SELECT count(*) FROM pg_catalog.pg_dist_partition WHERE logicalrelid = $1'
             INTO n USING format('%s.extension_storage', home)::regclass;

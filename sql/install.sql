@@ -206,8 +206,81 @@ RESET SESSION AUTHORIZATION;
 ALTER EXTENSION extension_storage UPDATE;
 SELECT DISTINCT name FROM who_ran;
 DROP EXTENSION extension_storage;
-DROP TABLE who_ran;
-DROP FUNCTION note_who();
+
+-- So it is with every function that a superuser calls, also of constraints and of
+-- a view in the table's place.  They leave no setting behind.
+SET SESSION AUTHORIZATION regress_owner;
+CREATE EXTENSION extension_storage;
+CREATE FUNCTION ran(what text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO public.who_ran VALUES (what || ' as ' || current_user);
+    PERFORM set_config('application_name', 'hostile', false);
+    RETURN true;
+END $$;
+CREATE OR REPLACE FUNCTION note_who() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM public.ran(''trigger''); RETURN NULL; END';
+CREATE TRIGGER hostile AFTER INSERT OR UPDATE OR DELETE ON extension_storage
+    FOR EACH STATEMENT EXECUTE FUNCTION note_who();
+ALTER TABLE extension_storage ADD CONSTRAINT hostile CHECK (ran('constraint')) NOT VALID;
+CREATE TABLE others (id integer PRIMARY KEY);
+SELECT ext_storage_attach_users('others');
+RESET SESSION AUTHORIZATION;
+SET extension_storage.encryption_keys = 'new,old';
+CREATE PROCEDURE call_all() LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM ext_storage_set('acme.tasks', 'k', 'x', is_encrypted => true);
+    PERFORM ext_storage_set_json('acme.tasks', 'k', '1');
+    PERFORM ext_storage_set_many('acme.tasks', ARRAY['l', 'm'], ARRAY['x', 'y']::bytea[]);
+    PERFORM ext_storage_get('acme.tasks', 'k');
+    PERFORM ext_storage_get_json('acme.tasks', 'k');
+    PERFORM ext_storage_get_entry('acme.tasks', 'k');
+    PERFORM ext_storage_get_many('acme.tasks', ARRAY['k']);
+    PERFORM ext_storage_list('acme.tasks');
+    PERFORM ext_storage_list_newest('acme.tasks');
+    PERFORM ext_storage_list_values('acme.tasks');
+    PERFORM ext_storage_count('acme.tasks');
+    PERFORM ext_storage_usage();
+    PERFORM ext_storage_verify();
+    PERFORM ext_storage_key_status();
+    EXECUTE 'CALL ext_storage_rotate_keys()';
+    PERFORM ext_storage_rename('acme.tasks', 'k', 'n');
+    PERFORM ext_storage_delete('acme.tasks', 'n');
+    PERFORM ext_storage_delete_many('acme.tasks', ARRAY['l']);
+    PERFORM ext_storage_delete_prefix('acme.tasks', 'm');
+    PERFORM ext_storage_purge_user(1);
+    PERFORM ext_storage_purge_resource('chart', '1');
+    PERFORM ext_storage_purge_extension('acme.tasks');
+END $$;
+SET application_name = 'mine';
+CALL call_all();
+SHOW application_name;
+SET ROLE regress_owner;
+ALTER TABLE extension_storage RENAME TO entries;
+CREATE VIEW extension_storage AS SELECT * FROM entries WHERE ran('view');
+-- for verify, which reads by a cursor, and for an attached table
+INSERT INTO entries (extension_id, key, value, user_fk) VALUES ('acme.tasks', 'foreign', 'x', 1);
+RESET ROLE;
+SET application_name = 'mine';
+CALL call_all();
+SELECT key FROM ext_storage_verify();
+INSERT INTO others VALUES (1);
+DELETE FROM others;
+SHOW application_name;
+SET ROLE regress_owner;
+DROP VIEW extension_storage;
+ALTER TABLE entries RENAME TO extension_storage;
+RESET ROLE;
+SELECT name, count(*) > 0 AS ran FROM who_ran WHERE name LIKE '%as%' GROUP BY name ORDER BY name COLLATE "C";
+-- One function has statements of its own, which no superuser can run.
+SELECT ext_storage_purge_orphans();
+SET ROLE regress_owner;
+SELECT ext_storage_purge_orphans();
+RESET ROLE;
+RESET extension_storage.encryption_keys;
+DROP PROCEDURE call_all();
+DROP TABLE who_ran, others;
+DROP EXTENSION extension_storage CASCADE;
+DROP FUNCTION note_who(), ran(text);
 SELECT to_regclass('extension_storage') AS table,
     to_regtype('ext_storage_entry') AS type,
     (SELECT count(*) FROM pg_proc
@@ -235,10 +308,11 @@ CREATE SCHEMA "100% Ext @Storage";
 CREATE EXTENSION extension_storage SCHEMA "100% Ext @Storage";
 SELECT extnamespace::regnamespace FROM pg_extension
 WHERE extname = 'extension_storage';
+SELECT "100% Ext @Storage".ext_storage_get('acme.tasks', 'k');
+GRANT USAGE ON SCHEMA "100% Ext @Storage" TO regress_owner;
 SELECT version FROM "100% Ext @Storage".ext_storage_set('acme.tasks', 'k', 'x',
     'text/plain');
 SELECT "100% Ext @Storage".ext_storage_get('acme.tasks', 'k');
-GRANT USAGE ON SCHEMA "100% Ext @Storage" TO regress_owner;
 SELECT "100% Ext @Storage".ext_storage_grant('regress_plain', 'read');
 CREATE TABLE ab_user (id integer PRIMARY KEY, uuid uuid);
 SELECT "100% Ext @Storage".ext_storage_attach_users();

@@ -1255,7 +1255,8 @@ visit_rows(Connection *connection, text *extension_id, VisitRow visit,
 		portal = StatementOpen(connection, &walk_statement, &args);
 		do
 		{
-			nrows = StatementNext(&walk_statement, portal, FETCH_COUNT);
+			nrows = StatementNext(connection, &walk_statement, portal,
+								  FETCH_COUNT);
 			for (uint64 i = 0; i < nrows; i++)
 			{
 				read_row(&rows[i], &walk_statement, i);

@@ -59,6 +59,7 @@ static bool schema_may_have_changed = true;
 
 /* The table, InvalidOid where it has not been checked as it is now. */
 static Oid	checked_table = InvalidOid;
+static Oid	checked_owner = InvalidOid; /* of checked_table */
 
 /*
  * The columns of the table.  An integer one may have been made a bigint, and a
@@ -312,6 +313,7 @@ check_table(const Connection *connection)
 	table = table_open(StatementTable(connection), AccessShareLock);
 	StatementCheckTable(table);
 	checked_table = RelationGetRelid(table);
+	checked_owner = table->rd_rel->relowner;
 	table_close(table, AccessShareLock);
 }
 
@@ -582,29 +584,117 @@ check_null(const Statement *statement, int column, bool isnull)
 		ReportNullColumn(statement->columns[column].name);
 }
 
+/* Returns the role that owns the table. */
+static Oid
+table_owner(const Connection *connection)
+{
+	Oid			table;
+	HeapTuple	tuple;
+	Oid			owner;
+
+	if (OidIsValid(checked_table))
+		return checked_owner;
+	table = StatementTable(connection);
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", table);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/* Raises an error if the table's owner may not look anything up in the schema. */
+static void
+check_schema_usage(Oid schema, Oid owner)
+{
+	AclResult	result;
+	char	   *name;
+
+#if PG_VERSION_NUM >= 160000
+	result = object_aclcheck(NamespaceRelationId, schema, owner, ACL_USAGE);
+#else
+	result = pg_namespace_aclcheck(schema, owner, ACL_USAGE);
+#endif
+	if (result == ACLCHECK_OK)
+		return;
+	name = get_namespace_name(schema);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for schema %s", name),
+			 errdetail("Role \"%s\" owns table \"extension_storage\" and must have USAGE on the schema.",
+					   GetUserNameFromId(owner, false)),
+			 errhint("Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s",
+					 quote_identifier(name),
+					 quote_identifier(GetUserNameFromId(owner, false)))));
+}
+
 /* The caller's state while SPI runs a statement. */
 typedef struct Run
 {
 	ErrorContextCallback hidden;
 	MemoryContext context;
+	Oid			user;			/* InvalidOid if the rights are still the
+								 * caller's */
+	int			security;		/* as of GetUserIdAndSecContext */
+	int			guc_level;
 } Run;
 
+/*
+ * Starts to run a statement, with the rights of the table's owner if as_owner,
+ * as a foreign key would, or if a superuser calls.
+ *
+ * What the owner has put on the table, such as a trigger, a policy or a view in
+ * its place, would otherwise run as the superuser.  For the same reason it can
+ * put nothing off until the superuser has his rights back, and leaves him no
+ * settings.  Sources: ri_PerformCheck() in
+ * src/backend/utils/adt/ri_triggers.c, DefineIndex() in
+ * src/backend/commands/indexcmds.c.
+ */
 static void
-begin_run(Run *run)
+begin_run(Run *run, const Connection *connection, bool as_owner)
 {
+	Oid			owner;
+	bool		restricted;
+
 	run->context = CurrentMemoryContext;
+	run->user = InvalidOid;
 	PushErrorCallback(&run->hidden, hide_row);
+	if (!as_owner && !superuser())
+		return;
+	owner = table_owner(connection);
+	restricted = superuser() && !superuser_arg(owner);
+	if (!as_owner && !restricted)
+		return;
+	check_schema_usage(connection->schema, owner);
+	GetUserIdAndSecContext(&run->user, &run->security);
+	SetUserIdAndSecContext(owner,
+						   run->security | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS |
+						   (restricted ? SECURITY_RESTRICTED_OPERATION : 0));
+	run->guc_level = NewGUCNestLevel();
 }
 
 /*
  * Gives the caller its state back: SPI leaves it in a memory context that lasts
- * until SPI_finish.  Raises an error if the statement was not run as it is.
+ * until SPI_finish.
  */
+static void
+restore_caller(Run *run)
+{
+	if (OidIsValid(run->user))
+	{
+		AtEOXact_GUC(false, run->guc_level);
+		SetUserIdAndSecContext(run->user, run->security);
+	}
+	MemoryContextSwitchTo(run->context);
+	error_context_stack = run->hidden.previous;
+}
+
+/* The same, with an error if the statement was not run as it is. */
 static void
 end_run(Run *run, int result)
 {
-	MemoryContextSwitchTo(run->context);
-	error_context_stack = run->hidden.previous;
+	restore_caller(run);
 	if (result < 0)
 		elog(ERROR, "statement of the extension failed: %s",
 			 SPI_result_code_string(result));
@@ -631,7 +721,7 @@ StatementRun(Connection *connection, Statement *statement,
 	Run			run;
 	int			result;
 
-	begin_run(&run);
+	begin_run(&run, connection, false);
 	result = SPI_execute_plan(get_plan(connection, statement, args),
 							  unconstify(StatementArgs *, args)->values,
 							  args->nulls, read_only, 0);
@@ -757,7 +847,7 @@ run_into(Connection *connection, Statement *statement,
 		param->pflags = PARAM_FLAG_CONST;
 		param->ptype = statement->params[i].type;
 	}
-	begin_run(&run);
+	begin_run(&run, connection, false);
 	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
 									   &options);
 	end_run(&run, result);
@@ -855,13 +945,14 @@ Portal
 StatementOpen(Connection *connection, Statement *statement,
 			  const StatementArgs *args)
 {
-	MemoryContext context = CurrentMemoryContext;
-	Portal		portal = SPI_cursor_open(NULL,
-										 get_plan(connection, statement, args),
-										 unconstify(StatementArgs *, args)->values,
-										 args->nulls, true);
+	Run			run;
+	Portal		portal;
 
-	MemoryContextSwitchTo(context);
+	begin_run(&run, connection, false);
+	portal = SPI_cursor_open(NULL, get_plan(connection, statement, args),
+							 unconstify(StatementArgs *, args)->values,
+							 args->nulls, true);
+	restore_caller(&run);
 	return portal;
 }
 
@@ -871,32 +962,16 @@ StatementOpen(Connection *connection, Statement *statement,
  *		returns how many there are.
  */
 uint64
-StatementNext(const Statement *statement, Portal portal, long count)
+StatementNext(const Connection *connection, const Statement *statement,
+			  Portal portal, long count)
 {
-	MemoryContext context = CurrentMemoryContext;
+	Run			run;
 
+	begin_run(&run, connection, false);
 	SPI_cursor_fetch(portal, true, count);
-	MemoryContextSwitchTo(context);
+	restore_caller(&run);
 	check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
-}
-
-/*
- * StatementTableOwner
- *		Returns the role that owns the table.
- */
-Oid
-StatementTableOwner(const Connection *connection)
-{
-	Oid			table = StatementTable(connection);
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", table);
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	return owner;
 }
 
 /*
@@ -1028,64 +1103,26 @@ StatementTry(StatementBlock block, void *state)
 	return error;
 }
 
-/* Raises an error if the table's owner may not look anything up in the schema. */
-static void
-check_schema_usage(Oid schema, Oid owner)
-{
-	AclResult	result;
-	char	   *name;
-
-#if PG_VERSION_NUM >= 160000
-	result = object_aclcheck(NamespaceRelationId, schema, owner, ACL_USAGE);
-#else
-	result = pg_namespace_aclcheck(schema, owner, ACL_USAGE);
-#endif
-	if (result == ACLCHECK_OK)
-		return;
-	name = get_namespace_name(schema);
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("permission denied for schema %s", name),
-			 errdetail("Role \"%s\" owns table \"extension_storage\" and must have USAGE on the schema.",
-					   GetUserNameFromId(owner, false)),
-			 errhint("Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s",
-					 quote_identifier(name),
-					 quote_identifier(GetUserNameFromId(owner, false)))));
-}
-
 /*
  * StatementRunAsOwner
  *		Runs a statement as StatementRun does, but with the rights of the
- *		table's owner, as a foreign key would.
+ *		table's owner whoever calls.
  *
- * It sees all that is committed, whatever the isolation level.  Source:
- * ri_PerformCheck() in src/backend/utils/adt/ri_triggers.c.
+ * It sees all that is committed, whatever the isolation level.
  */
 uint64
 StatementRunAsOwner(Connection *connection, Statement *statement,
 					const StatementArgs *args)
 {
 	Run			run;
-	Oid			saved_user;
-	int			saved_context;
 	int			result;
-	Oid			owner = StatementTableOwner(connection);
 
-	check_schema_usage(connection->schema, owner);
-	GetUserIdAndSecContext(&saved_user, &saved_context);
-	/* what the owner has a trigger put off would run as the superuser */
-	SetUserIdAndSecContext(owner,
-						   saved_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS |
-						   (superuser() && !superuser_arg(owner) ?
-							SECURITY_RESTRICTED_OPERATION : 0));
-	begin_run(&run);
+	begin_run(&run, connection, true);
 	result = SPI_execute_snapshot(get_plan(connection, statement, args),
 								  unconstify(StatementArgs *, args)->values,
 								  args->nulls, GetLatestSnapshot(),
 								  InvalidSnapshot, false, true, 0);
 	end_run(&run, result);
-	SetUserIdAndSecContext(saved_user, saved_context);
 	if (statement->ncolumns > 0)
 		check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;

@@ -148,11 +148,11 @@ extern void StatementVisit(Connection *connection, Statement *statement,
 extern void StatementStartDecrypted(FunctionCallInfo fcinfo);
 extern Portal StatementOpen(Connection *connection, Statement *statement,
 							const StatementArgs *args);
-extern uint64 StatementNext(const Statement *statement, Portal portal,
+extern uint64 StatementNext(const Connection *connection,
+							const Statement *statement, Portal portal,
 							long count);
 extern Oid	StatementTable(const Connection *connection);
 extern void StatementLockTable(const Connection *connection, LOCKMODE mode);
-extern Oid	StatementTableOwner(const Connection *connection);
 extern bool StatementIsDistributed(Connection *connection);
 extern void StatementCommit(void);
 extern ErrorData *StatementTry(StatementBlock block, void *state);
