@@ -819,7 +819,23 @@ end_receiver(DestReceiver *self pg_attribute_unused())
 {
 }
 
-/* Runs a statement as StatementRun does, but sends its rows to a receiver. */
+/* Gives the executor a parameter. */
+static ParamExternData *
+fetch_param(ParamListInfo params, int paramid,
+			bool speculative pg_attribute_unused(),
+			ParamExternData *workspace pg_attribute_unused())
+{
+	return &params->params[paramid - 1];
+}
+
+/*
+ * Runs a statement as StatementRun does, but sends its rows to a receiver.
+ *
+ * A value may be a plaintext that nobody else has been shown.  Parameters that
+ * must be fetched are in no log (BuildParamLogString() in
+ * src/backend/nodes/params.c), and those that are no constants in no plan that
+ * auto_explain logs, even with plan_cache_mode = force_custom_plan.
+ */
 static void
 run_into(Connection *connection, Statement *statement,
 		 const StatementArgs *args, bool read_only, RowReceiver *receiver)
@@ -838,13 +854,14 @@ run_into(Connection *connection, Statement *statement,
 	receiver->pub.rDestroy = end_receiver;
 	receiver->pub.mydest = DestNone;
 	receiver->statement = statement;
+	params->paramFetch = fetch_param;
 	for (int i = 0; i < statement->nparams; i++)
 	{
 		ParamExternData *param = &params->params[i];
 
 		param->value = args->values[i];
 		param->isnull = args->nulls[i] == 'n';
-		param->pflags = PARAM_FLAG_CONST;
+		param->pflags = 0;
 		param->ptype = statement->params[i].type;
 	}
 	begin_run(&run, connection, false);

@@ -520,6 +520,24 @@ log_parameter_max_length_on_error = -1});
 		$two->query($statement{ $first eq 'set' ? 'delete' : 'set' } =~ s/acme.b/acme.a/r);
 		eval { $_->quit } for $one, $two;
 	}
+	# A value whose entry may be encrypted is a parameter of statements inside.
+	my $plain = secret('typed', 'nested');
+	push @{ $texts{typed} }, unpack 'H*', $plain;
+	my $explained = run($node, 'postgres', qq{
+		LOAD '$extension';
+		SET $extension.encryption_keys = 'key';
+		SELECT version FROM ext_storage_set('acme.c', 'source', '"$plain"', is_encrypted => true);
+		SELECT version FROM ext_storage_set('acme.c', 'k', 'x', is_encrypted => true);
+		LOAD 'auto_explain';
+		SET auto_explain.log_min_duration = 0;
+		SET auto_explain.log_nested_statements = on;
+		SET auto_explain.log_verbose = on;
+		SET plan_cache_mode = force_custom_plan;
+		SELECT version FROM ext_storage_set('acme.c', 'k', ext_storage_get('acme.c', 'source'));
+		SELECT version FROM ext_storage_set_json('acme.c', 'k', ext_storage_get_json('acme.c', 'source'));
+		SELECT version FROM ext_storage_set_many('acme.c', ARRAY['k'], ARRAY[ext_storage_get('acme.c', 'source')]);
+		SELECT version FROM ext_storage_set('acme.c', 'new', ext_storage_get('acme.c', 'source'))});
+	is($explained =~ s/\s+/ /gr, '1 1 2 3 4 1 ', 'values are set while each plan is logged');
 	# What fails for another reason is kept: no extension sees it.
 	my $control = secret('control', 'division');
 	run($node, 'postgres', "LOAD '$extension'; SELECT set_config('$extension.secret_key', '$control', false), 1/0");
@@ -530,6 +548,8 @@ log_parameter_max_length_on_error = -1});
 	is($times, @statements + @wrong, 'the log has all these errors');
 	my $deadlocks = () = $log =~ /ERROR:  deadlock detected/g;
 	is($deadlocks, 2, 'and both deadlocks');
+	my $updates = () = $log =~ /Query Text: UPDATE \S+\.extension_storage /g;
+	cmp_ok($updates, '>=', 4, 'and the plans of statements inside');
 	is(found($log, 'typed'), '', 'and none of the secrets');
 	isnt(found($log, 'control'), '', 'it has statements that fail for another reason');
 }
