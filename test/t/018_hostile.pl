@@ -1,6 +1,7 @@
 # Who holds the extension, without being superuser, does to it what chance says, in
 # one session or, each fourth time, in three at once: the worst is an error.
 # Each statement ends, none ends the server, and none gives an internal error.
+# A superuser who calls the functions then runs nothing of theirs as a superuser.
 #
 # HOSTILE_SEED, HOSTILE_ROUNDS and HOSTILE_SESSIONS in the environment repeat
 # what failed, and with one session each statement meets the same state as
@@ -126,12 +127,13 @@ my @functions;
 
 sub call
 {
+	my ($schema) = @_;
 	my $function = one_of(@functions);
 	$function = one_of(@functions) if $function->{result} eq 'trigger';
-	my $call = "$function->{name}(" . arguments($function) . ')';
+	my $call = ($schema // '') . "$function->{name}(" . arguments($function) . ')';
 
 	return "CALL $call" if $function->{kind} eq 'p';
-	return "SELECT $call" if percent(10);
+	return "SELECT $call" if defined $schema || percent(10);
 	return "SELECT count(*) FROM extension_storage, $call" if percent(5);
 	return "SELECT * FROM $call";
 }
@@ -172,13 +174,20 @@ sub quoted
 }
 
 my $tags = 0;
+my $as_superuser = 'this runs as a superuser';
+my %results = (
+	boolean => [qw(true true true false NULL)],
+	text => [qw('k1' 'acme.a' NULL)],
+	integer => [qw(1 7 NULL)]);
 
 # CREATE OR REPLACE of a function of theirs.
 sub function
 {
 	my ($name, $result) = @_;
 	my $tag = '$f' . $tags++ . '$';
-	my $body = join ' ', map { deed() } 1 .. one_of(1, 1, 2);
+	my $body = 'IF (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname OPERATOR(pg_catalog.=) current_user)'
+	  . " THEN RAISE LOG '$as_superuser: $name'; END IF; "
+	  . join ' ', map { deed() } 1 .. one_of(1, 1, 2);
 
 	if ($result eq 'trigger')
 	{
@@ -190,7 +199,7 @@ sub function
 	}
 	else
 	{
-		$body .= ' RETURN ' . one_of('true', 'true', 'true', 'false', 'NULL') . ';';
+		$body .= ' RETURN ' . one_of(@{ $results{$result} }) . ';';
 	}
 	return "CREATE OR REPLACE FUNCTION $name RETURNS $result LANGUAGE plpgsql "
 	  . one_of('', '', 'IMMUTABLE', 'SECURITY DEFINER', 'PARALLEL SAFE')
@@ -235,6 +244,8 @@ sub change
 		sub { "ALTER EXTENSION extension_storage DROP " . one_of('TABLE extension_storage', 'TABLE extension_storage_usage', 'TABLE ext_storage_secrets', 'TYPE ext_storage_entry') },
 		sub { function('hostile_trigger()', 'trigger') },
 		sub { function('hostile_check()', 'boolean') },
+		sub { my $to = one_of('text', 'integer'); function("hostile_cast_$to(hostile_row)", $to) },
+		sub { my $to = one_of('text', 'integer'); "CREATE CAST (hostile_row AS $to) WITH FUNCTION hostile_cast_$to(hostile_row) AS IMPLICIT" },
 		sub { 'CREATE OR REPLACE TRIGGER ' . one_of('a_hostile', 'z_hostile', 'extension_storage_count') . ' ' . one_of('BEFORE', 'AFTER') . ' ' . one_of('INSERT', 'UPDATE', 'DELETE', 'INSERT OR UPDATE OR DELETE', 'TRUNCATE') . " ON $table FOR EACH " . one_of('ROW', 'ROW', 'STATEMENT') . ' EXECUTE FUNCTION ' . one_of('hostile_trigger()', 'hostile_trigger()', 'ext_storage_count_rows()', 'ext_storage_count_statement()', 'ext_storage_secrets_insert()', "ext_storage_users_deleted('id')", "ext_storage_resources_deleted('chart', 'uuid')", 'ext_storage_users_deleted()', 'ext_storage_resources_deleted()') },
 		sub { 'CREATE TRIGGER r_hostile AFTER ' . one_of('UPDATE', 'DELETE', 'INSERT') . " ON $table REFERENCING " . one_of('OLD TABLE AS old_rows', 'OLD TABLE AS deleted', 'NEW TABLE AS new_rows') . ' FOR EACH STATEMENT EXECUTE FUNCTION ' . one_of('hostile_trigger()', "ext_storage_users_deleted('id')", "ext_storage_resources_deleted('chart', 'uuid')", 'ext_storage_count_statement()') },
 		sub { 'CREATE TRIGGER i_hostile INSTEAD OF ' . one_of('UPDATE', 'DELETE', 'INSERT') . ' ON extension_storage FOR EACH ROW EXECUTE FUNCTION ' . one_of('hostile_trigger()', 'ext_storage_secrets_insert()', 'ext_storage_count_rows()') },
@@ -258,7 +269,7 @@ sub change
 		sub { "UPDATE extension_storage SET value = " . one_of("'gAAAA'", "value || 'x'", "''") . ', is_encrypted = ' . one_of('true', 'false', 'is_encrypted') },
 		sub { 'UPDATE extension_storage_usage SET ' . one_of('value_bytes = 9223372036854775807', 'value_bytes = -1', "extension_id = 'acme.a'") },
 		sub { "INSERT INTO ext_storage_secrets SELECT * FROM ext_storage_secrets" },
-		sub { 'CREATE OR REPLACE FUNCTION store.' . one_of('encrypt_iv', 'decrypt_iv') . q((bytea, bytea, bytea, text) RETURNS bytea LANGUAGE sql AS $$ SELECT ) . one_of('NULL::bytea', q('x'::bytea), '$1 || $1', '$2') . ' $$' },
+		sub { 'CREATE OR REPLACE FUNCTION store.' . one_of('encrypt_iv', 'decrypt_iv') . q((bytea, bytea, bytea, text) RETURNS bytea LANGUAGE sql AS $$ SELECT ) . one_of('NULL::bytea', q('x'::bytea), '$1 || $1', '$2') . one_of('', ' WHERE store.hostile_check()') . ' $$' },
 		sub { one_of('DROP EXTENSION pgcrypto CASCADE', 'DROP EXTENSION extension_storage CASCADE', 'CREATE EXTENSION extension_storage SCHEMA store CASCADE') },
 		sub { 'GRANT ALL ON ALL TABLES IN SCHEMA store TO hostile_reader' },
 		sub { 'ALTER TABLE extension_storage OWNER TO hostile_reader' },
@@ -348,6 +359,8 @@ CREATE FUNCTION hostile_check() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETUR
 CREATE DOMAIN hostile_domain AS text;
 CREATE TYPE hostile_enum AS ENUM ('k1', 't');
 CREATE TYPE hostile_row AS (a text, b integer);
+CREATE FUNCTION hostile_cast_text(hostile_row) RETURNS text LANGUAGE sql AS 'SELECT ''k1''';
+CREATE FUNCTION hostile_cast_integer(hostile_row) RETURNS integer LANGUAGE sql AS 'SELECT 1';
 CREATE TABLE people (id integer PRIMARY KEY);
 CREATE TABLE charts (id integer, uuid uuid);
 CREATE VIEW hostile_view AS SELECT * FROM people;
@@ -364,6 +377,17 @@ SELECT pg_advisory_unlock(1);
 \\set VERBOSITY verbose
 END
 
+# A superuser calls functions, as they are by now; what is no function of the
+# extension is looked up in pg_catalog first.
+sub superuser_calls
+{
+	return "ROLLBACK;\n\\connect - postgres\nSET search_path = pg_catalog, store;\n"
+	  . "SET extension_storage.encryption_keys = 'new,old';\n"
+	  . 'SET extension_storage.quota_per_extension = ' . one_of(0, 0, 1000000) . ";\n"
+	  . join('', map { call('store.') . ";\n" } 1 .. 20)
+	  . "\\connect - hostile_holder\nSET search_path = store, public;\n";
+}
+
 # The statements of a session, which its seed alone decides.
 sub script
 {
@@ -377,6 +401,7 @@ sub script
 	{
 		if ($left == 0 && $step >= $restore_at)
 		{
+			$script .= superuser_calls() if $step > 1;
 			$script .= $restore . '\set ON_ERROR_ROLLBACK ' . one_of('on', 'off') . "\n";
 			$script .= 'SET extension_storage.quota_per_extension = ' . one_of(0, 1000000) . ";\n";
 			$script .= "SELECT ext_storage_set('acme.a', 'k1', 'words', description => 'more');\n" . first_change() . ";\n";
@@ -500,6 +525,7 @@ while ($alive && ($round < $rounds || time < $end))
 }
 unlike(slurp_file($node->logfile), qr/terminated by signal|exited with exit code [2-9]|TRAP:|PANIC:/,
 	'no process has crashed');
+unlike(slurp_file($node->logfile), qr/LOG:  $as_superuser/, 'and nothing of theirs has run as a superuser');
 note("$round rounds, $statements statements, from seed $seed; errors by SQLSTATE: ",
 	join ', ', map { "$_ $count{$_}" } sort { $count{$b} <=> $count{$a} } keys %count);
 
