@@ -681,7 +681,8 @@ $$;
 
 -- A plain REVOKE takes back only what its own role has granted, or the owner of
 -- an object: with it, neither the holder nor a superuser takes back
--- everything.
+-- everything.  Policies that name the role, default privileges and rights to set
+-- a parameter are not rights on the extension's objects, and stay.
 CREATE FUNCTION @extschema@.ext_storage_revoke(role regrole)
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -716,18 +717,27 @@ BEGIN
             WHERE refclassid = 'pg_extension'::regclass AND refobjid = extension AND deptype = 'e')
         SELECT DISTINCT o.what, a.grantor::regrole AS grantor
         FROM (
-            SELECT format('ROUTINE %s', p.oid::regprocedure) AS what, p.proowner AS owner, p.proacl AS acl
+            SELECT format('ALL ON ROUTINE %s', p.oid::regprocedure) AS what, p.proowner AS owner, p.proacl AS acl
             FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid
             UNION ALL
-            SELECT format('%s %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass),
+            SELECT format('ALL ON %s %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass),
                 c.relowner, c.relacl
             FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid
             WHERE c.relkind <> 'c'
             UNION ALL
-            SELECT format('TYPE %s', t.oid::regtype), t.typowner, t.typacl
-            FROM pg_type t JOIN member m ON m.classid = 'pg_type'::regclass AND m.objid = t.oid
+            -- a sequence warns of ALL
+            SELECT format('%s (%I) ON TABLE %s', CASE c.relkind WHEN 'S' THEN 'SELECT' ELSE 'ALL' END,
+                    f.attname, c.oid::regclass),
+                c.relowner, f.attacl
+            FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid
+            JOIN pg_attribute f ON f.attrelid = c.oid AND NOT f.attisdropped
             UNION ALL
-            SELECT format('SCHEMA %s', n.oid::regnamespace), n.nspowner, n.nspacl
+            -- the type of a table's rows is no member itself
+            SELECT format('ALL ON TYPE %s', t.oid::regtype), t.typowner, t.typacl
+            FROM pg_type t JOIN member m ON m.classid = 'pg_type'::regclass AND m.objid = t.oid
+                OR m.classid = 'pg_class'::regclass AND m.objid = t.typrelid
+            UNION ALL
+            SELECT format('ALL ON SCHEMA %s', n.oid::regnamespace), n.nspowner, n.nspacl
             FROM pg_namespace n WHERE n.oid = home) o,
             LATERAL aclexplode(o.acl) a
         WHERE a.grantee = role AND o.owner <> role
@@ -739,14 +749,14 @@ BEGIN
                 HINT = 'That role or a superuser can take them back.';
         END IF;
         EXECUTE format('SET LOCAL ROLE %s', item.grantor);
-        EXECUTE format('REVOKE ALL ON %s FROM %s', item.what, role);
+        EXECUTE format('REVOKE %s FROM %s', item.what, role);
     END LOOP;
     PERFORM set_config('role', role_before, true);
 END
 $$;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_revoke(regrole) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_revoke(regrole) IS
-    'Takes back what a role was granted on this extension, whoever granted it: its level and USAGE on the schema';
+    'Takes back what a role was granted on this extension, whoever granted it: its level, rights on single columns and USAGE on the schema';
 
 -- REASSIGN OWNED and ALTER ... OWNER TO leave rights to functions where they
 -- were.  This gives them to whoever owns the table now, and makes what a

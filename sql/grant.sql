@@ -109,6 +109,54 @@ SELECT pg_temp.error_of('DROP ROLE regress_leaver') ~ '^2BP01' AS is_needed;
 SELECT ext_storage_revoke('regress_leaver'), ext_storage_revoke('regress_leaver');
 SELECT current_setting('role') AS role, has_table_privilege('regress_leaver', 'extension_storage', 'SELECT') AS reads;
 DROP ROLE regress_leaver;
+-- So are rights on single columns, whoever granted them, and on the type of a
+-- table's rows.
+CREATE ROLE regress_leaver;
+CREATE ROLE regress_passer;
+GRANT SELECT (key, value), UPDATE (value) ON extension_storage TO regress_leaver;
+GRANT SELECT (extension_id) ON extension_storage_usage TO regress_leaver;
+GRANT INSERT (secret_key) ON ext_storage_secrets TO regress_leaver;
+GRANT SELECT (last_value) ON extension_storage_id_seq TO regress_leaver;
+GRANT USAGE ON TYPE extension_storage TO regress_leaver;
+GRANT SELECT (key), UPDATE (value, category) ON extension_storage TO regress_passer WITH GRANT OPTION;
+SET ROLE regress_passer;
+GRANT SELECT (key), UPDATE (value, category) ON extension_storage TO regress_leaver;
+RESET ROLE;
+SELECT ext_storage_revoke('regress_leaver');
+SELECT c AS column, has_column_privilege('regress_leaver', 'extension_storage', c, 'SELECT, UPDATE') AS has_right
+FROM unnest(ARRAY['key', 'value', 'category']) c;
+DROP ROLE regress_leaver;
+-- Those on a column that is gone are gone with it.
+CREATE ROLE regress_leaver;
+BEGIN;
+ALTER TABLE extension_storage ADD COLUMN former text;
+GRANT SELECT (former) ON extension_storage TO regress_leaver;
+ALTER TABLE extension_storage DROP COLUMN former;
+SELECT ext_storage_revoke('regress_leaver');
+ROLLBACK;
+-- Who did not grant them cannot take them back.
+GRANT EXECUTE ON FUNCTION ext_storage_revoke TO regress_admin;
+SET ROLE regress_passer;
+GRANT UPDATE (category) ON extension_storage TO regress_leaver;
+SET SESSION AUTHORIZATION regress_admin;
+SELECT pg_temp.error_of($$SELECT ext_storage_revoke('regress_leaver')$$);
+RESET SESSION AUTHORIZATION;
+-- What a role has passed on must be taken from the others first.
+SELECT pg_temp.error_of($$SELECT ext_storage_revoke('regress_passer')$$);
+SELECT ext_storage_revoke('regress_leaver'), ext_storage_revoke('regress_passer');
+DROP ROLE regress_passer;
+-- What is no right on an object of the extension stays.
+SELECT ext_storage_grant('regress_leaver', 'read');
+CREATE POLICY regress_policy ON extension_storage TO regress_leaver;
+ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO regress_leaver;
+GRANT SET ON PARAMETER extension_storage.max_value_size TO regress_leaver;
+SELECT ext_storage_revoke('regress_leaver');
+SELECT classid::regclass AS catalog FROM pg_shdepend
+WHERE refclassid = 'pg_authid'::regclass AND refobjid = 'regress_leaver'::regrole
+ORDER BY classid::regclass::text;
+DROP POLICY regress_policy ON extension_storage;
+DROP OWNED BY regress_leaver;
+DROP ROLE regress_leaver;
 -- A lower level is a new one.
 SELECT ext_storage_revoke('regress_admin'), ext_storage_grant('regress_admin', 'read');
 SELECT has_function_privilege('regress_admin', oid, 'EXECUTE') FROM pg_proc
