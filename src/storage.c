@@ -15,6 +15,7 @@
 
 #include "access/detoast.h"
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "encoding.h"
@@ -32,6 +33,7 @@
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 #include "utils/typcache.h"
@@ -1072,15 +1074,40 @@ try_rename(void *state)
 									 rename->nulls);
 }
 
-/* Raises an error if there is an entry of the new key. */
+/*
+ * Raises an error if there is an entry of the new key.
+ *
+ * If the index has refused one, it may have been made since the snapshot that
+ * the transaction keeps, and then the error is the one of INSERT ... ON CONFLICT,
+ * which set gets.  Not so for a row that no snapshot shows the caller: the same
+ * would happen whenever the transaction is repeated.
+ */
 static void
-require_no_entry(Connection *connection, const StatementArgs *args)
+require_no_entry(Connection *connection, const StatementArgs *args,
+				 bool is_refused)
 {
+	Datum		row[NUM_STATE_COLUMNS];
+	bool		nulls[NUM_STATE_COLUMNS];
+	bool		is_newer;
+
 	if (get_state(connection, args).exists)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("%s already exists",
 						DescribeEntry(args->values, args->nulls))));
+	if (!is_refused || !IsolationUsesXactSnapshot())
+		return;
+	PushActiveSnapshot(GetLatestSnapshot());
+	is_newer = StatementFetch(connection, &get_state_statement, args, true,
+							  row, nulls);
+	PopActiveSnapshot();
+	if (is_newer)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to concurrent update"),
+				 errdetail("Another transaction has made %s since this one took its snapshot.",
+						   DescribeEntry(args->values, args->nulls)),
+				 errhint("Repeat the transaction.")));
 }
 
 /*
@@ -1108,7 +1135,7 @@ rename_entry(Connection *connection, const StatementArgs *args, Datum *row,
 	{
 		EntryState	state;
 
-		require_no_entry(connection, &new_args);
+		require_no_entry(connection, &new_args, error != NULL);
 		if (error != NULL)
 			ReThrowError(error);
 		/* another session may make an entry of that key meanwhile */
