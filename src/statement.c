@@ -283,8 +283,9 @@ hide_row(void *arg pg_attribute_unused())
 
 /*
  * StatementLockTable
- *		Locks the table until the transaction ends, by RowExclusiveLock as any
- *		writer locks it, or by a stronger one.
+ *		Locks the table until the transaction ends: by AccessShareLock as any
+ *		reader locks it, by RowExclusiveLock as any writer, or by a stronger
+ *		lock.
  *
  * Who writes several entries locks the table, then the counts of bytes if they
  * are kept, and only then the entries: two of them would otherwise wait for each
