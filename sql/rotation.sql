@@ -278,4 +278,50 @@ DROP VIEW extension_storage;
 ALTER TABLE regress_table RENAME TO extension_storage;
 DROP FUNCTION regress_change_keys(text);
 
+-- What the asking transaction itself has written may still be rolled back.
+CREATE TEMP VIEW key_use AS SELECT ordinal, entries, removable FROM ext_storage_key_status();
+SET extension_storage.encryption_keys = 'older-secret';
+SELECT count(ext_storage_set('acme.a', k, 'x', is_encrypted => true)) FROM unnest(ARRAY['a', 'b']) k;
+SET extension_storage.encryption_keys = 'newer-secret,older-secret';
+BEGIN;
+CALL ext_storage_rotate_keys();
+SELECT * FROM key_use;
+ROLLBACK;
+BEGIN;
+SELECT ext_storage_delete('acme.a', 'a'), ext_storage_delete('acme.a', 'b');
+SELECT * FROM key_use;
+ROLLBACK;
+BEGIN;
+TRUNCATE extension_storage;
+SELECT * FROM key_use;
+ROLLBACK;
+SELECT * FROM key_use;
+-- What it has only looked for, locked, or taken back is no reason, nor is what
+-- a procedure has committed.
+DO $$
+DECLARE
+    scanned bigint; rotated bigint; current bigint; failed bigint;
+    said record;
+BEGIN
+    CALL ext_storage_rotate_keys(NULL, 1, false, scanned, rotated, current, failed);
+    RAISE WARNING '% rotated', rotated;
+    PERFORM FROM extension_storage FOR UPDATE;
+    FOR said IN SELECT * FROM key_use LOOP
+        RAISE WARNING '%', said;
+    END LOOP;
+END $$;
+BEGIN;
+SELECT ext_storage_delete('acme.a', 'none');
+SELECT * FROM key_use;
+COMMIT;
+BEGIN;
+SELECT count(*) FROM (SELECT FROM extension_storage FOR UPDATE) e;
+SAVEPOINT before;
+SELECT ext_storage_delete('acme.a', 'a');
+TRUNCATE extension_storage;
+ROLLBACK TO before;
+SELECT * FROM key_use;
+COMMIT;
+DROP VIEW key_use;
+
 DELETE FROM extension_storage;

@@ -237,7 +237,10 @@ static Statement write_one_statement = {
 	.by_index = true, .keeps_bytes = true
 };
 
-/* Transactions that have written to the table, or may be about to. */
+/*
+ * Transactions that have written to the table, or may be about to.  That of the
+ * caller is one of them once it has written anything, for it may be rolled back.
+ */
 enum
 {
 	WRITER_PARAM_DATABASE,
@@ -266,6 +269,9 @@ static const StatementColumn writer_columns[] = {
 /*
  * A prepared transaction has no process.  What its locks have in common is the
  * virtual transaction that it was before.
+ *
+ * TRUNCATE and a rewrite of the table take AccessExclusiveLock alone.  While the
+ * caller holds a lock, no other transaction has that one.
  */
 static Statement writer_statement = {
 	.sql = "SELECT l.pid, p.gid FROM pg_catalog.pg_locks AS l"
@@ -274,10 +280,14 @@ static Statement writer_statement = {
 	" ON x.virtualtransaction" SQL_EQ "l.virtualtransaction"
 	" AND x.pid IS NULL AND l.pid IS NULL"
 	" WHERE l.locktype" SQL_EQ "'relation' AND l.database" SQL_EQ "$database"
-	" AND l.relation" SQL_EQ "$table AND l.mode" SQL_EQ "'RowExclusiveLock'"
+	" AND l.relation" SQL_EQ "$table AND l.mode" SQL_EQ
+	"ANY (ARRAY['RowExclusiveLock', 'AccessExclusiveLock'])"
 	" AND l.granted AND (l.pid IS NULL"
-	" OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())"
-	" ORDER BY p.gid, l.pid LIMIT $limit",
+	" OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()"
+	" OR pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL)"
+	" GROUP BY p.gid, l.pid"
+	" ORDER BY (l.pid" SQL_EQ "pg_catalog.pg_backend_pid()) IS TRUE DESC,"
+	" p.gid, l.pid LIMIT $limit",
 	STATEMENT_PARAMS(writer_params, NUM_WRITER_PARAMS),
 	STATEMENT_COLUMNS(writer_columns, NUM_WRITER_COLUMNS)
 };
@@ -1304,8 +1314,9 @@ count_use(void *state, const EncryptedRow *row pg_attribute_unused(),
 }
 
 /*
- * Names the transactions that may have made entries which are not visible yet;
- * NULL if there are none.
+ * Names the transactions that may have made entries which are not visible yet,
+ * or that may give back what they have replaced or deleted; NULL if there are
+ * none.
  */
 static char *
 name_writers(Connection *connection)
@@ -1335,12 +1346,18 @@ name_writers(Connection *connection)
 							 TextDatumGetCString(ColumnValue(writer_columns,
 															 WRITER_GID, TEXTOID,
 															 row)));
-		else if (!nulls[WRITER_PID])
-			appendStringInfo(&names, "process %d",
-							 DatumGetInt32(ColumnValue(writer_columns, WRITER_PID,
-													   INT4OID, row)));
-		else
+		else if (nulls[WRITER_PID])
 			appendStringInfoString(&names, "a prepared transaction");
+		else
+		{
+			int			pid = DatumGetInt32(ColumnValue(writer_columns,
+														WRITER_PID, INT4OID,
+														row));
+
+			appendStringInfoString(&names, pid == MyProcPid ?
+								   "this transaction" :
+								   psprintf("process %d", pid));
+		}
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return n > 0 ? names.data : NULL;
@@ -1427,7 +1444,7 @@ static const StatementColumn status_columns[] = {
 	[STATUS_SOURCE] = {"source", TEXTOID, NULLABLE}
 };
 
-/* Why it cannot be known that nothing uses a key. */
+/* Why it cannot be known that nothing needs a key. */
 typedef struct Doubt
 {
 	const char *detail;			/* NULL if it can */
@@ -1452,7 +1469,7 @@ find_doubt(Connection *connection)
 	}
 	else if ((writers = name_writers(connection)) != NULL)
 	{
-		doubt.detail = psprintf("There may be entries of transactions in progress: %s.",
+		doubt.detail = psprintf("Transactions in progress may leave entries that need it: %s.",
 								writers);
 		doubt.hint = "Ask again when they have ended.";
 	}

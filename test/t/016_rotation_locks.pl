@@ -221,8 +221,7 @@ is(query($status), "1|4|f\n2|0|t\n|0|", 'transactions that write elsewhere do no
 query("COMMIT PREPARED 'other table'");
 $node->safe_psql('other', "COMMIT PREPARED 'other database'");
 
-# A session that has written and not committed; one's own transaction does not
-# count as another.
+# A session that has written and not committed, the asking one too.
 my ($in, $writer_out, $writer_err) = ('', '', '');
 my $writer = IPC::Run::start(
 	[ $node->installed_command('psql'), '-X', '-A', '-t', '-q', '-d', $node->connstr('postgres') ],
@@ -234,10 +233,12 @@ my $pid = query(q{SELECT pid FROM pg_stat_activity WHERE state = 'idle in transa
 ($rc, $out, $err) = $node->psql('postgres', $status);
 is($out, "1|4|f\n2|0|\n|0|", 'a session that has not committed may need it, too');
 like($err, qr/DETAIL:  .*: process $pid\.$/m, 'and is named');
+($rc, $out, $err) = $node->psql('postgres', "BEGIN; DELETE FROM extension_storage WHERE key = 'd'; $status");
+like($err, qr/DETAIL:  .*: this transaction, process $pid\.$/m, 'after the asking one');
 $in .= "ROLLBACK;\n\\q\n";
 $writer->finish;
-is(query("BEGIN; DELETE FROM extension_storage WHERE key = 'd'; $status; ROLLBACK"),
-	"1|3|f\n2|0|t\n|0|", 'what the asking transaction has written, it sees');
+($rc, $out, $err) = $node->psql('postgres', "BEGIN; DELETE FROM extension_storage WHERE key = 'd'; $status; ROLLBACK");
+is($out, "1|3|f\n2|0|\n|0|", 'what the asking transaction has written, it sees, and may be rolled back');
 
 ($in, $writer_out) = ('', '');
 $writer = IPC::Run::start(
