@@ -239,6 +239,7 @@ DECLARE
         '^(.{8})(.{4})(.{4})(.{4})(.{12})$', '\1-\2-\3-\4-\5');
     home regnamespace;
     holder regrole;
+    other record;
     kind record;
     n bigint := 0;
     purged bigint := 0;
@@ -254,6 +255,25 @@ BEGIN
             MESSAGE = format('a superuser cannot purge the orphans of a table that role %s owns', holder),
             DETAIL = 'What that role has put on the table would run with the rights of a superuser.',
             HINT = format('Connect as role %s.', holder);
+    END IF;
+    -- reading a table may run code of an index, which is its owner's; a
+    -- partition may have another owner
+    WITH RECURSIVE attached AS (
+        SELECT tgrelid AS oid FROM pg_trigger
+        WHERE tgfoid IN (to_regprocedure(format('%s.ext_storage_users_deleted()', home)),
+            to_regprocedure(format('%s.ext_storage_resources_deleted()', home)))
+        UNION
+        SELECT i.inhrelid FROM attached a JOIN pg_inherits i ON i.inhparent = a.oid)
+    SELECT c.oid::regclass AS id, r.oid::regrole AS owner INTO other
+    FROM attached a JOIN pg_class c ON c.oid = a.oid JOIN pg_roles r ON r.oid = c.relowner
+    WHERE r.oid <> holder AND r.rolname <> current_user AND NOT r.rolsuper
+    ORDER BY c.oid::regclass::text LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('ext_storage_purge_orphans cannot read table %s, which role %s owns',
+                other.id, other.owner),
+            DETAIL = 'What that role has put on the table would run with the rights of the caller.',
+            HINT = format('Connect as role %s, or call ext_storage_purge_user or ext_storage_purge_resource for each that is gone.', other.owner);
     END IF;
     IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
         EXECUTE 'SELECT count(*) FROM pg_catalog.pg_dist_partition WHERE logicalrelid = $1'
@@ -787,7 +807,7 @@ BEGIN
     FROM pg_extension x
     JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid
         AND d.classid = 'pg_class'::regclass AND d.deptype = 'e'
-    JOIN pg_class c ON c.oid = d.objid
+    JOIN pg_class c ON c.oid = d.objid AND c.relnamespace = x.extnamespace
     WHERE x.extname = 'extension_storage'
     GROUP BY x.extnamespace;
     SELECT relowner INTO STRICT holder FROM pg_class WHERE oid = entries;

@@ -311,7 +311,10 @@ CREATE TABLE regress_app.members_3 PARTITION OF regress_app.members FOR VALUES F
 CREATE TABLE regress_app.guests (id integer PRIMARY KEY);
 INSERT INTO regress_app.members SELECT generate_series(1, 29);
 INSERT INTO regress_app.guests VALUES (100), (101);
-SELECT ext_storage_purge_orphans() AS nothing_attached;
+-- Nothing that another role has put on an attached table is run.
+SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
+REASSIGN OWNED BY regress_superset TO CURRENT_USER;
+SELECT ext_storage_purge_orphans();
 SELECT ext_storage_attach_users('regress_app.members'), ext_storage_attach_users('regress_app.guests'),
     ext_storage_attach_resource('board', 'regress_app.things', 'slug'),
     ext_storage_attach_resource('dashboard', 'regress_app.things');
@@ -403,6 +406,20 @@ SELECT resource_type, resource_uuid FROM extension_storage WHERE extension_id = 
 ALTER TABLE regress_app.owned ALTER id TYPE regress_app.own USING ROW(id);
 SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
 ROLLBACK;
+-- Nor is a part of such a table that another role owns read by anybody else.
+CREATE SCHEMA regress_parts AUTHORIZATION regress_superset;
+CREATE TABLE regress_parts.part PARTITION OF regress_app.members FOR VALUES FROM (40) TO (50);
+ALTER TABLE regress_parts.part OWNER TO regress_superset;
+SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
+GRANT USAGE ON SCHEMA regress_app TO regress_superset;
+GRANT SELECT ON ALL TABLES IN SCHEMA regress_app TO regress_superset;
+SELECT ext_storage_grant('regress_superset', 'write');
+SET ROLE regress_superset;
+SELECT ext_storage_purge_orphans();
+RESET ROLE;
+SELECT ext_storage_revoke('regress_superset');
+DROP TABLE regress_parts.part;
+DROP SCHEMA regress_parts;
 -- Rows that its caller may not see are no reason to purge: an error.
 CREATE ROLE regress_sweeper;
 SELECT ext_storage_grant('regress_sweeper', 'write');
@@ -493,6 +510,30 @@ SELECT user_fk FROM extension_storage;
 ROLLBACK;
 DELETE FROM extension_storage WHERE extension_id = 'acme.gone';
 DELETE FROM regress_app.ab_user WHERE id IN (70, 71);
+
+-- What the owner of the entries puts off to the end of the transaction of who
+-- deletes a user would run with the rights of that role: an error.
+BEGIN;
+CREATE ROLE regress_holder;
+GRANT USAGE ON SCHEMA public TO regress_holder;
+ALTER TABLE extension_storage OWNER TO regress_holder;
+CREATE FUNCTION pg_temp.hostile() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN RAISE WARNING ''runs as %'', current_user; RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER hostile AFTER DELETE ON extension_storage DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION pg_temp.hostile();
+GRANT USAGE ON SCHEMA regress_app TO regress_superset;
+GRANT ALL ON regress_app.ab_user TO regress_superset;
+INSERT INTO regress_app.ab_user VALUES (72, 'user72');
+INSERT INTO extension_storage (extension_id, key, value, user_fk) VALUES ('acme.own', 'k', 'x', 72);
+SAVEPOINT before;
+SET ROLE regress_superset;
+DELETE FROM regress_app.ab_user WHERE id = 72;
+ROLLBACK TO before;
+-- what is not put off runs as the owner
+SET CONSTRAINTS ALL IMMEDIATE;
+SET ROLE regress_superset;
+DELETE FROM regress_app.ab_user WHERE id = 72;
+ROLLBACK;
 
 -- What a user plants on its search_path is not used.
 CREATE SCHEMA regress_trap;

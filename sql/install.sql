@@ -328,6 +328,13 @@ SELECT entries, value_bytes FROM "100% Ext @Storage".ext_storage_usage();
 RESET extension_storage.quota_per_extension;
 SELECT * FROM extension_storage;
 
+-- A table of the same name that was made a member is none of the extension's.
+BEGIN;
+ALTER EXTENSION extension_storage ADD TABLE extension_storage;
+SELECT "100% Ext @Storage".ext_storage_take_over();
+SELECT relowner::regrole FROM pg_class WHERE relname = 'extension_storage_usage';
+ROLLBACK;
+
 -- It stays in that schema, which may be renamed under a running session.
 ALTER EXTENSION extension_storage SET SCHEMA public;
 ALTER SCHEMA "100% Ext @Storage" RENAME TO ext_storage;

@@ -106,6 +106,24 @@ SET ROLE regress_mover;
 SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.extension_storage')$$);
 RESET ROLE;
 ALTER TABLE first.extension_storage DISABLE ROW LEVEL SECURITY;
+-- What its owner has put on it runs with the owner's rights, and leaves no setting.
+SET client_min_messages = error;
+CREATE FUNCTION first.hostile(integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_user <> 'regress_first' THEN
+        RAISE EXCEPTION 'runs as %', current_user;
+    END IF;
+    PERFORM set_config('application_name', 'hostile', false);
+    RETURN 1;
+END $$;
+SET ROLE regress_first;
+CREATE INDEX hostile ON first.extension_storage ((id + first.hostile(1)));
+RESET ROLE;
+SET application_name = 'mine';
+CALL ext_storage_move_in('first.extension_storage');
+SHOW application_name;
+DROP FUNCTION first.hostile(integer) CASCADE;
+RESET client_min_messages;
 DELETE FROM extension_storage;
 -- What a set would refuse is left out by name, and an older row that can be taken is.
 SET client_min_messages = warning;

@@ -366,20 +366,6 @@ check_source(MoveIn *move)
 	table_close(source, NoLock);
 }
 
-/*
- * Runs what follows with the rights of the source's owner, as ANALYZE does:
- * reading it may run code of an index, or of a view that has taken its name,
- * and that code is the owner's.  The caller has these rights anyway.  An error
- * restores the user.
- */
-static void
-become_owner(const MoveIn *move, Oid *saved_user, int *saved_context)
-{
-	GetUserIdAndSecContext(saved_user, saved_context);
-	SetUserIdAndSecContext(move->source_owner,
-						   *saved_context | SECURITY_RESTRICTED_OPERATION);
-}
-
 /* Prepares a statement over the source. */
 static SPIPlanPtr
 prepare(const char *sql, int nargs, Oid *argtypes)
@@ -445,12 +431,11 @@ read_ids(MoveIn *move)
 			 " s.key" BY_BYTES ", s.changed_on DESC NULLS LAST, s.id DESC",
 			 move->source);
 	int64		size = FETCH_COUNT;
-	Oid			saved_user;
-	int			saved_context;
+	OwnerRights caller;
 	Portal		portal;
 
 	move->ids = palloc(size * sizeof(Datum));
-	become_owner(move, &saved_user, &saved_context);
+	OwnerRightsBegin(&caller, move->source_owner, 0);
 	portal = SPI_cursor_open(NULL, prepare(sql, 0, NULL), NULL, NULL, true);
 	for (;;)
 	{
@@ -477,7 +462,7 @@ read_ids(MoveIn *move)
 		SPI_freetuptable(SPI_tuptable);
 	}
 	SPI_cursor_close(portal);
-	SetUserIdAndSecContext(saved_user, saved_context);
+	OwnerRightsEnd(&caller);
 	check_ids(move);
 }
 
@@ -487,8 +472,7 @@ prepare_read(MoveIn *move)
 {
 	Oid			argtypes[] = {INT8ARRAYOID};
 	StringInfoData sql;
-	Oid			saved_user;
-	int			saved_context;
+	OwnerRights caller;
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT ");
@@ -501,9 +485,9 @@ prepare_read(MoveIn *move)
 					 " FROM pg_catalog.unnest($1) WITH ORDINALITY AS k (id, place)"
 					 " JOIN %s AS s ON s.id" SQL_EQ "k.id ORDER BY k.place",
 					 move->source);
-	become_owner(move, &saved_user, &saved_context);
+	OwnerRightsBegin(&caller, move->source_owner, 0);
 	move->read_plan = prepare(sql.data, lengthof(argtypes), argtypes);
-	SetUserIdAndSecContext(saved_user, saved_context);
+	OwnerRightsEnd(&caller);
 	if (SPI_keepplan(move->read_plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
 	pfree(sql.data);
@@ -803,14 +787,13 @@ move_batch(MoveIn *move, Datum *ids, int nids)
 	Datum		array = MakeArray(ids, nids, INT8OID);
 	SPITupleTable *table;
 	uint64		nrows;
-	Oid			saved_user;
-	int			saved_context;
+	OwnerRights caller;
 
-	become_owner(move, &saved_user, &saved_context);
+	OwnerRightsBegin(&caller, move->source_owner, 0);
 	if (SPI_execute_plan(move->read_plan, &array, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(SPI_result));
-	SetUserIdAndSecContext(saved_user, saved_context);
+	OwnerRightsEnd(&caller);
 	table = SPI_tuptable;
 	nrows = SPI_processed;
 	if (table->tupdesc->natts != NUM_READ_COLUMNS)

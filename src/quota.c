@@ -635,6 +635,8 @@ QuotaPrepareMany(Connection *connection, Statement *lock_usage,
 				 const StatementArgs *args)
 {
 	connection->quota_prepared = true;
+	/* the counts are unlogged, and have no file on a standby */
+	PreventCommandDuringRecovery(psprintf("%s()", get_func_name(connection->function)));
 	StatementLockTable(connection, RowExclusiveLock);
 	if (QuotaIsCounting(connection))
 		StatementRunAsOwner(connection, lock_usage, args);
@@ -651,6 +653,7 @@ QuotaPrepare(Connection *connection, Datum extension_id)
 	Usage	   *usage;
 
 	connection->quota_prepared = true;
+	PreventCommandDuringRecovery(psprintf("%s()", get_func_name(connection->function)));
 	if (quota_per_extension > 0 && !QuotaIsCounting(connection))
 		start_counting(connection);
 	StatementLockTable(connection, RowExclusiveLock);

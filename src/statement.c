@@ -629,50 +629,71 @@ check_schema_usage(Oid schema, Oid owner)
 					 quote_identifier(GetUserNameFromId(owner, false)))));
 }
 
+/*
+ * OwnerRightsBegin
+ *		Gives a role's rights to what runs until OwnerRightsEnd; an error gives
+ *		the caller's back.
+ *
+ * What the role has put on its tables may run then, for example as a part of an
+ * index.  Unless the role is a superuser, or the caller itself, it can put
+ * nothing off until the caller has his rights back; and it leaves no setting.
+ * Source: DefineIndex() in src/backend/commands/indexcmds.c.
+ */
+void
+OwnerRightsBegin(OwnerRights *caller, Oid owner, int flags)
+{
+	GetUserIdAndSecContext(&caller->user, &caller->security);
+	if (owner != caller->user && !superuser_arg(owner))
+		flags |= SECURITY_RESTRICTED_OPERATION;
+	SetUserIdAndSecContext(owner, caller->security | flags);
+	caller->guc_level = NewGUCNestLevel();
+}
+
+/*
+ * OwnerRightsEnd
+ *		Gives the caller his rights and settings back.
+ */
+void
+OwnerRightsEnd(const OwnerRights *caller)
+{
+	AtEOXact_GUC(false, caller->guc_level);
+	SetUserIdAndSecContext(caller->user, caller->security);
+}
+
 /* The caller's state while SPI runs a statement. */
 typedef struct Run
 {
 	ErrorContextCallback hidden;
 	MemoryContext context;
-	Oid			user;			/* InvalidOid if the rights are still the
-								 * caller's */
-	int			security;		/* as of GetUserIdAndSecContext */
-	int			guc_level;
+	bool		as_owner;
+	OwnerRights caller;			/* if as_owner */
 } Run;
 
 /*
  * Starts to run a statement, with the rights of the table's owner if as_owner,
- * as a foreign key would, or if a superuser calls.
+ * as a foreign key would (ri_PerformCheck() in
+ * src/backend/utils/adt/ri_triggers.c).
  *
- * What the owner has put on the table, such as a trigger, a policy or a view in
- * its place, would otherwise run as the superuser.  For the same reason it can
- * put nothing off until the superuser has his rights back, and leaves him no
- * settings.  Sources: ri_PerformCheck() in
- * src/backend/utils/adt/ri_triggers.c, DefineIndex() in
- * src/backend/commands/indexcmds.c.
+ * So it does if a superuser calls: what the owner has put on the table, such as
+ * a trigger, a policy or a view in its place, would run as the superuser.
  */
 static void
 begin_run(Run *run, const Connection *connection, bool as_owner)
 {
 	Oid			owner;
-	bool		restricted;
 
 	run->context = CurrentMemoryContext;
-	run->user = InvalidOid;
+	run->as_owner = false;
 	PushErrorCallback(&run->hidden, hide_row);
 	if (!as_owner && !superuser())
 		return;
 	owner = table_owner(connection);
-	restricted = superuser() && !superuser_arg(owner);
-	if (!as_owner && !restricted)
+	if (!as_owner && superuser_arg(owner))
 		return;
 	check_schema_usage(connection->schema, owner);
-	GetUserIdAndSecContext(&run->user, &run->security);
-	SetUserIdAndSecContext(owner,
-						   run->security | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS |
-						   (restricted ? SECURITY_RESTRICTED_OPERATION : 0));
-	run->guc_level = NewGUCNestLevel();
+	OwnerRightsBegin(&run->caller, owner,
+					 SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
+	run->as_owner = true;
 }
 
 /*
@@ -680,20 +701,17 @@ begin_run(Run *run, const Connection *connection, bool as_owner)
  * until SPI_finish.
  */
 static void
-restore_caller(Run *run)
+restore_caller(const Run *run)
 {
-	if (OidIsValid(run->user))
-	{
-		AtEOXact_GUC(false, run->guc_level);
-		SetUserIdAndSecContext(run->user, run->security);
-	}
+	if (run->as_owner)
+		OwnerRightsEnd(&run->caller);
 	MemoryContextSwitchTo(run->context);
 	error_context_stack = run->hidden.previous;
 }
 
 /* The same, with an error if the statement was not run as it is. */
 static void
-end_run(Run *run, int result)
+end_run(const Run *run, int result)
 {
 	restore_caller(run);
 	if (result < 0)
@@ -705,6 +723,53 @@ end_run(Run *run, int result)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("a rule replaces a statement of the extension"),
 				 errhint("Drop the rules of the extension's tables.")));
+}
+
+/* Gives the executor a parameter. */
+static ParamExternData *
+fetch_param(ParamListInfo params, int paramid,
+			bool speculative pg_attribute_unused(),
+			ParamExternData *workspace pg_attribute_unused())
+{
+	return &params->params[paramid - 1];
+}
+
+/*
+ * Runs the plan of a statement; its rows go to dest, or to SPI's tuple table if
+ * that is NULL.
+ *
+ * A value may be a plaintext that nobody else has been shown.  Parameters that
+ * must be fetched are in no log (BuildParamLogString() in
+ * src/backend/nodes/params.c), and those that are no constants in no plan that
+ * auto_explain logs, even with plan_cache_mode = force_custom_plan.
+ */
+static void
+run_plan(Connection *connection, Statement *statement,
+		 const StatementArgs *args, bool read_only, DestReceiver *dest)
+{
+	ParamListInfo params = makeParamList(statement->nparams);
+	SPIExecuteOptions options = {
+		.params = params,
+		.read_only = read_only,
+		.dest = dest
+	};
+	Run			run;
+	int			result;
+
+	params->paramFetch = fetch_param;
+	for (int i = 0; i < statement->nparams; i++)
+	{
+		ParamExternData *param = &params->params[i];
+
+		param->value = args->values[i];
+		param->isnull = args->nulls[i] == 'n';
+		param->pflags = 0;
+		param->ptype = statement->params[i].type;
+	}
+	begin_run(&run, connection, false);
+	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
+									   &options);
+	end_run(&run, result);
 }
 
 /*
@@ -719,14 +784,7 @@ uint64
 StatementRun(Connection *connection, Statement *statement,
 			 const StatementArgs *args, bool read_only)
 {
-	Run			run;
-	int			result;
-
-	begin_run(&run, connection, false);
-	result = SPI_execute_plan(get_plan(connection, statement, args),
-							  unconstify(StatementArgs *, args)->values,
-							  args->nulls, read_only, 0);
-	end_run(&run, result);
+	run_plan(connection, statement, args, read_only, NULL);
 	if (statement->ncolumns > 0)
 		check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
@@ -820,55 +878,17 @@ end_receiver(DestReceiver *self pg_attribute_unused())
 {
 }
 
-/* Gives the executor a parameter. */
-static ParamExternData *
-fetch_param(ParamListInfo params, int paramid,
-			bool speculative pg_attribute_unused(),
-			ParamExternData *workspace pg_attribute_unused())
-{
-	return &params->params[paramid - 1];
-}
-
-/*
- * Runs a statement as StatementRun does, but sends its rows to a receiver.
- *
- * A value may be a plaintext that nobody else has been shown.  Parameters that
- * must be fetched are in no log (BuildParamLogString() in
- * src/backend/nodes/params.c), and those that are no constants in no plan that
- * auto_explain logs, even with plan_cache_mode = force_custom_plan.
- */
+/* Runs a statement as StatementRun does, but sends its rows to a receiver. */
 static void
 run_into(Connection *connection, Statement *statement,
 		 const StatementArgs *args, bool read_only, RowReceiver *receiver)
 {
-	ParamListInfo params = makeParamList(statement->nparams);
-	SPIExecuteOptions options = {
-		.params = params,
-		.read_only = read_only,
-		.dest = &receiver->pub
-	};
-	Run			run;
-	int			result;
-
 	receiver->pub.rStartup = start_receiver;
 	receiver->pub.rShutdown = end_receiver;
 	receiver->pub.rDestroy = end_receiver;
 	receiver->pub.mydest = DestNone;
 	receiver->statement = statement;
-	params->paramFetch = fetch_param;
-	for (int i = 0; i < statement->nparams; i++)
-	{
-		ParamExternData *param = &params->params[i];
-
-		param->value = args->values[i];
-		param->isnull = args->nulls[i] == 'n';
-		param->pflags = 0;
-		param->ptype = statement->params[i].type;
-	}
-	begin_run(&run, connection, false);
-	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
-									   &options);
-	end_run(&run, result);
+	run_plan(connection, statement, args, read_only, &receiver->pub);
 }
 
 /*

@@ -116,6 +116,14 @@ typedef struct Connection
 	bool		quota_prepared; /* by QuotaPrepare */
 } Connection;
 
+/* What OwnerRightsBegin keeps of the caller. */
+typedef struct OwnerRights
+{
+	Oid			user;
+	int			security;		/* as of GetUserIdAndSecContext */
+	int			guc_level;
+} OwnerRights;
+
 /* Operators by their full names: nothing depends on search_path. */
 #define SQL_EQ " OPERATOR(pg_catalog.=) "
 #define SQL_GT " OPERATOR(pg_catalog.>) "
@@ -131,6 +139,8 @@ extern void StatementSetNull(StatementArgs *args, int param);
 extern Datum MakeArray(Datum *elements, int nelements, Oid type);
 extern void StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 							 bool nonatomic);
+extern void OwnerRightsBegin(OwnerRights *caller, Oid owner, int flags);
+extern void OwnerRightsEnd(const OwnerRights *caller);
 extern uint64 StatementRun(Connection *connection, Statement *statement,
 						   const StatementArgs *args, bool read_only);
 extern uint64 StatementRunAsOwner(Connection *connection, Statement *statement,

@@ -98,7 +98,16 @@ is($standby->safe_psql('postgres', $read{$_}), $expected{$_}, "$_ on a hot stand
   for sort keys %read;
 my ($rc, $out, $err) = $standby->psql('postgres',
 	q{SELECT ext_storage_set('acme.app', 'k1', 'x')});
-like($err, qr/ERROR:  cannot execute .* in a read-only transaction/, 'a standby does not write');
+like($err, qr/ERROR:  cannot execute ext_storage_set\(\) during recovery/, 'a standby does not write');
+$primary->safe_psql('postgres', q{SET extension_storage.quota_per_extension = '1MB';
+	SELECT ext_storage_set('acme.quota', 'k1', 'x'), ext_storage_delete('acme.quota', 'k1')});
+$primary->wait_for_catchup($standby);
+foreach my $call (q{ext_storage_set('acme.app', 'k1', 'x')}, q{ext_storage_rename('acme.app', 'k1', 'k9')},
+	q{ext_storage_purge_extension('acme.app')}, q{ext_storage_set_many('acme.app', '{k1}', '{x}')})
+{
+	($rc, $out, $err) = $standby->psql('postgres', "SELECT $call");
+	like($err, qr/ERROR:  cannot execute ext_storage_\w+\(\) during recovery/, "nor where bytes are counted: $call");
+}
 ($rc, $out, $err) = $standby->psql('postgres', q{
 	SET extension_storage.encryption_keys = 'first secret,second secret,not needed';
 	SELECT removable FROM ext_storage_key_status() WHERE ordinal = 3});
