@@ -376,6 +376,8 @@ GOOD = {"op": "set", "key": "good", "value": "x"}
         ({"op": "delete", "key": "k", "surprise": 1}, "unknown field 'surprise'"),
         ({"op": "get", "key": "k", "if_match": "*"}, "if_match"),
         ({"op": "set", "key": "k", "if_match": 1}, "if_match must be a string"),
+        ({"op": "set", "key": "k", "if_match": '"a", *'}, "if_match must be * or"),
+        ({"op": "get", "key": "k", "if_none_match": "*,a"}, "if_none_match must be * or"),
         ({"op": "set", "key": "k", "if_none_match": None}, "if_none_match must be"),
         ({"op": "set", "key": "k", "surprise": 1}, "unknown field 'surprise'"),
         ({"op": "set", "key": "k", "value": None}, "value must be a string"),
@@ -761,6 +763,29 @@ def test_dashboard_of_others(clients: dict[str | None, Client]) -> None:
         assert do(alpha, operation, scope=scope[:-1]).status_code == 404
     assert gamma.delete(f"{scope}/?key_prefix=a").status_code == 403
     assert alpha.delete(f"{scope}/?key_prefix=a").json()["count"] == 1
+
+
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_header_for_several_entries(
+    clients: dict[str | None, Client], header: str, scope: str
+) -> None:
+    """It would be of no entry: refused, and nothing is done."""
+    admin = clients["admin"]
+    fill(admin, "k", scope)
+    for text in ("*", '"x"', ""):
+        for answer in (
+            do(admin, ("set", "l", {}), scope=scope, headers={header: text}),
+            do(admin, ("get", "k"), scope=scope, headers={header: text}),
+            admin.delete(f"{scope}/?key_prefix=k", headers={header: text}),
+        ):
+            assert answer.status_code == 400
+            assert f"{header} is for a single entry" in answer.json()["message"]
+    assert keys(admin.get(f"{scope}/")) == "k"
+    nobody = clients["nobody"].delete(
+        f"{scope}/?key_prefix=k", headers={header: "*"}
+    )
+    assert nobody.status_code == 403
 
 
 def test_body_as_it_is_sent(gamma: Client) -> None:

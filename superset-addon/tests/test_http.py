@@ -1007,6 +1007,24 @@ def test_if_match_on_put(admin: Client) -> None:
     assert admin.get("user/none").status_code == 404
 
 
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+@pytest.mark.parametrize("text", ['"a", *', '*, "a"', "*, *", "*,", "W/*"])
+def test_star_in_a_list(admin: Client, header: str, text: str) -> None:
+    """`*` is valid alone: nothing is read or written where it is not."""
+    admin.put("user/k", "1")
+    methods = ["PUT", "DELETE"] + ["GET"] * (header == "If-None-Match")
+    for method in methods:
+        for key in ("k", "none"):
+            answer = admin.request(
+                method, f"user/{key}", json={"value": "2"}, headers={header: text}
+            )
+            assert answer.status_code == 400 and header in answer.json()["message"]
+    assert admin.get("user/k").text == "1"
+    assert admin.get("user/").json()["count"] == 1
+    answer = admin.put("user/k", "2", headers={header: '"*"'})
+    assert answer.status_code == (412 if header == "If-Match" else 200)
+
+
 def test_if_match_after_delete_and_create(admin: Client) -> None:
     """The new entry has the old version, but another uuid."""
     etag = admin.put("user/k", "1").headers["ETag"]

@@ -81,6 +81,8 @@ VALUE_POLICY = "sandbox; default-src 'none'"
 # `-gzip` (Apache), `:gzip` (Flask-Compress), `--gzip`, `;br`.
 ETAG = re.compile(r"([0-9a-f-]{36}-([0-9]{1,18}))(?:[-:;+/]{1,2}[a-z][a-z0-9-]*)?")
 
+CONDITIONS = ("If-Match", "If-None-Match")
+
 HALF_A_PAIR = re.compile(
     rb"\\u[dD][89abAB]\w\w(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]\w\w)\\u[dD][c-fC-F]"
 )
@@ -359,10 +361,11 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         return response
 
     def _get(self, publisher: str, name: str, key: str, scope: Scope) -> Response:
+        known = Conditions.of_headers().none_match
         entry = ExtensionStorageDAO.get(**_address(publisher, name, key, scope))
         if entry is None:
             return self.response(404, message="Not found")
-        if _matches(request.if_none_match, _etag(entry)):
+        if known is not None and _matches(known, _etag(entry)):
             response = Response(status=304)
         else:
             response = Response(entry.value, content_type=_content_type(entry))
@@ -396,6 +399,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
 
     def _delete_prefix(self, publisher: str, name: str, scope: Scope) -> Response:
         extension_id = _extension_id(publisher, name)
+        _refuse_conditions("a deletion by prefix takes none")
         key_prefix = request.args.get("key_prefix")
         if not key_prefix:
             raise Refused(400, "key_prefix must be given, and not be empty")
@@ -417,6 +421,7 @@ class ExtensionStorageRestApi(BaseSupersetApi):
                 f"can_{permission}", self.class_permission_name
             ):
                 raise Refused(403, "Forbidden")
+        _refuse_conditions("an operation has if_match and if_none_match")
         address = {"extension_id": _extension_id(publisher, name)}
         for needed in {one.kind != "get" for one in operations}:
             address |= scope(needed)
@@ -863,6 +868,14 @@ def _named(header: Any) -> set[str]:
     }
 
 
+def _etags(name: str, text: str) -> ETags:
+    """Parse a condition; `*` is one by itself, and no part of a list."""
+    tags = parse_etags(text)
+    if tags.star_tag and text.strip() != "*":
+        raise Refused(400, f"{name} must be * or a list of versions, not both")
+    return tags
+
+
 def _matches(header: Any, etag: str) -> bool:
     return header.star_tag or etag in _named(header)
 
@@ -878,8 +891,10 @@ class Conditions:
     def of_headers(cls) -> Conditions:
         """Return those of the request's headers, None if there is none."""
         return cls(
-            request.if_match if "If-Match" in request.headers else None,
-            request.if_none_match if "If-None-Match" in request.headers else None,
+            *(
+                _etags(name, request.headers[name]) if name in request.headers else None
+                for name in CONDITIONS
+            )
         )
 
     def version(self) -> int | None:
@@ -900,6 +915,13 @@ class Conditions:
             and _matches(self.none_match, etag)
         ):
             raise Refused(412, "The entry is one excluded by If-None-Match")
+
+
+def _refuse_conditions(instead: str) -> None:
+    """Refuse those of a request for several entries: no version is that of all."""
+    for name in CONDITIONS:
+        if name in request.headers:
+            raise Refused(400, f"{name} is for a single entry: {instead}")
 
 
 def _replaced(entry: Entry) -> str | None:
@@ -1069,7 +1091,7 @@ def _operation(number: int, part: msgspec.Raw) -> Operation:
         )
     conditions = Conditions(
         *(
-            parse_etags(text[name]) if name in text else None
+            _etags(name, text[name]) if name in text else None
             for name in ("if_match", "if_none_match")
         )
     )
