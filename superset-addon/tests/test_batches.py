@@ -788,6 +788,36 @@ def test_header_for_several_entries(
     assert nobody.status_code == 403
 
 
+FORMS = {
+    "application/x-www-form-urlencoded": b"operations=x&csrf_token=y",
+    "multipart/form-data; boundary=b": b"--b\r\nContent-Disposition: form-data;"
+    b' name="operations"\r\n\r\nx\r\n--b--\r\n',
+}
+
+
+@pytest.mark.parametrize("content_type", FORMS)
+def test_form_of_a_visitor(
+    visitor: Callable[..., Client], admin: Client, content_type: str
+) -> None:
+    """It is read as JSON, whatever it calls itself, by who may read."""
+    admin.put("global/k", "x")
+    headers = {"Content-Type": content_type}
+    body = json.dumps({"operations": [{"op": "get", "key": "k"}]}).encode()
+
+    def post(client: Client, data: bytes) -> requests.Response:
+        return client.request("POST", "global/", data=data, headers=headers)
+
+    for data in (FORMS[content_type], body):
+        assert post(visitor(), data).status_code == 401
+    nobody = visitor("can_read")
+    for client in (nobody, admin):
+        answer = post(client, FORMS[content_type])
+        assert answer.status_code == 400
+        assert "body is not JSON: JSON is malformed" in answer.json()["message"]
+        answer = post(client, body)
+        assert (answer.status_code, answer.json()["result"][0]["value"]) == (200, "x")
+
+
 def test_body_as_it_is_sent(gamma: Client) -> None:
     """A form, chunks, and compression are as for PUT."""
     body = json.dumps({"operations": [GOOD]}).encode()

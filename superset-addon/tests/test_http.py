@@ -664,6 +664,66 @@ def test_url_is_utf8(admin: Client, path: str, part: str) -> None:
     assert admin.put("user/%EF%BF%BD", "replacement character").ok
 
 
+@pytest.mark.parametrize(
+    ("path", "query", "status"),
+    [
+        ("user/", "category=caf\xe9", 400),
+        ("user/", "caf\xe9", 400),
+        ("user/k", "\xff", 400),
+        ("user/k", "a=%E9\xc3\xa9", 400),
+        ("user/", "category=\xc3\xa9", 200),
+        ("user/caf\xe9", "", 400),
+    ],
+)
+def test_bytes_of_a_url_as_they_are(
+    app: Any, monkeypatch: pytest.MonkeyPatch, path: str, query: str, status: int
+) -> None:
+    """Not escaped, as no browser sends them, and not every server refuses them."""
+    monkeypatch.setitem(app.config, "WTF_CSRF_ENABLED", False)
+    client = app.test_client()
+    client.post("/login/", data={"username": "admin", "password": PASSWORD})
+    whole = f"{STORAGE.format('acme/my-ext')}/{path}"
+    answer = client.get(
+        "/", environ_overrides={"PATH_INFO": whole, "QUERY_STRING": query}
+    )
+    assert answer.status_code == status
+    if status == 400:
+        assert answer.json == {"message": f"{'query' if query else 'key'} is not UTF-8"}
+
+
+def test_numbers_that_are_none(admin: Client) -> None:
+    """In a query they are as no number; in JSON they are none."""
+    fill(admin, 2)
+    for number in ("1e999", "NaN", "Infinity", "-inf", "9" * 3000, "%F0%9F%98%80"):
+        for name in ("page", "page_size", "max_bytes"):
+            answer = admin.get(f"global/?include=value&{name}={number}")
+            assert answer.status_code == 200, (name, number)
+    for number in ("NaN", "Infinity", "-Infinity", "1e999", "9" * 5000):
+        for field in ("value", "category", "is_encrypted"):
+            answer = admin.put("user/k", data=f'{{"{field}": {number}}}')
+            assert answer.status_code == 400, (field, number)
+            assert answer.json()["message"]
+    assert admin.get("user/k").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("If-Match", "If-None-Match", "Content-Type", "Content-Encoding", "Accept"),
+        *("Authorization", "X-GuestToken", "Accept-Language", "Referer", "Origin"),
+    ],
+)
+def test_bytes_of_a_header(admin: Client, name: str) -> None:
+    """No byte in a header that others set is a fault of the server's."""
+    for text in ("\xff", "Bearer \xff.\xff.\xff", '"\xe9", "\x80'):
+        for method, path in (("PUT", "user/k"), ("GET", "user/"), ("DELETE", "user/k")):
+            headers = f"{name}: {text}\r\nContent-Length: 2\r\n"
+            connection = wire(admin, path, headers, method)
+            connection.sendall(b"{}")
+            with connection, connection.makefile("rb") as answer:
+                assert int(answer.readline().split()[1]) < 500, (text, method)
+
+
 def test_undecryptable_value(running: Superset, admin: Client) -> None:
     admin.put("user/k", {"value": "x", "is_encrypted": True})
     sql("UPDATE ext_storage.extension_storage SET value = 'gAAAAAbroken'")

@@ -497,12 +497,12 @@ def _before_the_first_statement(
 ) -> None:
     """Look at what needs no database, so that no transaction waits for a client."""
     _check_utf8(values or {})
+    # Whatever the body calls itself: the CSRF check would read and parse a form.
+    request.form = request.files = ImmutableMultiDict()
     if request.method in ("PUT", "POST") and _is_logged_in():
         _check_reserved((values or {}).get("resource_type", ""))
         read = _entry_of_body if request.method == "PUT" else _operations_of_body
         g.extension_storage_body = read()
-        # Whatever the body calls itself: the CSRF check would parse a form.
-        request.form = request.files = ImmutableMultiDict()
 
 
 def _body(read: Callable[[], Any]) -> Any:
@@ -523,7 +523,7 @@ def _check_utf8(values: dict[str, str]) -> None:
         except UnicodeDecodeError:
             raise Refused(400, f"{name} is not UTF-8") from None
     try:
-        parse_qsl(request.query_string.decode("latin-1"), True, errors="strict")
+        parse_qsl(request.query_string.decode(), True, errors="strict")
     except UnicodeDecodeError:
         raise Refused(400, "query is not UTF-8") from None
 
