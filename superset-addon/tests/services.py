@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -207,3 +208,28 @@ class RoundTrips:
 
     def close(self) -> None:
         self._listener.close()
+
+
+class RefusingOptions(RoundTrips):
+    """A pooler that refuses some connections with options, in words of RDS Proxy's."""
+
+    WORDS = (
+        "Feature not supported: RDS Proxy currently doesn't support command-line"
+        " options."
+    )
+
+    def __init__(self, folder: Path, target: str, refusals: int) -> None:
+        self.refusals = refusals
+        super().__init__(folder, target)
+
+    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+        packet = client.recv(65536)
+        if b"\0options\0" in packet and self.refusals:
+            self.refusals -= 1
+            said = f"SFATAL\0VFATAL\0C0A000\0M{self.WORDS}\0\0".encode()
+            client.sendall(b"E" + struct.pack("!i", 4 + len(said)) + said)
+            client.close()
+            server.close()
+        else:
+            server.sendall(packet)
+            super()._relay(client, server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from datetime import date, datetime, timezone
@@ -631,6 +632,65 @@ def test_not_postgresql(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
         with pytest.raises(StorageUnavailable, match="PostgreSQL"):
             ExtensionStorageDAO.get_value(EXT, "k")
+
+
+def test_another_driver(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqlalchemy.dialects.postgresql import pg8000, psycopg2cffi
+    from superset.extensions import db
+
+    from superset_extension_storage.cli import init
+    from superset_extension_storage.dao import check_dialect
+    from superset_extension_storage.errors import StorageUnavailable
+    from superset_extension_storage.status import status
+
+    words = "Have SQLALCHEMY_DATABASE_URI begin with postgresql+psycopg2://."
+    with app.app_context():
+        engine = db.session.get_bind()
+        monkeypatch.setattr(engine, "dialect", psycopg2cffi.dialect())
+        check_dialect()
+        monkeypatch.setattr(engine, "dialect", pg8000.dialect())
+        from superset_core.common.daos import ExtensionStorageDAO
+
+        with pytest.raises(StorageUnavailable, match="is pg8000") as caught:
+            ExtensionStorageDAO.get_value(EXT, "k")
+        assert caught.value.action == words
+    for command in (init, status):
+        done = app.test_cli_runner().invoke(command)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert f"is pg8000. {words}" in done.stderr
+
+
+def test_encoding_that_is_not_told(app: Any) -> None:
+    """By a pooler that keeps the server's parameters to itself: it is asked once."""
+    import sqlalchemy
+    from psycopg2.extensions import connection as Told
+
+    from superset_extension_storage import dao
+    from superset_extension_storage.errors import InvalidArgument
+
+    class NotTold(Told):
+        def get_parameter_status(self, name: str) -> None:
+            return None
+
+    sql(
+        "CREATE DATABASE not_told TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'",
+        database="postgres",
+    )
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg2://superset@/not_told?host=" + os.environ["PGHOST"],
+        connect_args={"connection_factory": NotTold},
+    )
+    asked = []
+    sqlalchemy.event.listen(
+        engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2])
+    )
+    for _ in range(2):
+        with engine.connect() as connection:
+            dao._check_encoding(connection, {"key": "caf\xe9"})
+            with pytest.raises(InvalidArgument, match="its encoding is LATIN1"):
+                dao._check_encoding(connection, {"key": "😀"})
+    engine.dispose()
+    assert asked.count("SHOW server_encoding") == 1
 
 
 def test_no_model(app: Any) -> None:

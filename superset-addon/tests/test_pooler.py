@@ -13,7 +13,8 @@ import sqlalchemy
 from cryptography.fernet import InvalidToken
 
 from conftest import SECRET_KEY, Superset, sql
-from services import PgBouncer, RoundTrips
+from services import PgBouncer, RefusingOptions, RoundTrips
+from superset_extension_storage.errors import StorageUnavailable
 from superset_extension_storage.keys import Keys
 from test_keys import (
     DEFAULTS,
@@ -112,8 +113,36 @@ def test_startup_packet(behind: Superset, bouncer: PgBouncer) -> None:
     assert client.delete("global/plain").status_code == 200
     log = behind.log.read_text()
     assert "A pooler refuses the startup packet" in log
-    assert "Set EXTENSION_STORAGE_KEYS_BY = 'copy'." in log
+    assert "Set EXTENSION_STORAGE_KEYS_BY = 'copy', or 'server' with a key file" in log
     assert has_no_secret(bouncer.log, behind.log)
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 99])
+def test_startup_packet_that_is_refused_in_other_words(
+    installed: Superset, tmp_path: Path, refusals: int
+) -> None:
+    """What counts is that there are connections without it, not just a moment later."""
+    engine = sqlalchemy.create_engine(
+        f"postgresql+psycopg2://superset@/superset?host={tmp_path}"
+    )
+    keys = Keys({**DEFAULTS, "EXTENSION_STORAGE_KEYS_BY": "startup"})
+    keys.attach(engine)
+    with pytest.raises(sqlalchemy.exc.OperationalError):
+        engine.connect()
+    server = f"{os.environ['PGHOST']}/.s.PGSQL.5432"
+    way = RefusingOptions(tmp_path, server, refusals)
+    with engine.connect() as connection:
+        if refusals < 2:
+            keys.hand_over(connection)
+            assert fingerprints(connection) == OWN
+        else:
+            with pytest.raises(StorageUnavailable) as refused:
+                keys.hand_over(connection)
+            assert way.WORDS in refused.value.hint
+            assert "= 'copy', or 'server' with a key file" in refused.value.hint
+            assert fingerprints(connection) == []
+    engine.dispose()
+    way.close()
 
 
 def test_startup_packet_that_is_dropped(

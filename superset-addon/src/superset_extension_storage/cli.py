@@ -211,9 +211,12 @@ def _refusal(statements: list[str]) -> click.ClickException:
 def _check_server() -> str:
     from superset.extensions import db
 
+    from .dao import check_dialect
+
     dialect = db.session.get_bind().dialect.name
     if dialect != "postgresql":
         fail(f"The metadata database is {dialect}: the store needs PostgreSQL.")
+    check_dialect()
     number, version = _query("SHOW server_version_num"), _query("SHOW server_version")
     if int(number) < 150000:
         fail(f"The server is PostgreSQL {version}: the store needs 15 or later.")

@@ -29,7 +29,7 @@ from .errors import (
     ValueTooLarge,
     from_database,
 )
-from .keys import hand_over
+from .keys import hand_over, is_psycopg2
 
 MAX_VALUE_SIZE = 16777215  # the maximum of extension_storage.max_value_size
 
@@ -214,8 +214,7 @@ def _utc(text: str | None) -> datetime | str | None:
 
 
 def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
-    if db.session.get_bind().dialect.name != "postgresql":
-        raise StorageUnavailable("the metadata database is not PostgreSQL")
+    check_dialect()
     if isinstance(arguments.get("resource_uuid"), UUID):
         arguments["resource_uuid"] = str(arguments["resource_uuid"])
     types = {name: _type(function, name) for name in arguments}
@@ -234,6 +233,18 @@ def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
         _check_encoding(connection, arguments)
         hand_over(connection, function, arguments)
         return connection.exec_driver_sql(statement, arguments).all()
+
+
+def check_dialect() -> None:
+    """Refuse a metadata database, or a driver, that the store cannot use."""
+    dialect = db.session.get_bind().dialect
+    if dialect.name != "postgresql":
+        raise StorageUnavailable("the metadata database is not PostgreSQL")
+    if not is_psycopg2(dialect):
+        raise StorageUnavailable(
+            f"the driver of the metadata database is {dialect.driver}",
+            action="Have SQLALCHEMY_DATABASE_URI begin with postgresql+psycopg2://.",
+        )
 
 
 @contextmanager
@@ -331,11 +342,22 @@ def _check_text(name: str, argument: Any) -> None:
             ) from None
 
 
+def _server_encoding(connection: Any) -> str:
+    """Return the database's encoding; where a pooler does not tell it, it is asked."""
+    psycopg = connection.connection.dbapi_connection
+    name = "extension_storage_server_encoding"
+    found = psycopg.get_parameter_status("server_encoding") or connection.info.get(name)
+    if found is None:
+        found = connection.exec_driver_sql("SHOW server_encoding").scalar()
+        connection.info[name] = found
+    return found
+
+
 def _check_encoding(connection: Any, arguments: dict[str, Any]) -> None:
     """Refuse text that the database or its client, not being UTF-8, cannot hold."""
     psycopg = connection.connection.dbapi_connection
     # A server of no encoding takes all bytes; psycopg2 takes it for ASCII.
-    server = psycopg.get_parameter_status("server_encoding").replace("SQL_ASCII", "")
+    server = _server_encoding(connection).replace("SQL_ASCII", "")
     for encoding in {server, psycopg.encoding} - {"", "UTF8"}:
         for name, argument in arguments.items():
             for where, text in _texts(name, argument):

@@ -222,6 +222,13 @@ class _Held:
         self.savepoint = weakref.ref(savepoint) if savepoint is not None else None
 
 
+def is_psycopg2(dialect: Any) -> bool:
+    """Is the driver psycopg2, or one with its interface, as psycopg2cffi?"""
+    from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+
+    return isinstance(dialect, PGDialect_psycopg2)
+
+
 def hand_over(connection: Connection, function: str, arguments: Any) -> None:
     """Have the server use the keys in the running transaction, if a call needs one."""
     from flask import current_app
@@ -262,7 +269,12 @@ class Keys:
         """See to it that new connections bring the keys, where that is the way."""
         from sqlalchemy import event
 
-        if self.way != STARTUP or engine.dialect.name != "postgresql":
+        dialect = engine.dialect
+        if (
+            self.way != STARTUP
+            or dialect.name != "postgresql"
+            or not is_psycopg2(dialect)
+        ):
             return
         options = self._startup_options()
         probed = False
@@ -400,12 +412,16 @@ class Keys:
         return None
 
 
+_OTHER_WAYS = (
+    f"Set EXTENSION_STORAGE_KEYS_BY = {COPY!r}, or {SERVER!r} with a key file on the"
+    " server."
+)
+
 _HINTS = {
     COPY: "Something on the way to the server, or in the server, changed them.",
     STARTUP: (
         "The startup packet does not bring them: SQLALCHEMY_ENGINE_OPTIONS or a"
-        " listener makes the connections, or a pooler drops them. Set"
-        f" EXTENSION_STORAGE_KEYS_BY = {COPY!r}."
+        f" listener makes the connections, or a pooler drops them. {_OTHER_WAYS}"
     ),
     SERVER: (
         "EXTENSION_STORAGE_KEYS_BY leaves the keys to the server's"
@@ -426,7 +442,7 @@ def _is_the_servers_own(connection: Connection) -> bool:
 
     A pooler cannot tell its client the process id of a server that changes.
     """
-    told = connection.connection.dbapi_connection.info.backend_pid
+    told = connection.connection.dbapi_connection.get_backend_pid()
     return (
         connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()").scalar()
         == told
@@ -447,10 +463,10 @@ def _binary_copy(row: list[bytes | None]) -> bytes:
 
 def copy(connection: Connection, statement: str, data: bytes) -> None:
     """Run COPY ... FROM STDIN; errors are those of SQLAlchemy."""
-    import psycopg2
     from psycopg2.extensions import get_wait_callback, set_wait_callback
     from sqlalchemy.exc import DBAPIError
 
+    dialect = connection.dialect
     driver = connection.connection.dbapi_connection
     # psycopg2 cannot wait in Python while it copies, so it waits in C: for a
     # moment, as the data is small.
@@ -460,8 +476,7 @@ def copy(connection: Connection, statement: str, data: bytes) -> None:
     try:
         with driver.cursor() as cursor:
             cursor.copy_expert(statement, BytesIO(data))
-    except psycopg2.Error as error:
-        dialect = connection.dialect
+    except dialect.dbapi.Error as error:
         lost = dialect.is_disconnect(error, driver, None)
         if lost:
             connection.invalidate(error)
@@ -469,7 +484,7 @@ def copy(connection: Connection, statement: str, data: bytes) -> None:
             statement,
             None,
             error,
-            psycopg2.Error,
+            dialect.dbapi.Error,
             connection_invalidated=lost,
             dialect=dialect,
         ) from None
@@ -491,19 +506,21 @@ def _probe(
 
     Gives what an operator should know if it does not.
     """
-    import psycopg2
-
     options = _joined(parameters, "-c extension_storage_probe.arrives=yes")
-    try:
-        probe = dialect.connect(*arguments, **{**parameters, "options": options})
-    except psycopg2.Error as error:
-        reason = " ".join(str(error).split())
-        if "startup parameter" not in reason:
-            raise  # there would be no connection without it, either
-        return (
-            f"A pooler refuses the startup packet that would bring them ({reason})."
-            f" Set EXTENSION_STORAGE_KEYS_BY = {COPY!r}."
-        )
+    for again in (True, False):
+        try:
+            probe = dialect.connect(*arguments, **{**parameters, "options": options})
+            break
+        except dialect.dbapi.Error as error:
+            # Each pooler has words of its own, and libpq gives no SQLSTATE: what
+            # counts is that there is a connection without it, which raises if not.
+            dialect.connect(*arguments, **parameters).close()
+            if not again:  # nor was the server just busy
+                reason = " ".join(str(error).split())
+                return (
+                    "A pooler refuses the startup packet that would bring them"
+                    f" ({reason}). {_OTHER_WAYS}"
+                )
     try:
         with probe.cursor() as cursor:
             cursor.execute(
@@ -514,7 +531,4 @@ def _probe(
         probe.close()
     if arrived:
         return None
-    return (
-        "A pooler drops the startup packet that would bring them. Set"
-        f" EXTENSION_STORAGE_KEYS_BY = {COPY!r}."
-    )
+    return f"A pooler drops the startup packet that would bring them. {_OTHER_WAYS}"

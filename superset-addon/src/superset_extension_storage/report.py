@@ -17,7 +17,15 @@ from typing import Any
 from superset.extensions import db
 
 from .cli import NEEDED_VERSION, is_older
-from .dao import call, database_errors, key_status, moment, qualified, spelled
+from .dao import (
+    call,
+    check_dialect,
+    database_errors,
+    key_status,
+    moment,
+    qualified,
+    spelled,
+)
 from .errors import SET_UP, ExtensionStorageError, StorageUnavailable
 
 # A table of more pages is not read whole unless somebody asks for it.
@@ -222,8 +230,7 @@ def _run(statement: str, **arguments: Any) -> list[Any]:
     """Run a statement in which {verify} and {usage} are those functions, {table} is
     the store's table, and {literal} the table's name in a string.
     """
-    if db.session.get_bind().dialect.name != "postgresql":
-        raise StorageUnavailable("the metadata database is not PostgreSQL")
+    check_dialect()
     table = qualified("extension_storage")
     statement = statement.format(
         table=table,
