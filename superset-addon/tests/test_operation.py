@@ -625,6 +625,26 @@ def test_server_stops_in_mid_rotation(app: Any, request: pytest.FixtureRequest) 
     assert "3 scanned, 3 re-encrypted, 0 already current, 0 failed" in done.stdout
 
 
+def test_rotate_with_ids_that_are_not_unique(
+    app: Any, request: pytest.FixtureRequest
+) -> None:
+    """Running it again does not help: somebody must mend the table."""
+    key = "extension_storage_pkey"
+    plant("other", 2)
+
+    def mend() -> None:
+        sql(f"DELETE FROM {TABLE}")
+        sql(f"ALTER TABLE {TABLE} ADD CONSTRAINT {key} PRIMARY KEY (id)")
+
+    request.addfinalizer(mend)
+    sql(f"ALTER TABLE {TABLE} DROP CONSTRAINT {key}")
+    sql(f"UPDATE {TABLE} SET id = 1")
+    done = rotate(app)
+    assert done.exit_code == 1
+    assert "has several rows with id 1. Give these rows new ids" in done.stderr
+    assert "run the command again" not in done.stderr
+
+
 def test_rotate_can_be_stopped_during_a_notice(
     app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,10 +34,11 @@ STATUS = "extension-storage-status"  # the name of that command
 COULD_NOT_RUN = 1
 INTERRUPTED = 3
 UNREADABLE = 4
+CTRL_C = 130  # as a shell has it of a program that SIGINT has ended
 
-# Classes of SQLSTATEs of what passes: connection, conflict, resources, locks,
-# and the end of the server or the statement by a person.
-PASSING = ("08", "40", "53", "55", "57")
+# How SQLSTATEs begin of what passes: connection, conflict, resources, locks, and
+# the end of the server or the statement by a person.
+PASSING = ("08", "40", "53", "55006", "55P03", "57")
 
 # Whose deletion is watched, in which table, the call that sees to it, and the
 # arguments of the triggers that it makes.
