@@ -24,7 +24,18 @@ import psycopg2
 import pytest
 from cryptography.fernet import Fernet, InvalidToken
 
-from conftest import END, README, SECRET_KEY, Client, Superset, reload, setting, sql
+from conftest import (
+    END,
+    README,
+    SECRET_KEY,
+    Client,
+    Superset,
+    reload,
+    session,
+    setting,
+    sql,
+)
+from services import wait_until
 
 EXTVERSION = "SELECT extversion FROM pg_extension WHERE extname = 'extension_storage'"
 SUMMARY = re.compile(r"^\d+ scanned, .*$", re.MULTILINE)
@@ -723,6 +734,43 @@ def test_rotate_shows_a_bar_and_can_be_stopped(
     )
     assert (scanned, failed) == (2000, 0)
     assert rotated > 0 and current > 0 and rotated + current == scanned
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["init-extension-storage"],
+        ["rotate-extension-storage-keys", "--extension-id=acme.my-ext"],
+        ["extension-storage-status"],
+        ["extension-storage-status", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_ctrl_c(second: Superset, app: Any, command: list[str]) -> None:
+    """It ends a command at once, while the server has not answered, without a word."""
+    plant("other", 1)
+    waits = "SELECT query FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with session() as other:
+        other.execute(f"LOCK {TABLE} IN ACCESS EXCLUSIVE MODE")
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("superset"), *command],
+            cwd=second.folder,
+            env=second.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Tests that run in the background have it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        wait_until(lambda: sql(waits) != [], "it does not ask for the entries")
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=END)
+        wait_until(lambda: sql(waits) == [], "the server goes on")
+    assert process.returncode == 130
+    for text in ("Aborted", "Error", "Traceback", SECRET_KEY):
+        assert text not in stdout + stderr
+    assert "{" not in stdout
 
 
 # Deletions

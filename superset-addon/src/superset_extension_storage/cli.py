@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -111,10 +111,46 @@ def in_a_line(error: ExtensionStorageError) -> str:
     )
 
 
+def _wait(driver: Any) -> None:
+    """Wait for the server in Python, which Ctrl-C ends at once.
+
+    psycopg2's own way is in C; its wait_select makes an error of the server's of it.
+    """
+    from select import select
+
+    from psycopg2 import Error
+    from psycopg2.extensions import POLL_OK, POLL_READ
+
+    try:
+        while (state := driver.poll()) != POLL_OK:
+            reading = [driver] if state == POLL_READ else []
+            select(reading, [] if reading else [driver], [])
+    except KeyboardInterrupt:
+        with suppress(Error):  # there may be no connection yet
+            driver.cancel()
+        raise
+
+
+@contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C end what is in it without a word, and with a code that says so."""
+    from psycopg2.extensions import get_wait_callback, set_wait_callback
+
+    before = get_wait_callback()
+    set_wait_callback(_wait)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(CTRL_C) from None
+    finally:
+        set_wait_callback(before)
+
+
 def of_an_operator(command: Callable[..., None]) -> Callable[..., None]:
     """Have a command say in a line why it cannot run."""
 
     @with_appcontext
+    @ended_by_ctrl_c()
     @wraps(command)
     def run(**options: Any) -> None:
         from flask import current_app
@@ -534,7 +570,7 @@ def _call_rotation(
     progress: Progress,
 ) -> Any:
     """Call the procedure outside of a transaction, so that it commits batches."""
-    from psycopg2.extensions import set_wait_callback
+    from psycopg2.extensions import get_wait_callback, set_wait_callback
     from psycopg2.extras import wait_select
 
     from .dao import qualified
@@ -561,6 +597,7 @@ def _call_rotation(
 
     # psycopg2 gives notices as they come only where it waits in Python.
     driver.notices = progress
+    before = get_wait_callback()
     set_wait_callback(wait)
     handler = signal.signal(signal.SIGINT, stop)
     try:
@@ -575,7 +612,7 @@ def _call_rotation(
             ).one()
     finally:
         signal.signal(signal.SIGINT, handler)
-        set_wait_callback(None)
+        set_wait_callback(before)
         driver.notices = []
 
 

@@ -14,6 +14,7 @@ from .cli import (
     COULD_NOT_RUN,
     NOT_INSTALLED,
     STATUS,
+    ended_by_ctrl_c,
     fail,
     in_a_line,
     is_of_the_server,
@@ -53,6 +54,7 @@ UNREADABLE_COLUMNS = (
 @click.command(STATUS)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on the last line.")
 @with_appcontext
+@ended_by_ctrl_c()
 def status(as_json: bool) -> None:
     """Show what extensions store, and what each key is needed for.
 
