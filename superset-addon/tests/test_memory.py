@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import psycopg2
 import pytest
+import requests
 
 from conftest import END, Client, Superset, sql
 
@@ -69,6 +70,58 @@ def test_memory(worker: psutil.Process, admin: Client, results: Path) -> None:
     (results / "memory.txt").write_text(text)
     assert listing < 32 * MB, text
     assert reading < 128 * MB, text
+
+
+def test_memory_of_several_values(
+    worker: psutil.Process, admin: Client, results: Path
+) -> None:
+    """They are refused, or not sent, before all are there."""
+    sql(
+        "INSERT INTO ext_storage.extension_storage"
+        " (extension_id, key, value, value_size)"
+        " SELECT 'acme.my-ext', 'k' || n, convert_to(repeat('x', 16777215), 'UTF8'),"
+        " 16777215 FROM generate_series(1, 8) n"
+    )
+    sql(
+        "INSERT INTO ext_storage.extension_storage (extension_id, key, value)"
+        " SELECT 'acme.my-ext', 'l' || n, 'small' FROM generate_series(1, 8) n"
+    )
+    known = {
+        key: f"{uuid}-{version}"
+        for key, uuid, version in sql(
+            "SELECT key, uuid, version FROM ext_storage.extension_storage"
+        )
+    }
+
+    def get(*operations: dict[str, str]) -> tuple[requests.Response, int]:
+        before = reset_peak(worker)
+        body = {"operations": [{"op": "get", **one} for one in operations]}
+        answer = admin.request("POST", "global/", json=body)
+        return answer, peak(worker) - before
+
+    get({"key": "l1"})  # what the first request loads is not counted
+    answer, refused = get(*({"key": f"k{n}"} for n in range(1, 9)))
+    assert (answer.status_code, answer.json()["operation"]) == (413, 1)
+    answer, unsent = get(
+        *(
+            part
+            for n in range(1, 9)
+            for part in (
+                {"key": f"k{n}", "if_none_match": known[f"k{n}"]},
+                {"key": f"l{n}"},
+            )
+        )
+    )
+    statuses = [(one["status"], one.get("value")) for one in answer.json()["result"]]
+    assert statuses == [(304, None), (200, "small")] * 8
+    text = (
+        f"one request for 8 values of 16 MB is refused: +{refused / MB:.1f} MB;"
+        f" or has them already: +{unsent / MB:.1f} MB\n"
+    )
+    with (results / "memory.txt").open("a") as file:
+        file.write(text)
+    assert refused < 192 * MB, text
+    assert unsent < 128 * MB, text
 
 
 def test_memory_of_refused_values(

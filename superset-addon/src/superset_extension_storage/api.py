@@ -47,6 +47,7 @@ from .dao import (
     Entry,
     EntryWithValue,
     ExtensionStorageDAO,
+    get_first,
     is_reserved,
     moment,
     savepoint,
@@ -63,7 +64,7 @@ MAX_PAGE_SIZE = 100
 MAX_LIST_BYTES = 4 * 1024 * 1024  # of values in a list, but for the first
 MAX_OPERATIONS = 100
 MAX_KEY = 255
-GET_STEP = 8  # values of MAX_VALUE_SIZE that are in memory at once
+GET_STEP = 8  # entries that the server reads at once
 # JSON spells a byte of the largest value with up to six characters.
 MAX_BODY = 6 * MAX_VALUE_SIZE + 65536
 # What is no escape of JSON in a body: base64 of the largest value, and the rest.
@@ -1141,9 +1142,7 @@ Answers = dict[str, dict[str, Any]]
 
 def _get_all(address: Scope, operations: list[Operation]) -> Answers:
     def together(asked: list[Operation]) -> list[EntryWithValue | None]:
-        entries = ExtensionStorageDAO.get_many(
-            **address, keys=[one.key for one in asked]
-        )
+        entries = get_first(**address, keys=[one.key for one in asked])
         found = {entry.key: entry for entry in entries}
         return [found.get(one.key) for one in asked]
 
@@ -1152,12 +1151,18 @@ def _get_all(address: Scope, operations: list[Operation]) -> Answers:
 
     answers: Answers = {}
     size = 0
-    for first in range(0, len(operations), GET_STEP):
-        asked = operations[first : first + GET_STEP]
+    waiting = operations
+    while waiting:
+        asked, waiting = waiting[:GET_STEP], waiting[GET_STEP:]
         entries = _one_by_one(partial(together, asked), alone, asked)
+        left_out = []
         for one, entry in zip(asked, entries, strict=True):
-            answers[one.key] = _answer_get(one, entry)
-            if answers[one.key]["status"] == 200:
+            answer = _answer_get(one, entry)
+            if answer["status"] == 200 and entry.value is None:
+                left_out.append(one)
+                continue
+            answers[one.key] = answer
+            if answer["status"] == 200:
                 size += len(entry.value)
             if size > MAX_VALUE_SIZE:
                 raise Refused(
@@ -1165,6 +1170,7 @@ def _get_all(address: Scope, operations: list[Operation]) -> Answers:
                     f"values must not be larger than {MAX_VALUE_SIZE} bytes in all",
                     one.number,
                 )
+        waiting = left_out + waiting
     return answers
 
 
