@@ -24,6 +24,7 @@ import pytest
 import requests
 
 from bundles import build_my_ext, make_bundle
+from superset_extension_storage import openapi
 
 SECRET_KEY = "a secret key of the tests that is long enough"
 PASSWORD = "correct horse"
@@ -236,6 +237,19 @@ class Superset:
         return Client(self, user)
 
 
+def documented_statuses(method: str, path: str) -> set[int]:
+    """Give the statuses that OpenAPI has for an operation, none where it is none."""
+    found = re.fullmatch(
+        STORAGE.format("[^/]+/[^/]+") + r"/(global|user|resources/[^/]+/[^/]+)/([^/]*)",
+        path.partition("?")[0],
+    )
+    try:
+        described = openapi.operation(method, "{key}" if found[2] else "/", "", "")
+    except (KeyError, TypeError):  # of the method, or of the path
+        return set()
+    return set(map(int, described["responses"]))
+
+
 class Client:
     """Requests with the cookies and the CSRF token of a browser's session."""
 
@@ -263,9 +277,12 @@ class Client:
         if not path.startswith("/"):
             extension = options.pop("extension", "acme/my-ext")
             path = f"{STORAGE.format(extension)}/{path}"
-        return self.session.request(
+        answer = self.session.request(
             method, self.superset.url + path, allow_redirects=False, **options
         )
+        documented = documented_statuses(method, path)
+        assert not documented or answer.status_code in documented, answer.text
+        return answer
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return self.request("GET", path, **options)

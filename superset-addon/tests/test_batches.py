@@ -782,9 +782,7 @@ def test_header_for_several_entries(
             assert answer.status_code == 400
             assert f"{header} is for a single entry" in answer.json()["message"]
     assert keys(admin.get(f"{scope}/")) == "k"
-    nobody = clients["nobody"].delete(
-        f"{scope}/?key_prefix=k", headers={header: "*"}
-    )
+    nobody = clients["nobody"].delete(f"{scope}/?key_prefix=k", headers={header: "*"})
     assert nobody.status_code == 403
 
 

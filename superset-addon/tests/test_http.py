@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import subprocess
 import time
@@ -20,7 +21,7 @@ import pytest
 import requests
 
 from bundles import make_bundle, manifest
-from conftest import PASSWORD, STORAGE, Client, Superset, setting, sql
+from conftest import PASSWORD, README, STORAGE, Client, Superset, setting, sql
 
 E = {"category", "description", "is_encrypted", "key", "uuid", "value_type"}
 SCOPES = ("global", "user", "resources/thing/a-1")
@@ -1143,17 +1144,188 @@ def test_head(admin: Client) -> None:
     assert answer.headers["Content-Length"] == "3"
 
 
-def test_openapi_document(admin: Client) -> None:
-    paths = admin.get("/api/v1/_openapi").json()["paths"]
-    root = "/api/v1/extensions/{publisher}/{name}/storage/persistent"
-    for scope in ("global", "user", "resources/{resource_type}/{resource_uuid}"):
-        whole = paths[f"{root}/{scope}/"]
-        assert set(whole) == {"get", "post", "delete"}
-        operations = paths[f"{root}/{scope}/{{key}}"]
-        assert set(operations) == {"get", "put", "delete"}
-        for operation in (*whole.values(), *operations.values()):
-            assert operation["tags"] == ["Extension storage"]
-            assert operation["summary"] and operation["responses"]["200"]
+@pytest.fixture(scope="module")
+def document(clients: dict[str | None, Client]) -> dict[str, Any]:
+    return clients["admin"].get("/api/v1/_openapi").json()
+
+
+ROOT = STORAGE.format("{publisher}/{name}")
+OF_ALL = {400, 401, 403, 404, 422, 500, 503}
+OF_A_BODY = {411, 412, 413, 415, 507}
+
+# What each operation has, of a scope and of an entry: arguments that are not of
+# the path, the schema of the body, and statuses.
+OPERATIONS = {
+    ("{scope}/", "get"): (
+        {
+            "page": {"type": "integer", "minimum": 0, "default": 0},
+            "page_size": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 100,
+                "default": 25,
+            },
+            "category": {"type": "string", "maxLength": 64},
+            "key_prefix": {"type": "string", "maxLength": 255},
+            "after_key": {"type": "string", "maxLength": 255},
+            "after": {"type": "string"},
+            "order": {"type": "string", "enum": ["key", "newest"], "default": "key"},
+            "include": {"type": "string", "enum": ["value"]},
+            "max_bytes": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": 4194304,
+                "default": 1048576,
+            },
+        },
+        None,
+        {200},
+    ),
+    ("{scope}/", "post"): ({}, "ExtensionStorageOperations", {200, 302} | OF_A_BODY),
+    ("{scope}/", "delete"): (
+        {"key_prefix": {"type": "string", "minLength": 1, "maxLength": 255}},
+        None,
+        {200, 302},
+    ),
+    ("{scope}/{key}", "get"): (
+        {"If-None-Match": {"type": "string"}},
+        None,
+        {200, 304},
+    ),
+    ("{scope}/{key}", "put"): (
+        {"If-Match": {"type": "string"}, "If-None-Match": {"type": "string"}},
+        "ExtensionStorageBody",
+        {200, 302} | OF_A_BODY,
+    ),
+    ("{scope}/{key}", "delete"): (
+        {"If-Match": {"type": "string"}, "If-None-Match": {"type": "string"}},
+        None,
+        {200, 302, 412},
+    ),
+}
+
+NAME = {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}
+OF_THE_PATH = {
+    "publisher": NAME,
+    "name": NAME,
+    "resource_type": {"type": "string", "maxLength": 64},
+    "resource_uuid": {"type": "string", "maxLength": 36},
+    "key": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+
+
+@pytest.mark.parametrize(
+    "scope", ["global", "user", "resources/{resource_type}/{resource_uuid}"]
+)
+def test_openapi_document(document: dict[str, Any], scope: str) -> None:
+    described = {
+        (path, method): operation
+        for path in ("{scope}/", "{scope}/{key}")
+        for method, operation in document["paths"][
+            f"{ROOT}/{path.replace('{scope}', scope)}"
+        ].items()
+    }
+    assert set(described) == set(OPERATIONS)
+    for name, (arguments, body, statuses) in OPERATIONS.items():
+        operation = described[name]
+        assert operation["tags"] == ["Extension storage"] and operation["summary"]
+        names = re.findall(r"{(\w+)}", f"{ROOT}/{scope}/{name[0]}")
+        of_the_path = {n: OF_THE_PATH[n] for n in names if n in OF_THE_PATH}
+        found = {p["name"]: p["schema"] for p in operation["parameters"]}
+        assert found == {**of_the_path, **arguments}, name
+        required = {p["name"] for p in operation["parameters"] if p["required"]}
+        by_prefix = {"key_prefix"} & set(arguments) if name[1] == "delete" else set()
+        assert required == set(of_the_path) | by_prefix, name
+        found = operation.get("requestBody")
+        if body is None:
+            assert found is None
+        else:
+            reference = {"$ref": f"#/components/schemas/{body}"}
+            assert found["required"] is True
+            assert found["content"] == {"application/json": {"schema": reference}}
+        assert set(map(int, operation["responses"])) == OF_ALL | statuses, name
+
+
+def test_openapi_bodies(document: dict[str, Any]) -> None:
+    """The fields are those that are taken, none is more."""
+    from superset_extension_storage import api
+
+    schemas = document["components"]["schemas"]
+    operations = schemas["ExtensionStorageOperations"]["properties"]["operations"]
+    for schema, fields in (
+        (schemas["ExtensionStorageBody"], api.EntryFields),
+        (operations["items"], api.OperationFields),
+    ):
+        assert set(schema["properties"]) == set(fields.__struct_fields__)
+        assert schema["additionalProperties"] is False
+    assert operations["maxItems"] == api.MAX_OPERATIONS
+
+
+def test_openapi_limits(admin: Client, document: dict[str, Any]) -> None:
+    """What is as long as the document says is taken, what is longer is not."""
+    paths, schemas = document["paths"], document["components"]["schemas"]
+    checked = set()
+
+    def check(name: str, length: int, send: Callable[[str], requests.Response]) -> None:
+        checked.add(name)
+        start = "a/" if name == "value_type" else ""
+        for over in (0, 1):
+            answer = send(start + "x" * (length + over - len(start)))
+            assert (answer.status_code == 400) is bool(over), (name, answer.text)
+
+    resource = f"{ROOT}/resources/{{resource_type}}/{{resource_uuid}}"
+    for parameter in paths[f"{resource}/{{key}}"]["get"]["parameters"]:
+        if "maxLength" in parameter["schema"]:
+            parts = {"resource_type": "t", "resource_uuid": "u", "key": "k"}
+            check(
+                parameter["name"],
+                parameter["schema"]["maxLength"],
+                lambda text, parts=parts, name=parameter["name"]: admin.get(
+                    "resources/{resource_type}/{resource_uuid}/{key}".format(
+                        **{**parts, name: text}
+                    )
+                ),
+            )
+    for parameter in paths[f"{ROOT}/user/"]["get"]["parameters"]:
+        if "maxLength" in parameter["schema"]:
+            check(
+                parameter["name"],
+                parameter["schema"]["maxLength"],
+                lambda text, name=parameter["name"]: admin.get(f"user/?{name}={text}"),
+            )
+    for name, schema in schemas["ExtensionStorageBody"]["properties"].items():
+        if "maxLength" in schema:
+            check(
+                name,
+                schema["maxLength"],
+                lambda text, name=name: admin.put("user/k", {name: text}),
+            )
+    assert checked == {
+        *("resource_type", "resource_uuid", "key"),
+        *("category", "key_prefix", "after_key", "value_type", "description"),
+    }
+
+
+def test_statuses_are_documented() -> None:
+    """In OpenAPI and in the README: each that a source names, and that a test has met,
+    as the clients of the tests look at each answer.
+    """
+    documented = {s for *_, statuses in OPERATIONS.values() for s in OF_ALL | statuses}
+    answers = README.read_text().partition("| status | |\n")[2].partition("\n\n")[0]
+    listed = {
+        int(s)
+        for row in re.findall(r"^\| ([\d, ]+) \|", answers, re.M)
+        for s in row.split(", ")
+    }
+    assert listed == documented - {200}
+    source = (README.parent / "src/superset_extension_storage/api.py").read_text()
+    named = re.findall(
+        r"(?:Refused|response)\(\s*(\d{3})|status(?:, message)? ?= ?(\d{3})"
+        r"|errors\.\w+: (\d{3})",
+        source,
+    )
+    found = {int(status) for match in named for status in match if status}
+    assert {200, 304, 411, 503, 507} < found <= documented
 
 
 @contextmanager

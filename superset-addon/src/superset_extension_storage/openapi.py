@@ -5,12 +5,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
-PARAMETERS = {
-    "publisher": "Publisher of the extension: letters, digits, _ and -",
-    "name": "Name of the extension: letters, digits, _ and -",
-    "resource_type": "`dashboard`, `chart` or a type of the extension's own",
-    "resource_uuid": "UUID of the resource",
-    "key": "Name of the entry in its scope, up to 255 characters",
+_TEXT = {"type": "string"}
+_NAME = {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}
+_KEY = {"type": "string", "minLength": 1, "maxLength": 255}
+
+# Of the path: description and schema.
+PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "publisher": ("Publisher of the extension", _NAME),
+    "name": ("Name of the extension", _NAME),
+    "resource_type": (
+        "`dashboard`, `chart` or a type of the extension's own",
+        {"type": "string", "maxLength": 64},
+    ),
+    "resource_uuid": ("UUID of the resource", {"type": "string", "maxLength": 36}),
+    "key": ("Name of the entry in its scope", _KEY),
 }
 
 ENTRY = {
@@ -36,7 +44,11 @@ BODY = {
             "enum": ["base64", None],
             "description": "Absent or null: the value is its UTF-8 bytes",
         },
-        "value_type": {"type": "string", "default": "application/json"},
+        "value_type": {
+            "type": "string",
+            "default": "application/json",
+            "maxLength": 255,
+        },
         "category": {"type": "string", "nullable": True, "maxLength": 64},
         "description": {"type": "string", "nullable": True, "maxLength": 65535},
         "is_encrypted": {
@@ -74,7 +86,7 @@ OPERATION = {
     "required": ["op", "key"],
     "properties": {
         "op": {"type": "string", "enum": ["get", "set", "delete"]},
-        "key": {"type": "string", "minLength": 1, "maxLength": 255},
+        "key": _KEY,
         "if_match": _CONDITION,
         "if_none_match": _CONDITION,
         **BODY["properties"],
@@ -160,6 +172,9 @@ REFUSAL = {
     },
 }
 
+# Of Superset itself, about a token.
+MSG = {"type": "object", "properties": {"msg": {"type": "string"}}}
+
 COUNT = {
     "type": "object",
     "properties": {"message": {"type": "string"}, "count": {"type": "integer"}},
@@ -181,51 +196,85 @@ def operation(method: str, path: str, name: str, summary: str) -> dict[str, Any]
         "summary": summary,
         "security": [{"jwt": []}],
         "parameters": [
-            _parameter("path", parameter, PARAMETERS[parameter], required=True)
+            _parameter("path", parameter, *PARAMETERS[parameter], required=True)
             for parameter in re.findall(r"{(\w+)}", path)
         ],
         "responses": {
+            "400": _json("Bad name, key, argument, header or body", REFUSAL),
             "401": {"$ref": "#/components/responses/401"},
             "403": {"$ref": "#/components/responses/403"},
             "404": _json("No such entry, resource or extension", MESSAGE),
+            "422": _json("The bearer token is malformed", MSG),
+            "500": _json("A fault that is in Superset's log", REFUSAL),
             "503": {
-                **_json("The store cannot be used", MESSAGE),
+                **_json("The store cannot be used", REFUSAL),
                 "headers": {"Retry-After": _header("Seconds, where it may help")},
             },
         },
     }
+    if method != "GET":
+        described["responses"]["302"] = {
+            "description": "To the login page: the CSRF token is missing. 400 for JSON"
+        }
     (_DESCRIBE_ALL if path.endswith("/") else _DESCRIBE)[method](described)
     return described
 
 
 def _describe_list(described: dict[str, Any]) -> None:
     described["parameters"] += [
-        _parameter("query", "page", "From 0", type="integer"),
-        _parameter("query", "page_size", "1 to 100, default 25", type="integer"),
-        _parameter("query", "category", "Only entries of this category"),
-        _parameter("query", "key_prefix", "Only keys that start with this"),
-        _parameter("query", "after_key", "Only keys after this one, by key"),
-        _parameter("query", "after", "`next` of the page before"),
-        _parameter("query", "order", "`key`, the default, or `newest` change first"),
-        _parameter("query", "include", "`value`: with version and value"),
-        _parameter(
-            "query",
-            "max_bytes",
-            "Values of a page, but for the first, in all: 1 MB, at most 4 MB",
-            type="integer",
-        ),
+        _parameter("query", name, description, schema)
+        for name, description, schema in (
+            ("page", "From 0", {"type": "integer", "minimum": 0, "default": 0}),
+            (
+                "page_size",
+                "Entries of a page",
+                {"type": "integer", "minimum": 1, "maximum": 100, "default": 25},
+            ),
+            (
+                "category",
+                "Only entries of this category",
+                {"type": "string", "maxLength": 64},
+            ),
+            (
+                "key_prefix",
+                "Only keys that start with this",
+                {"type": "string", "maxLength": 255},
+            ),
+            (
+                "after_key",
+                "Only keys after this one, by key",
+                {"type": "string", "maxLength": 255},
+            ),
+            ("after", "`next` of the page before", _TEXT),
+            (
+                "order",
+                "By key, or the newest change first",
+                {"type": "string", "enum": ["key", "newest"], "default": "key"},
+            ),
+            (
+                "include",
+                "`value`: with version and value",
+                {"type": "string", "enum": ["value"]},
+            ),
+            (
+                "max_bytes",
+                "Values of a page, but for the first, in all",
+                {
+                    "type": "integer",
+                    "minimum": 0,
+                    "maximum": 4194304,
+                    "default": 1048576,
+                },
+            ),
+        )
     ]
-    described["responses"] |= {
-        "200": _json("A page of entries", LIST),
-        "400": _json("Bad argument", MESSAGE),
-    }
+    described["responses"]["200"] = _json("A page of entries", LIST)
 
 
 def _describe_several(described: dict[str, Any]) -> None:
     described["requestBody"] = _body("ExtensionStorageOperations")
     described["responses"] |= {
         "200": _json("What each operation gives, in their order", ANSWERS),
-        "400": _json("Bad body or operation", REFUSAL),
         "411": _json("The length of the body is not known", MESSAGE),
         "412": _json("An entry is another one: nothing was done", REFUSAL),
         "413": _json("A value, or all together, are too large", REFUSAL),
@@ -236,12 +285,9 @@ def _describe_several(described: dict[str, Any]) -> None:
 
 def _describe_delete_prefix(described: dict[str, Any]) -> None:
     described["parameters"].append(
-        _parameter("query", "key_prefix", "What the keys start with", required=True)
+        _parameter("query", "key_prefix", "What the keys start with", _KEY, True)
     )
-    described["responses"] |= {
-        "200": _json("How many there were", COUNT),
-        "400": _json("Without key_prefix, or with one that is empty", MESSAGE),
-    }
+    described["responses"]["200"] = _json("How many there were", COUNT)
 
 
 def _describe_get(described: dict[str, Any]) -> None:
@@ -255,7 +301,7 @@ def _describe_get(described: dict[str, Any]) -> None:
             "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
         },
         "304": {"description": "The caller has this version"},
-        "500": _json("The value cannot be decrypted", MESSAGE),
+        "500": _json("The value cannot be decrypted, or a fault", MESSAGE),
     }
 
 
@@ -264,10 +310,7 @@ def _describe_write(described: dict[str, Any]) -> None:
         _parameter("header", "If-Match", "Write only over this version"),
         _parameter("header", "If-None-Match", "`*`: write only where there is none"),
     ]
-    described["responses"] |= {
-        "400": _json("Bad key, header or body", MESSAGE),
-        "412": _json("The entry is another one", MESSAGE),
-    }
+    described["responses"]["412"] = _json("The entry is another one", MESSAGE)
 
 
 def _describe_put(described: dict[str, Any]) -> None:
@@ -284,9 +327,7 @@ def _describe_put(described: dict[str, Any]) -> None:
 
 def _describe_delete(described: dict[str, Any]) -> None:
     _describe_write(described)
-    described["responses"] |= {
-        "200": _json("Deleted", MESSAGE),
-    }
+    described["responses"]["200"] = _json("Deleted", MESSAGE)
 
 
 _DESCRIBE_ALL = {
@@ -301,15 +342,15 @@ def _parameter(
     place: str,
     name: str,
     description: str,
+    schema: dict[str, Any] = _TEXT,
     required: bool = False,
-    type: str = "string",
 ) -> dict[str, Any]:
     return {
         "in": place,
         "name": name,
         "description": description,
         "required": required,
-        "schema": {"type": type},
+        "schema": schema,
     }
 
 
