@@ -770,6 +770,7 @@ run_plan(Connection *connection, Statement *statement,
 	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
 									   &options);
 	end_run(&run, result);
+	pfree(params);
 }
 
 /*
