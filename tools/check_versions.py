@@ -25,6 +25,9 @@ found = {
         r'^NEEDED_VERSION = "(.*)"',
         "superset-addon/src/superset_extension_storage/cli.py",
     ),
+    "superset-addon/js/README.md": first(
+        r"superset-extension-storage-([\d.]+)\.tgz", "superset-addon/js/README.md"
+    ),
     "debian/changelog": first(r"\((.*)-\d+\)", "debian/changelog"),
     "superset-addon/pyproject.toml": tomllib.loads(
         Path("superset-addon/pyproject.toml").read_text()

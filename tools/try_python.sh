@@ -19,6 +19,9 @@ pins=/source/superset-addon/tests/requirements.txt
 for made in /packages/*.whl /packages/superset_extension_storage-*.tar.gz; do
     /srv/venv/bin/pip install -q --force-reinstall --no-deps --no-build-isolation "$made"
     /srv/venv/bin/python /source/tools/show_addon.py >"/tmp/shown-${made##*.}"
+    # the licence wants its text in every copy
+    find /srv/venv -path '*superset_extension_storage-*' -name LICENSE -exec cmp /source/LICENSE {} \; -print |
+        grep -q LICENSE
 done
 cmp /tmp/shown-whl /tmp/shown-gz
 grep -q 'flask.commands' /tmp/shown-whl
