@@ -26,6 +26,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
@@ -624,6 +625,18 @@ ext_storage_update_tables(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Begins to get ready for a change.  A standby refuses it here: the counts are
+ * unlogged, and have no file there.
+ */
+static void
+begin_preparing(Connection *connection)
+{
+	connection->quota_prepared = true;
+	if (RecoveryInProgress())
+		PreventCommandDuringRecovery(psprintf("%s()", get_func_name(connection->function)));
+}
+
+/*
  * QuotaPrepareMany
  *		Gets ready for a change of the entries of several extensions: locks the
  *		table, and by a statement their counts.  SPI must be connected.
@@ -634,9 +647,7 @@ void
 QuotaPrepareMany(Connection *connection, Statement *lock_usage,
 				 const StatementArgs *args)
 {
-	connection->quota_prepared = true;
-	/* the counts are unlogged, and have no file on a standby */
-	PreventCommandDuringRecovery(psprintf("%s()", get_func_name(connection->function)));
+	begin_preparing(connection);
 	StatementLockTable(connection, RowExclusiveLock);
 	if (QuotaIsCounting(connection))
 		StatementRunAsOwner(connection, lock_usage, args);
@@ -652,8 +663,7 @@ QuotaPrepare(Connection *connection, Datum extension_id)
 {
 	Usage	   *usage;
 
-	connection->quota_prepared = true;
-	PreventCommandDuringRecovery(psprintf("%s()", get_func_name(connection->function)));
+	begin_preparing(connection);
 	if (quota_per_extension > 0 && !QuotaIsCounting(connection))
 		start_counting(connection);
 	StatementLockTable(connection, RowExclusiveLock);

@@ -3,7 +3,8 @@
  * read.c
  *	  Get, list and count entries.
  *
- * Every statement goes through SPI with the caller's rights.
+ * Every statement goes through SPI with the caller's rights, a superuser's with
+ * those of the table's owner.
  *
  *-------------------------------------------------------------------------
  */

@@ -3,9 +3,9 @@
  * storage.c
  *	  Set, rename and delete entries.
  *
- * What is to be encrypted is encrypted before a statement gets it: triggers,
- * WAL and the table never have the plaintext.  Every statement goes through
- * SPI with the caller's rights.
+ * What is to be encrypted is encrypted before it gets into a row: triggers, WAL
+ * and the table never have the plaintext.  Every statement goes through SPI with
+ * the caller's rights, a superuser's with those of the table's owner.
  *
  *-------------------------------------------------------------------------
  */
