@@ -38,7 +38,14 @@ SET LOCAL client_min_messages = warning;
 CALL ext_storage_rotate_keys(batch_size => 30, dry_run => true);
 CALL ext_storage_rotate_keys(batch_size => 30);
 SELECT role, entries, removable FROM ext_storage_key_status();
-SET LOCAL extension_storage.encryption_keys = 'new-secret';
+-- The least id, and the greatest.
+UPDATE extension_storage SET id = '-9223372036854775808' WHERE key = 'k1';
+UPDATE extension_storage SET id = 9223372036854775807 WHERE key = 'k2';
+SET LOCAL extension_storage.encryption_keys = 'newer-secret,new-secret';
+CALL ext_storage_rotate_keys(batch_size => 1);
+SELECT role, entries, removable FROM ext_storage_key_status();
+CALL ext_storage_rotate_keys(batch_size => 1);
+SET LOCAL extension_storage.encryption_keys = 'newer-secret';
 SELECT * FROM ext_storage_verify();
 SELECT count(*) FROM generate_series(1, 100) i
 WHERE ext_storage_get('acme.a', 'k' || i, i) = convert_to('value ' || i, 'UTF8');

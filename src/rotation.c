@@ -94,7 +94,7 @@ static const StatementColumn row_columns[] = {
 enum
 {
 	WALK_PARAM_EXTENSION_ID,
-	WALK_PARAM_AFTER_ID,
+	WALK_PARAM_FIRST_ID,
 	WALK_PARAM_LAST_ID,
 	WALK_PARAM_LIMIT,
 	NUM_WALK_PARAMS
@@ -102,7 +102,7 @@ enum
 
 static const StatementParam walk_params[] = {
 	[WALK_PARAM_EXTENSION_ID] = {"extension_id", TEXTOID},
-	[WALK_PARAM_AFTER_ID] = {"after_id", INT8OID},
+	[WALK_PARAM_FIRST_ID] = {"first_id", INT8OID},
 	[WALK_PARAM_LAST_ID] = {"last_id", INT8OID},
 	[WALK_PARAM_LIMIT] = {"limit", INT8OID}
 };
@@ -182,7 +182,7 @@ static Statement total_of_one_statement = {
 static Statement walk_statement = {
 	.sql = "SELECT @columns@ FROM " SQL_TABLE
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.is_encrypted"
-	" AND e.id" SQL_GT "$after_id AND e.id" SQL_LE "$last_id"
+	" AND e.id" SQL_GE "$first_id AND e.id" SQL_LE "$last_id"
 	" ORDER BY e.id LIMIT $limit",
 	STATEMENT_PARAMS(walk_params, NUM_WALK_PARAMS),
 	STATEMENT_COLUMNS(row_columns, NUM_ROW_COLUMNS),
@@ -881,31 +881,31 @@ find_extensions(Connection *connection, text *extension_id, bool read_only)
 	return extensions;
 }
 
-/* Reads rows of the extension, by id from the one after after_id to last_id. */
+/* Reads rows of the extension whose ids are from first_id to last_id, by id. */
 static uint64
-read_rows(Rotation *rotation, int64 after_id, int64 last_id, int64 limit)
+read_rows(Rotation *rotation, int64 first_id, int64 last_id, int64 limit)
 {
 	StatementArgs args;
 
 	StatementArgsInit(&args);
 	StatementSet(&args, WALK_PARAM_EXTENSION_ID, TEXTOID,
 				 PointerGetDatum(rotation->extension_id));
-	StatementSet(&args, WALK_PARAM_AFTER_ID, INT8OID, Int64GetDatum(after_id));
+	StatementSet(&args, WALK_PARAM_FIRST_ID, INT8OID, Int64GetDatum(first_id));
 	StatementSet(&args, WALK_PARAM_LAST_ID, INT8OID, Int64GetDatum(last_id));
 	StatementSet(&args, WALK_PARAM_LIMIT, INT8OID, Int64GetDatum(limit));
 	return StatementRun(&rotation->connection, &walk_statement, &args, false);
 }
 
 /*
- * Is the first row after after_id one that the first key reads?  If so, id is
+ * Is the first row from first_id on one that the first key reads?  If so, id is
  * set to its id.
  */
 static bool
-next_is_current(Rotation *rotation, int64 after_id, int64 last_id, int64 *id)
+next_is_current(Rotation *rotation, int64 first_id, int64 last_id, int64 *id)
 {
 	bool		current = false;
 
-	if (read_rows(rotation, after_id, last_id, 1) > 0)
+	if (read_rows(rotation, first_id, last_id, 1) > 0)
 	{
 		EncryptedRow row;
 		uint64		timestamp;
@@ -920,8 +920,8 @@ next_is_current(Rotation *rotation, int64 after_id, int64 last_id, int64 *id)
 }
 
 /*
- * Guesses how far a call that was cut off had come: returns the id up to which
- * rows are current, as far as samples tell.
+ * Guesses how far a call that was cut off had come: returns the id before which
+ * rows are current, as far as samples tell, or the least one there can be.
  *
  * Beginning there lets calls that are cut off again and again make progress,
  * however long it takes to check what is done already.
@@ -949,16 +949,17 @@ find_start(Rotation *rotation, const ExtensionRows *extension)
 
 /*
  * Rotates the next rows of the extension, as many as the batch may still have.
- * Moves after_id on; false if there are no more.
+ * Moves first_id on; false if there are no more.
  */
 static bool
-rotate_next_rows(Rotation *rotation, int64 *after_id, int64 last_id)
+rotate_next_rows(Rotation *rotation, int64 *first_id, int64 last_id)
 {
 	int64		limit = rotation->procedure.batch_size -
 	(rotation->scanned - rotation->reported);
-	uint64		nrows = read_rows(rotation, *after_id, last_id, limit);
+	uint64		nrows = read_rows(rotation, *first_id, last_id, limit);
 	SPITupleTable *table = SPI_tuptable;
 	uint64		nread = 0;
+	bool		more = nrows == (uint64) limit;
 
 	while (nread < nrows && (nread == 0 || !batch_is_full(rotation)))
 	{
@@ -968,22 +969,25 @@ rotate_next_rows(Rotation *rotation, int64 *after_id, int64 last_id)
 		while (nread < nrows && !group_is_full(rotation))
 			add_to_group(rotation, &walk_statement, nread++);
 		rotation->scanned += rotation->ngroup;
-		*after_id = rotation->rows[rotation->ngroup - 1].id;
+		if (rotation->rows[rotation->ngroup - 1].id < last_id)
+			*first_id = rotation->rows[rotation->ngroup - 1].id + 1;
+		else
+			more = false;
 		rotate_group(rotation);
 	}
 	SPI_freetuptable(table);
-	return nread < nrows || nrows == (uint64) limit;
+	return nread < nrows || more;
 }
 
 /* Walks rows of the extension, batch by batch. */
 static void
-walk(Rotation *rotation, int64 after_id, int64 last_id)
+walk(Rotation *rotation, int64 first_id, int64 last_id)
 {
 	bool		more = true;
 
 	while (more)
 	{
-		more = rotate_next_rows(rotation, &after_id, last_id);
+		more = rotate_next_rows(rotation, &first_id, last_id);
 		if (!more && !batch_is_full(rotation))
 			break;
 		finish_batch(rotation, false);
@@ -1007,7 +1011,7 @@ walk_all(Rotation *rotation, List *extensions)
 		start = find_start(rotation, extension);
 		walk(rotation, start, extension->last_id);
 		if (start != PG_INT64_MIN)
-			walk(rotation, PG_INT64_MIN, start);
+			walk(rotation, PG_INT64_MIN, start - 1);
 	}
 	finish_batch(rotation, true);
 }
@@ -1258,7 +1262,7 @@ visit_rows(Connection *connection, text *extension_id, VisitRow visit,
 		StatementArgsInit(&args);
 		StatementSet(&args, WALK_PARAM_EXTENSION_ID, TEXTOID,
 					 PointerGetDatum(((ExtensionRows *) lfirst(cell))->extension_id));
-		StatementSet(&args, WALK_PARAM_AFTER_ID, INT8OID,
+		StatementSet(&args, WALK_PARAM_FIRST_ID, INT8OID,
 					 Int64GetDatum(PG_INT64_MIN));
 		StatementSet(&args, WALK_PARAM_LAST_ID, INT8OID,
 					 Int64GetDatum(PG_INT64_MAX));
