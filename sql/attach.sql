@@ -371,6 +371,22 @@ SELECT user_fk IS NULL AS resource, count(*) FROM extension_storage
 WHERE user_fk IS NOT NULL OR resource_type = 'board' GROUP BY 1 ORDER BY 1;
 ROLLBACK;
 SELECT ext_storage_detach('regress_app.more_things');
+-- So it is if other tables inherit from the one that is truncated.
+BEGIN;
+CREATE TABLE regress_app.parents (slug text);
+CREATE TABLE regress_app.children () INHERITS (regress_app.parents);
+INSERT INTO regress_app.children VALUES ('of a child');
+SELECT ext_storage_attach_resource('parent', 'regress_app.parents', 'slug');
+SELECT count(*) FROM unnest(ARRAY['of a child', 'of none']) slug,
+    ext_storage_set('acme.own', 'k', 'x', resource_type => 'parent', resource_uuid => slug);
+TRUNCATE ONLY regress_app.parents;
+SELECT count(*) FROM extension_storage WHERE resource_type = 'parent';
+SELECT ext_storage_purge_orphans();
+SELECT resource_uuid FROM extension_storage WHERE resource_type = 'parent';
+DROP TABLE regress_app.children;
+TRUNCATE regress_app.parents;
+SELECT count(*) FROM extension_storage WHERE resource_type = 'parent';
+ROLLBACK;
 -- An old row that a later constraint refuses keeps no user from being deleted,
 -- and is not shown.
 SELECT count(*) FROM ext_storage_set('acme.own', 'long', 'a value', actor_fk => 100);

@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "entry.h"
@@ -430,6 +431,7 @@ is_only_table(Connection *connection, FunctionCallInfo fcinfo, const char *type)
 	StatementArgs args;
 	Datum		row[NUM_OTHER_COLUMNS];
 	bool		nulls[NUM_OTHER_COLUMNS];
+	char	   *reason;
 
 	StatementArgsInit(&args);
 	StatementSet(&args, OTHER_PARAM_FUNCTION, OIDOID,
@@ -438,14 +440,20 @@ is_only_table(Connection *connection, FunctionCallInfo fcinfo, const char *type)
 				 ObjectIdGetDatum(RelationGetRelid(table)));
 	StatementSet(&args, OTHER_PARAM_ARGUMENTS, BYTEAOID,
 				 PointerGetDatum(cstring_to_text_with_len(type != NULL ? type : "", len)));
-	if (!StatementFetch(connection, &other_statement, &args, true, row, nulls))
+	if (StatementFetch(connection, &other_statement, &args, true, row, nulls))
+		reason = psprintf("Table %s is attached for the same kind, and it is not known which rows were in which table.",
+						  TextDatumGetCString(ColumnValue(other_columns,
+														  OTHER_NAME, TEXTOID,
+														  row)));
+	else if (table->rd_rel->relkind == RELKIND_RELATION &&
+			 find_inheritance_children(RelationGetRelid(table), NoLock) != NIL)
+		reason = "Other tables inherit from it, and TRUNCATE ONLY leaves their rows.";
+	else
 		return true;
 	ereport(WARNING,
 			(errmsg("entries that belonged to rows of table \"%s\" are kept",
 					RelationGetRelationName(table)),
-			 errdetail("Table %s is attached for the same kind, and it is not known which rows were in which table.",
-					   TextDatumGetCString(ColumnValue(other_columns, OTHER_NAME,
-													   TEXTOID, row))),
+			 errdetail("%s", reason),
 			 errhint("Call ext_storage_purge_orphans() to delete the entries that belong to no row of any attached table.")));
 	return false;
 }
