@@ -101,7 +101,7 @@ SELECT pg_temp.said_after('ALTER TABLE extension_storage RENAME value_size TO si
 
 -- A wider type is read as well as the narrower one, without a wrong number.
 ALTER TABLE extension_storage ALTER user_fk TYPE bigint, ALTER value_size TYPE bigint,
-    ALTER created_by_fk TYPE bigint, ALTER key TYPE text;
+    ALTER created_by_fk TYPE bigint, ALTER key TYPE text COLLATE "C";
 SELECT key, user_fk, value_size, version FROM ext_storage_set('acme.h', 'u', 'four', user_fk => 7);
 SELECT key, user_fk, value_size, created_on > '2026-01-01' AS recent FROM ext_storage_list('acme.h', 7);
 SELECT extension_id, entries, value_bytes FROM ext_storage_usage();
@@ -110,7 +110,11 @@ UPDATE extension_storage SET value_size = 5000000000 WHERE key = 'u';
 SELECT pg_temp.error_of($$SELECT * FROM ext_storage_list('acme.h', 7)$$);
 SELECT ext_storage_purge_user(7);
 ALTER TABLE extension_storage ALTER user_fk TYPE integer, ALTER value_size TYPE integer,
-    ALTER created_by_fk TYPE integer, ALTER key TYPE varchar(255);
+    ALTER created_by_fk TYPE integer, ALTER key TYPE varchar(255) COLLATE "C";
+-- But not one by which other texts are equal, or come first.
+SELECT c, said
+FROM unnest(ARRAY['extension_id', 'resource_type', 'resource_uuid', 'key', 'category']) c,
+    LATERAL pg_temp.said_after(format('ALTER TABLE extension_storage ALTER %I TYPE text', c)) said;
 
 -- Nulls where the extension's table has none.
 SELECT c, said
@@ -124,6 +128,23 @@ SELECT pg_temp.said_after('ALTER TABLE extension_storage RENAME TO moved;'
     ' category, description, 4096::bigint AS value, value_type, is_encrypted, created_on, changed_on,'
     ' created_by_fk, changed_by_fk, version::text AS version, value_size FROM moved');
 SELECT pg_temp.said_after('ALTER TABLE extension_storage RENAME TO moved');
+-- A view that refuses a row does not show it.
+SELECT pg_temp.said_of('ALTER TABLE extension_storage RENAME TO moved; CREATE VIEW extension_storage AS'
+    ' SELECT * FROM moved WHERE key <> ''new'' WITH CHECK OPTION',
+    $$SELECT ext_storage_set('acme.h', 'new', 'plain')$$);
+
+-- Where there are other tables in its place or beneath it, nobody knows their
+-- writers, so no key is said to be removable.
+BEGIN;
+CREATE TABLE hostile_child () INHERITS (extension_storage);
+SET LOCAL extension_storage.encryption_keys = 'a secret,another secret';
+SELECT ordinal, entries, removable FROM ext_storage_key_status();
+DROP TABLE hostile_child;
+SELECT ordinal, entries, removable FROM ext_storage_key_status();
+ALTER TABLE extension_storage RENAME TO moved;
+CREATE VIEW extension_storage AS SELECT * FROM moved;
+SELECT ordinal, entries, removable FROM ext_storage_key_status();
+ROLLBACK;
 
 -- What deletes by a trigger, and what a trigger has not deleted, which is plain SQL.
 INSERT INTO extension_storage (extension_id, user_fk, key, value)
@@ -207,6 +228,30 @@ SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'k', 'x')$$);
 RESET ROLE;
 DROP POLICY hostile_read ON extension_storage;
 DROP POLICY hostile_insert ON extension_storage;
+
+-- FORCE hides rows from the owner, but not from what runs with the owner's rights
+-- for somebody else: whichever the session does first.
+SELECT relowner::regrole AS owner FROM pg_class WHERE oid = 'extension_storage'::regclass \gset
+INSERT INTO extension_storage (extension_id, user_fk, key, category, value)
+VALUES ('acme.h', 7, 'hidden', 'hidden', 'x');
+ALTER TABLE extension_storage OWNER TO regress_holder;
+ALTER TABLE extension_storage_usage OWNER TO regress_holder;
+ALTER TABLE extension_storage FORCE ROW LEVEL SECURITY;
+CREATE POLICY hostile_some ON extension_storage USING (category IS DISTINCT FROM 'hidden');
+SELECT ext_storage_get('acme.h', 'hidden', 7) IS NOT NULL AS superuser_sees;
+SET ROLE regress_holder;
+SELECT ext_storage_get('acme.h', 'hidden', 7) IS NOT NULL AS owner_sees;
+SELECT ext_storage_count('acme.h', 7) AS owner_counts;
+SELECT ext_storage_purge_user(7) AS owner_purges;
+RESET ROLE;
+SELECT ext_storage_count('acme.h', 7) AS superuser_counts;
+DELETE FROM hostile_users;
+SELECT count(*) FROM extension_storage WHERE user_fk = 7;
+DROP POLICY hostile_some ON extension_storage;
+ALTER TABLE extension_storage NO FORCE ROW LEVEL SECURITY;
+ALTER TABLE extension_storage OWNER TO :owner;
+ALTER TABLE extension_storage_usage OWNER TO :owner;
+SELECT ext_storage_grant('regress_holder', 'write');
 ALTER TABLE extension_storage DISABLE ROW LEVEL SECURITY;
 
 -- All is as it was.

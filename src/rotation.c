@@ -18,6 +18,8 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "entry.h"
 #include "errors.h"
@@ -33,6 +35,7 @@
 #include "token.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -1459,6 +1462,7 @@ static Doubt
 find_doubt(Connection *connection)
 {
 	Doubt		doubt = {0};
+	Oid			table = StatementTable(connection);
 	char	   *writers = NULL;
 
 	if (RecoveryInProgress())
@@ -1469,6 +1473,12 @@ find_doubt(Connection *connection)
 	else if (StatementIsDistributed(connection))
 	{
 		doubt.detail = "The table is distributed, and this server does not know what is being written on others.";
+		doubt.hint = "Ask again while nothing writes. A key that has no entries then is not needed.";
+	}
+	else if (get_rel_relkind(table) != RELKIND_RELATION ||
+			 find_inheritance_children(table, NoLock) != NIL)
+	{
+		doubt.detail = "The entries are in tables other than \"extension_storage\", where it is not known what is being written.";
 		doubt.hint = "Ask again while nothing writes. A key that has no entries then is not needed.";
 	}
 	else if ((writers = name_writers(connection)) != NULL)

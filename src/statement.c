@@ -21,6 +21,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
 #include "errors.h"
@@ -42,6 +43,7 @@
 #include "utils/plancache.h"
 #include "utils/rel.h"
 #include "utils/rls.h"
+#include "utils/ruleutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
@@ -63,27 +65,34 @@ static Oid	checked_owner = InvalidOid; /* of checked_table */
 
 /*
  * The columns of the table.  An integer one may have been made a bigint, and a
- * varchar a text: both can be read without loss.
+ * varchar a text: both can be read without loss.  Texts that statements compare
+ * have a collation by which those with the same bytes alone are equal, and which
+ * sorts by them.
  */
-static const StatementColumn table_columns[] = {
-	{"id", INT4OID, NOT_NULL},
-	{"uuid", UUIDOID, NOT_NULL},
-	{"extension_id", VARCHAROID, NOT_NULL},
-	{"user_fk", INT4OID, NOT_NULL},
-	{"resource_type", VARCHAROID, NOT_NULL},
-	{"resource_uuid", VARCHAROID, NOT_NULL},
-	{"key", VARCHAROID, NOT_NULL},
-	{"category", VARCHAROID, NOT_NULL},
-	{"description", TEXTOID, NOT_NULL},
-	{"value", BYTEAOID, NOT_NULL},
-	{"value_type", VARCHAROID, NOT_NULL},
-	{"is_encrypted", BOOLOID, NOT_NULL},
-	{"created_on", TIMESTAMPOID, NOT_NULL},
-	{"changed_on", TIMESTAMPOID, NOT_NULL},
-	{"created_by_fk", INT4OID, NOT_NULL},
-	{"changed_by_fk", INT4OID, NOT_NULL},
-	{"version", INT8OID, NOT_NULL},
-	{"value_size", INT4OID, NOT_NULL}
+static const struct
+{
+	const char *name;
+	Oid			type;
+	Oid			collation;		/* InvalidOid = any or none */
+}			table_columns[] = {
+	{"id", INT4OID, InvalidOid},
+	{"uuid", UUIDOID, InvalidOid},
+	{"extension_id", VARCHAROID, C_COLLATION_OID},
+	{"user_fk", INT4OID, InvalidOid},
+	{"resource_type", VARCHAROID, C_COLLATION_OID},
+	{"resource_uuid", VARCHAROID, C_COLLATION_OID},
+	{"key", VARCHAROID, C_COLLATION_OID},
+	{"category", VARCHAROID, C_COLLATION_OID},
+	{"description", TEXTOID, InvalidOid},
+	{"value", BYTEAOID, InvalidOid},
+	{"value_type", VARCHAROID, InvalidOid},
+	{"is_encrypted", BOOLOID, InvalidOid},
+	{"created_on", TIMESTAMPOID, InvalidOid},
+	{"changed_on", TIMESTAMPOID, InvalidOid},
+	{"created_by_fk", INT4OID, InvalidOid},
+	{"changed_by_fk", INT4OID, InvalidOid},
+	{"version", INT8OID, InvalidOid},
+	{"value_size", INT4OID, InvalidOid}
 };
 
 static void
@@ -226,25 +235,35 @@ StatementCheckTable(Relation table)
 
 	for (size_t i = 0; i < lengthof(table_columns); i++)
 	{
-		const StatementColumn *column = &table_columns[i];
-		int			attno = SPI_fnumber(tupdesc, column->name);
-		Oid			found;
+		const char *name = table_columns[i].name;
+		Oid			type = table_columns[i].type;
+		Oid			collation = table_columns[i].collation;
+		int			attno = SPI_fnumber(tupdesc, name);
+		Form_pg_attribute found;
 
 		if (attno <= 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
 					 errmsg("table \"%s\" has no column \"%s\"",
-							RelationGetRelationName(table), column->name),
+							RelationGetRelationName(table), name),
 					 TABLES_AS_MADE));
-		found = TupleDescAttr(tupdesc, attno - 1)->atttypid;
-		if (!TypeHolds(found, column->type))
+		found = TupleDescAttr(tupdesc, attno - 1);
+		if (!TypeHolds(found->atttypid, type))
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
 					 errmsg("column \"%s\" of table \"%s\" has type %s instead of %s",
-							column->name, RelationGetRelationName(table),
-							format_type_be(found),
-							format_type_be(column->type)),
+							name, RelationGetRelationName(table),
+							format_type_be(found->atttypid),
+							format_type_be(type)),
 					 TABLES_AS_MADE));
+		if (OidIsValid(collation) && found->attcollation != collation)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("column \"%s\" of table \"%s\" has collation %s instead of %s",
+							name, RelationGetRelationName(table),
+							generate_collation_name(found->attcollation),
+							generate_collation_name(collation)),
+					 errhint("Change its type once more, with COLLATE pg_catalog.\"C\".")));
 	}
 }
 
@@ -275,7 +294,8 @@ static void
 hide_row(void *arg pg_attribute_unused())
 {
 	hide_deadlocked();
-	if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
+	if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION ||
+		geterrcode() == ERRCODE_WITH_CHECK_OPTION_VIOLATION)
 		errdetail("The row is not shown because it contains a value.");
 	else if (geterrcode() == ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
 		errhint("Widen the ids: ALTER TABLE ... ALTER COLUMN id TYPE bigint. Entries that exist can still be set.");
@@ -518,22 +538,25 @@ get_plan(const Connection *connection, Statement *statement,
 		 const StatementArgs *args)
 {
 	int			shape = args->shape;
+	struct KeptPlan *kept;
 	SPIPlanPtr	plan;
 
 	Assert(args_fit(statement, args));
 	Assert(shape >= 0 && shape < STATEMENT_MAX_SHAPES);
 	use_schema(connection->schema);
+	check_table(connection);
+	kept = &statement->kept[shape][InNoForceRLSOperation()];
 
 	/*
 	 * A plan for a former schema is not freed: it may be running, further up,
 	 * and schemas are not renamed often enough for that to matter.
 	 */
-	if (statement->kept[shape].generation != schema_generation)
+	if (kept->generation != schema_generation)
 	{
-		statement->kept[shape].plan = prepare(statement, shape);
-		statement->kept[shape].generation = schema_generation;
+		kept->plan = prepare(statement, shape);
+		kept->generation = schema_generation;
 	}
-	plan = statement->kept[shape].plan;
+	plan = kept->plan;
 	Assert(connection->quota_prepared || statement->keeps_bytes ||
 		   !writes_entries(connection, plan));
 

@@ -72,11 +72,12 @@ typedef struct Statement
 	bool		by_index;		/* never anything but an index scan */
 	bool		keeps_bytes;	/* writes entries, but no byte that a quota
 								 * counts */
-	struct
+	/* Apart where FORCE ROW LEVEL SECURITY does not count: a plan has it */
+	struct KeptPlan
 	{
 		SPIPlanPtr	plan;
 		uint64		generation; /* of the schema's name, 0 = not prepared */
-	}			kept[STATEMENT_MAX_SHAPES];
+	}			kept[STATEMENT_MAX_SHAPES][2];
 } Statement;
 
 /* A number that does not compile if the condition is false. */
