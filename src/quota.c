@@ -611,6 +611,9 @@ update_rows(Connection *connection)
  * The script of the update runs as a superuser, and what the owner has put on
  * the tables runs with each of these statements: so they have his rights.  New
  * tables need nothing, and their owner may not have USAGE on the schema yet.
+ *
+ * The script locks both tables; so this one first, as a writer does, or one of
+ * them would wait for the other.
  */
 Datum
 ext_storage_update_tables(PG_FUNCTION_ARGS)
@@ -618,6 +621,7 @@ ext_storage_update_tables(PG_FUNCTION_ARGS)
 	Connection	connection;
 
 	StatementConnect(&connection, fcinfo, false);
+	StatementLockTable(&connection, AccessExclusiveLock);
 	if (has_pages(StatementTable(&connection)) || counts_exist(&connection))
 		update_rows(&connection);
 	SPI_finish();
