@@ -239,5 +239,18 @@ ALTER ROLE regress_plain SET extension_storage.encryption_keys_file = '/etc/pass
 -- There are no other settings.
 SET extension_storage.encryption_key = 'misspelt';
 
+-- A large token that none of a hundred keys has made: trying them takes seconds,
+-- and ends when it is to.
+DELETE FROM extension_storage;
+INSERT INTO extension_storage (extension_id, key, is_encrypted, value)
+VALUES ('acme.app', 'large', true, convert_to('gAAAAABlU_EA' || repeat('AAAA', 8000000), 'SQL_ASCII'));
+SELECT set_config('extension_storage.encryption_keys', string_agg('secret' || i, ','), false) FROM generate_series(1, 100) i;
+SET statement_timeout = '200ms';
+SELECT ext_storage_get('acme.app', 'large');
+SELECT * FROM ext_storage_list_values('acme.app');
+SELECT * FROM ext_storage_verify();
+CALL ext_storage_rotate_keys();
+RESET statement_timeout;
+
 DELETE FROM extension_storage;
 DROP ROLE regress_plain, regress_monitor;

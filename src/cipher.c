@@ -7,7 +7,8 @@
  * schema the extension is, nor which other objects there have the same names.
  * They copy the key and free the copies as they are; so each call is followed
  * by wiping what it has freed.  An error of theirs is held back until the
- * codec has wiped what it had in hand: CipherFail raises it.
+ * codec has wiped what it had in hand: CipherFail raises it.  So it is where the
+ * statement is cancelled: the next step fails.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,6 +18,7 @@
 #include "common/cryptohash.h"
 #include "common/hmac.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #if PG_VERSION_NUM >= 160000
@@ -25,6 +27,8 @@
 
 StaticAssertDecl(FERNET_CIPHER_ROOM == VARHDRSZ,
 				 "blocks and the room before them are a bytea");
+
+#define HMAC_STEP_LEN (1024 * 1024) /* before it is asked whether to go on */
 
 /* Sixteen bytes, and the same as a bytea */
 typedef struct ByteaBlock
@@ -195,6 +199,14 @@ wipe_call(void)
 	wipe_freed(TopMemoryContext, 256);
 }
 
+/* Is the statement to end, by an error that CHECK_FOR_INTERRUPTS() raises? */
+static inline bool
+is_cancelled(void)
+{
+	return INTERRUPTS_PENDING_CONDITION() && INTERRUPTS_CAN_BE_PROCESSED() &&
+		(QueryCancelPending || ProcDiePending);
+}
+
 /* Runs blocks through a function of pgcrypto, as FernetCrypt describes. */
 static bool
 call_pgcrypto(PGFunction function, Cipher *cipher, const uint8 *iv,
@@ -209,9 +221,15 @@ call_pgcrypto(PGFunction function, Cipher *cipher, const uint8 *iv,
 	'p', 'a', 'd', ':', 'n', 'o', 'n', 'e'}};
 	bytea	   *data = (bytea *) (blocks - VARHDRSZ);
 	ByteaBlock	iv_copy;
-	MemoryContext old_context = MemoryContextSwitchTo(call_context);
+	MemoryContext old_context;
 	volatile bool done = false;
 
+	if (is_cancelled())
+	{
+		explicit_bzero(blocks, len);
+		return false;
+	}
+	old_context = MemoryContextSwitchTo(call_context);
 	SET_VARSIZE(&algorithm, sizeof(algorithm));
 	SET_VARSIZE(&iv_copy, sizeof(iv_copy));
 	memcpy(iv_copy.bytes, iv, FERNET_IV_LEN);
@@ -287,13 +305,24 @@ restart_hmac(void *context)
 	return hmac_succeeded(cipher->hmac, pg_hmac_init(cipher->hmac, NULL, 0));
 }
 
+/* A stored token may have a gigabyte, and a hundred keys may be tried on it. */
 static bool
 update_hmac(void *context, const uint8 *data, size_t len)
 {
 	Cipher	   *cipher = context;
+	bool		done = true;
 
-	return hmac_succeeded(cipher->hmac,
-						  pg_hmac_update(cipher->hmac, data, len));
+	while (len > 0 && done)
+	{
+		size_t		step = Min(len, HMAC_STEP_LEN);
+
+		done = !is_cancelled() &&
+			hmac_succeeded(cipher->hmac,
+						   pg_hmac_update(cipher->hmac, data, step));
+		data += step;
+		len -= step;
+	}
+	return done;
 }
 
 static bool
@@ -361,20 +390,22 @@ CipherCreate(MemoryContext context, const FernetKey *key)
 
 /*
  * CipherFail
- *		Raises the error because of which a cipher has returned false, or a key
- *		has not been made of its secret.
+ *		Raises the error because of which a cipher has returned false, be it that
+ *		the statement is cancelled, or a key has not been made of its secret.
  */
 void
 CipherFail(void)
 {
 	ErrorData  *error = held_error;
-
 	const char *reason = held_reason;
 
 	held_error = NULL;
 	held_reason = NULL;
+	wipe_stack();
 	if (error != NULL)
 		ReThrowError(error);
+	if (reason == NULL)
+		CHECK_FOR_INTERRUPTS();
 	ereport(ERROR,
 			(errcode(ERRCODE_INTERNAL_ERROR),
 			 errmsg("could not compute an HMAC or a hash"),
