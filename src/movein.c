@@ -436,7 +436,8 @@ read_ids(MoveIn *move)
 
 	move->ids = palloc(size * sizeof(Datum));
 	OwnerRightsBegin(&caller, move->source_owner, 0);
-	portal = SPI_cursor_open(NULL, prepare(sql, 0, NULL), NULL, NULL, true);
+	/* not as read-only, which would use a snapshot from before the lock */
+	portal = SPI_cursor_open(NULL, prepare(sql, 0, NULL), NULL, NULL, false);
 	for (;;)
 	{
 		SPI_cursor_fetch(portal, true, FETCH_COUNT);
@@ -645,6 +646,21 @@ leave_out(MoveIn *move, const SourceRow *row, const char *why)
 	warn_of(row, psprintf("is left out: %s", why));
 }
 
+/* Replaces an entry, or makes it; false if nothing was written. */
+static bool
+write_row(Connection *connection, const StatementArgs *args, bool is_there)
+{
+	LOCKTAG		tag;
+	bool		written;
+
+	if (is_there)
+		return StatementRun(connection, &update_statement, args, false) > 0;
+	tag = LockNewEntry(args);
+	written = StatementRun(connection, &insert_statement, args, false) > 0;
+	UnlockNewEntry(&tag);
+	return written;
+}
+
 /*
  * Writes a row, unless a newer one is there, or an encrypted one that it would
  * replace by plaintext.  state is a MoveIn.
@@ -694,9 +710,7 @@ move_row(void *state)
 					  "newer, but plaintext, and the entry is encrypted here");
 			return;
 		}
-		if (move->procedure.dry_run ||
-			StatementRun(connection, is_there ? &update_statement :
-						 &insert_statement, args, false) > 0)
+		if (move->procedure.dry_run || write_row(connection, args, is_there))
 		{
 			move->moved++;
 			if (row->is_unreadable)
