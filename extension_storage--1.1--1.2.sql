@@ -244,6 +244,14 @@ DECLARE
     n bigint := 0;
     purged bigint := 0;
 BEGIN
+    -- a table that is written anew, as by ALTER TABLE, is empty for an older
+    -- snapshot, and then all entries would be orphans
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('cannot purge orphans in a transaction of isolation level %s',
+                upper(current_setting('transaction_isolation'))),
+            HINT = 'Call ext_storage_purge_orphans() in a transaction of isolation level READ COMMITTED.';
+    END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
     -- what the holder has put on the table would run as the superuser

@@ -1584,11 +1584,10 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 
 	/*
 	 * First the writers, then the snapshot: what one of them that is not
-	 * named has made by then is in the snapshot.  The lock comes before both,
-	 * because a snapshot from before a rewrite of the table shows none of its
-	 * rows.
+	 * named has made by then is in the snapshot.  The table has been locked
+	 * before both, because a snapshot from before a rewrite of it shows none
+	 * of its rows.
 	 */
-	StatementLockTable(&connection, AccessShareLock);
 	doubt = find_doubt(&connection);
 	PushActiveSnapshot(GetLatestSnapshot());
 	visit_rows(&connection, NULL, count_use, uses);

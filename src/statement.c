@@ -59,9 +59,13 @@ static NameData schema_name;
 static uint64 schema_generation = 0;
 static bool schema_may_have_changed = true;
 
-/* The table, InvalidOid where it has not been checked as it is now. */
+/*
+ * The table, InvalidOid where it has not been checked as it is now; its owner, and
+ * the transaction that last changed it.
+ */
 static Oid	checked_table = InvalidOid;
-static Oid	checked_owner = InvalidOid; /* of checked_table */
+static Oid	checked_owner = InvalidOid;
+static TransactionId checked_xid = InvalidTransactionId;
 
 /*
  * The columns of the table.  An integer one may have been made a bigint, and a
@@ -323,25 +327,70 @@ StatementLockTable(const Connection *connection, LOCKMODE mode)
 	error_context_stack = hidden.previous;
 }
 
-/* Checks the table, unless nothing has happened to it since. */
+/* The transaction that last changed a relation, other than its rows. */
+static TransactionId
+changed_by(Oid relation)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
+	TransactionId xid;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relation);
+	xid = HeapTupleHeaderGetXmin(tuple->t_data);
+	ReleaseSysCache(tuple);
+	return xid;
+}
+
+/* Finds the table and locks it. */
+static Oid
+lock_table(const Connection *connection)
+{
+	Oid			table = StatementTable(connection);
+
+	for (;;)
+	{
+		Oid			present;
+
+		LockRelationOid(table, AccessShareLock);
+		present = StatementTable(connection);
+		if (present == table)
+			return table;
+		UnlockRelationOid(table, AccessShareLock);
+		CHECK_FOR_INTERRUPTS();
+		table = present;
+	}
+}
+
+/*
+ * Locks the table as a reader does, and checks it, unless nothing has happened to
+ * it since.
+ */
 static void
 check_table(const Connection *connection)
 {
+	ErrorContextCallback hidden;
 	Relation	table;
 
+	PushErrorCallback(&hidden, hide_row);
+	/* whoever holds a lock learns what has happened before */
 	if (OidIsValid(checked_table))
-		return;
-	table = table_open(StatementTable(connection), AccessShareLock);
-	StatementCheckTable(table);
-	checked_table = RelationGetRelid(table);
-	checked_owner = table->rd_rel->relowner;
-	table_close(table, AccessShareLock);
+		LockRelationOid(checked_table, AccessShareLock);
+	if (!OidIsValid(checked_table))
+	{
+		table = table_open(lock_table(connection), NoLock);
+		StatementCheckTable(table);
+		checked_table = RelationGetRelid(table);
+		checked_owner = table->rd_rel->relowner;
+		checked_xid = changed_by(checked_table);
+		table_close(table, NoLock);
+	}
+	error_context_stack = hidden.previous;
 }
 
 /*
  * StatementConnect
- *		Connects to SPI, which all below need, and checks the table; SPI_finish
- *		ends it.
+ *		Connects to SPI, which all below need, and locks and checks the table;
+ *		SPI_finish ends it.
  *
  * With nonatomic, SPI_commit is allowed.
  */
@@ -544,7 +593,8 @@ get_plan(const Connection *connection, Statement *statement,
 	Assert(args_fit(statement, args));
 	Assert(shape >= 0 && shape < STATEMENT_MAX_SHAPES);
 	use_schema(connection->schema);
-	check_table(connection);
+	if (!OidIsValid(checked_table))
+		check_table(connection);
 	kept = &statement->kept[shape][InNoForceRLSOperation()];
 
 	/*
@@ -690,7 +740,32 @@ typedef struct Run
 	MemoryContext context;
 	bool		as_owner;
 	OwnerRights caller;			/* if as_owner */
+	bool		newer_snapshot; /* is one active? */
 } Run;
+
+/*
+ * Makes a newer snapshot active if a table was changed since the active one was
+ * taken; true if it does so.
+ *
+ * A table that has been written anew, as by ALTER TABLE, has no rows for an older
+ * snapshot.  A function's caller has taken his before it could wait for the lock
+ * on the table.
+ */
+static bool
+push_newer_snapshot(TransactionId changed_xid)
+{
+	if (!ActiveSnapshotSet() ||
+		!XidInMVCCSnapshot(changed_xid, GetActiveSnapshot()) ||
+		TransactionIdIsCurrentTransactionId(changed_xid))
+		return false;
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to concurrent change of a table"),
+				 errhint("Repeat the transaction.")));
+	PushActiveSnapshot(GetLatestSnapshot());
+	return true;
+}
 
 /*
  * Starts to run a statement, with the rights of the table's owner if as_owner,
@@ -701,12 +776,14 @@ typedef struct Run
  * a trigger, a policy or a view in its place, would run as the superuser.
  */
 static void
-begin_run(Run *run, const Connection *connection, bool as_owner)
+begin_run(Run *run, const Connection *connection, bool as_owner,
+		  bool read_only)
 {
 	Oid			owner;
 
 	run->context = CurrentMemoryContext;
 	run->as_owner = false;
+	run->newer_snapshot = read_only && push_newer_snapshot(checked_xid);
 	PushErrorCallback(&run->hidden, hide_row);
 	if (!as_owner && !superuser())
 		return;
@@ -728,6 +805,8 @@ restore_caller(const Run *run)
 {
 	if (run->as_owner)
 		OwnerRightsEnd(&run->caller);
+	if (run->newer_snapshot)
+		PopActiveSnapshot();
 	MemoryContextSwitchTo(run->context);
 	error_context_stack = run->hidden.previous;
 }
@@ -789,7 +868,7 @@ run_plan(Connection *connection, Statement *statement,
 		param->pflags = 0;
 		param->ptype = statement->params[i].type;
 	}
-	begin_run(&run, connection, false);
+	begin_run(&run, connection, false, read_only);
 	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
 									   &options);
 	end_run(&run, result);
@@ -1010,7 +1089,7 @@ StatementOpen(Connection *connection, Statement *statement,
 	Run			run;
 	Portal		portal;
 
-	begin_run(&run, connection, false);
+	begin_run(&run, connection, false, true);
 	portal = SPI_cursor_open(NULL, get_plan(connection, statement, args),
 							 unconstify(StatementArgs *, args)->values,
 							 args->nulls, true);
@@ -1029,7 +1108,7 @@ StatementNext(const Connection *connection, const Statement *statement,
 {
 	Run			run;
 
-	begin_run(&run, connection, false);
+	begin_run(&run, connection, false, false);
 	SPI_cursor_fetch(portal, true, count);
 	restore_caller(&run);
 	check_result(statement, SPI_tuptable->tupdesc);
@@ -1179,7 +1258,7 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
 	Run			run;
 	int			result;
 
-	begin_run(&run, connection, true);
+	begin_run(&run, connection, true, false);
 	result = SPI_execute_snapshot(get_plan(connection, statement, args),
 								  unconstify(StatementArgs *, args)->values,
 								  args->nulls, GetLatestSnapshot(),
