@@ -3,7 +3,11 @@
 \set ON_ERROR_STOP 1
 CREATE SCHEMA ext_storage;
 CREATE EXTENSION pgcrypto;
-CREATE EXTENSION extension_storage SCHEMA ext_storage VERSION '1.1';
+SELECT version AS before FROM pg_available_extension_versions v
+JOIN pg_available_extensions e USING (name)
+WHERE name = 'extension_storage' AND version <> e.default_version
+ORDER BY string_to_array(version, '.')::int[] DESC LIMIT 1 \gset
+CREATE EXTENSION extension_storage SCHEMA ext_storage VERSION :'before';
 SELECT version FROM ext_storage.ext_storage_set('acme.app', 'k', 'old', is_encrypted => true);
 ALTER EXTENSION extension_storage UPDATE;
 SELECT version FROM ext_storage.ext_storage_set('acme.app', 'k', 'new', is_encrypted => true);
