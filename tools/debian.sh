@@ -5,17 +5,23 @@ debians=$root/.dev/debian
 
 # Runs a command in such a folder; its mounts and processes end with it, and it
 # with us, however that is.  The folder is mounted on itself, as in a folder that
-# is no mount there can be no other of its kind.
+# is no mount there can be no other of its kind.  Of the caller's environment,
+# which may name files that are not there, it has what says how to reach the
+# network and what a test is told.
 in_debian() {
+    local name kept=()
+    for name in {http,https,no}_proxy {HTTP,HTTPS,NO}_PROXY ${!HOSTILE_@}; do
+        [[ -z ${!name:-} ]] || kept+=("$name=${!name}")
+    done
     setpriv --pdeathsig KILL unshare --mount --propagation private \
         --pid --fork --kill-child sh -ec '
         trap : INT
         mount --bind "$0" "$0"
         mount -t proc proc "$0/proc"
         mount --rbind /dev "$0/dev"
-        chroot "$0" env PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+        chroot "$0" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
             LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
-        ' "$debians/$1" "${@:2}" </dev/null
+        ' "$debians/$1" "${kept[@]}" "${@:2}" </dev/null
 }
 
 # Makes the folder of a release, where there is none.

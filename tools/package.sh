@@ -76,7 +76,9 @@ try_packages() {
         cp -r "$state/src" "$folder/source"
         cp "tools/try_$script.sh" "$folder/try.sh"
         cp -r debian "$folder/source"
-        in_debian packages-tried sh /try.sh || return
+        # An index that a pip in there would not reach
+        PIP_INDEX_URL=http://127.0.0.1:9 in_debian packages-tried sh /try.sh ||
+            return
         echo "$script: installed and used"
     done
     rm -rf "$folder"
