@@ -5,7 +5,8 @@ need_package() {
         gcc make git zip unzip python3-venv ca-certificates
 }
 
-# Debian packages, one for each PostgreSQL of this release, and their source.
+# Debian packages, one for each PostgreSQL of this release; the source package
+# that they are built from is checked with them, and not kept.
 package_debian() {
     local version
     as_user rm -rf package
