@@ -33,6 +33,10 @@ package_python() {
         src/superset-addon
     as_user sh -c '"$0/bin/twine" check --strict "$1"/*.whl "$1"/*.tar.gz' \
         "$venv" "$1"
+    if tar -tzf "$1"/superset_extension_storage-*.tar.gz | grep /tests/; then
+        echo "the source distribution has some of the tests, which need the rest"
+        return 1
+    fi
 }
 
 # The JavaScript package, if there is one here.
