@@ -5,13 +5,16 @@
 #                             image volume has them
 #   make installcheck         all tests that need a server, on temporary ones
 #   make check-unit           the tests of codec and parsers, which need none
-#   make dist                 an archive of the last commit
+#   make dist                 an archive of the last commit for PGXN
 #
 # ./dev does all of this without installing anything into the machine's server.
 
 EXTENSION = extension_storage
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" \
 	$(srcdir)/$(EXTENSION).control)
+# PGXN wants three parts
+DISTVERSION = $(shell sed -n 's/^   "version": "\(.*\)",/\1/p' \
+	$(srcdir)/META.json)
 DATA = $(notdir $(wildcard $(srcdir)/$(EXTENSION)--*.sql))
 
 MODULE_big = extension_storage
@@ -86,5 +89,5 @@ check-unit: $(UNIT_TEST)
 	cd $(srcdir) && '$(CURDIR)/$(UNIT_TEST)'
 
 dist:
-	git archive --format=zip --prefix=$(EXTENSION)-$(EXTVERSION)/ \
-		--output=$(EXTENSION)-$(EXTVERSION).zip HEAD
+	git archive --format=zip --prefix=$(EXTENSION)-$(DISTVERSION)/ \
+		--output=$(EXTENSION)-$(DISTVERSION).zip HEAD

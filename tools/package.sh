@@ -47,19 +47,23 @@ package_javascript() {
         npm pack --silent --pack-destination "$0"' "$1"
 }
 
-# The archive for PGXN, of the last commit.
+# The archive for PGXN, of the last commit, named as PGXN names it.
 package_pgxn() {
-    local made git=(git -c "safe.directory=$root")
-    made=extension_storage-$(sed -n "s/^default_version = '\(.*\)'/\1/p" \
-        extension_storage.control)
-    if [[ -n $("${git[@]}" status --porcelain) ]]; then
+    local made
+    export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory
+    export GIT_CONFIG_VALUE_0=$root
+    made=extension_storage-$(python3 -c \
+        'import json; print(json.load(open("META.json"))["version"])')
+    if [[ -n $(git status --porcelain) ]]; then
         echo "the archive would be of the last commit, the packages of what is here"
         return 1
     fi
-    "${git[@]}" archive --format=zip --prefix="$made/" HEAD |
-        as_user tee "$1/$made.zip" >/dev/null
+    rm -f extension_storage-*.zip
+    make -s PG_CONFIG="$PG_CONFIG" dist
+    mv "$made.zip" "$1"
     unzip -Z1 "$1/$made.zip" >"$root/.dev/archive.list"
-    if grep -E '/(\.ci|\.git[a-z]+)' "$root/.dev/archive.list"; then
+    if grep -E '/\.' "$root/.dev/archive.list" ||
+        grep -v "^$made/" "$root/.dev/archive.list"; then
         echo "the archive has files that are no part of a release"
         return 1
     fi
