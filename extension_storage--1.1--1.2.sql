@@ -406,7 +406,7 @@ BEGIN
     IF other IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('table %s is a table of Citus that is not distributed by a column', other),
-            HINT = format('Run SELECT undistribute_table(%L);', other);
+            HINT = 'Restore a dump into another database, where it is not: Citus does not undistribute a table of an extension.';
     END IF;
     IF distributed @> ARRAY[entries, counts] THEN
         RAISE NOTICE USING

@@ -218,7 +218,7 @@ is(run("BEGIN; $distribute; ROLLBACK; $state"), "BEGIN\n\nROLLBACK\n$state_befor
 
 run("INSERT INTO pg_catalog.pg_dist_partition VALUES ('extension_storage_usage', NULL, 1, 'n')", 'postgres');
 is(error($distribute), qq{ERROR:  55000: table $home.extension_storage_usage is a table of Citus that is not distributed by a column
-HINT:  Run SELECT undistribute_table('$home.extension_storage_usage');}, 'where one is a reference table');
+HINT:  Restore a dump into another database, where it is not: Citus does not undistribute a table of an extension.}, 'where one is a reference table');
 run('DELETE FROM pg_catalog.pg_dist_partition', 'postgres');
 
 my $notice = qr/^NOTICE:  00000: tables \Q$home\E\.extension_storage and \Q$home\E\.extension_storage_usage are distributed by extension_id
