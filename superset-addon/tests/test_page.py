@@ -545,6 +545,42 @@ def test_small_extensions_beside_large_ones(
         assert found[f"acme.one-{number}"].entries == 1
 
 
+def test_distributed(
+    app: Any, running: Superset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Citus, which has this catalog, plans no sample and no recursion over servers."""
+    from superset_extension_storage import report
+
+    write("acme.a", 300, 300)
+    run, statements = report._run, []
+
+    def noted(statement: str, **arguments: Any) -> list[Any]:
+        statements.append(statement)
+        return run(statement, **arguments)
+
+    def sampled() -> bool:
+        with app.app_context():
+            return report.usage_report(False, None).sampled is not None
+
+    monkeypatch.setattr(report, "_run", noted)
+    monkeypatch.setattr(report, "EXACT_PAGES", 1)
+    monkeypatch.setattr(report, "SAMPLE_PAGES", 2)
+    sql(
+        "CREATE TABLE pg_dist_partition (logicalrelid regclass, partkey text,"
+        '  partmethod "char");'
+        " GRANT SELECT ON pg_dist_partition TO public;"
+        " ALTER TABLE pg_dist_partition SET SCHEMA pg_catalog"
+    )
+    try:
+        assert sampled()
+        sql(f"INSERT INTO pg_dist_partition VALUES ('{TABLE}', 'extension_id', 'h')")
+        statements.clear()
+        assert not sampled()
+    finally:
+        sql("SET allow_system_table_mods = on; DROP TABLE pg_catalog.pg_dist_partition")
+    assert not re.search("TABLESAMPLE|RECURSIVE", "".join(statements))
+
+
 def row_of_many(admin: Client) -> list[str]:
     rows = {row[0]: row for row in tables_of(page(admin))["es-usage"]}
     return rows["acme.many"]

@@ -125,7 +125,15 @@ _PAGES_AND_QUOTA = """
 SELECT pg_relation_size(CAST('{literal}' AS regclass))
     / CAST(current_setting('block_size') AS bigint),
     (SELECT CAST(setting AS float8) FROM pg_settings
-     WHERE name = 'extension_storage.quota_per_extension')
+     WHERE name = 'extension_storage.quota_per_extension'),
+    to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL
+"""
+
+# Where Citus has spread the table over servers, its pages are not here, and Citus
+# plans no sample and no recursion over all of them: it is read whole.
+_DISTRIBUTED = """
+SELECT true FROM pg_catalog.pg_dist_partition
+WHERE logicalrelid = CAST('{literal}' AS regclass)
 """
 
 # As the store counts them: src/quota.c of extension_storage.
@@ -210,8 +218,9 @@ def usage_report(exact: bool, until: float | None) -> UsageReport:
     with _reading(until) as run:
         check_version(run)
         run(_LOAD_LIBRARY)
-        ((pages, quota),) = run(_PAGES_AND_QUOTA)
-        share = SAMPLE_PAGES / pages if pages > EXACT_PAGES and not exact else None
+        ((pages, quota, has_citus),) = run(_PAGES_AND_QUOTA)
+        whole = exact or pages <= EXACT_PAGES or (has_citus and run(_DISTRIBUTED))
+        share = None if whole else SAMPLE_PAGES / pages
         if share is None:
             found = [
                 _usage(row)
