@@ -1,4 +1,6 @@
-"""Says whether the version in the control file stands wherever else one does."""
+"""Says whether the version in the control file stands wherever else one does, and
+whether the add-on's README names the Pythons that pip takes it for.
+"""
 
 import json
 import re
@@ -14,6 +16,7 @@ def first(pattern, path):
 
 
 version = first(r"^default_version = '(.*)'", "extension_storage.control")
+addon = tomllib.loads(Path("superset-addon/pyproject.toml").read_text())["project"]
 meta = json.loads(Path("META.json").read_text())
 found = {
     "META.json": meta["version"],
@@ -29,9 +32,7 @@ found = {
         r"superset-extension-storage-([\d.]+)\.tgz", "superset-addon/js/README.md"
     ),
     "debian/changelog": first(r"\((.*)-\d+\)", "debian/changelog"),
-    "superset-addon/pyproject.toml": tomllib.loads(
-        Path("superset-addon/pyproject.toml").read_text()
-    )["project"]["version"],
+    "superset-addon/pyproject.toml": addon["version"],
 }
 for package in Path("superset-addon/js").glob("package*.json"):
     content = json.loads(package.read_text())
@@ -51,4 +52,11 @@ script = Path(meta["provides"]["extension_storage"]["file"])
 if not script.exists() or not script.stem.endswith(f"--{version}"):
     wrong["file"] = True
     print(f"META.json: the file in provides is not the script of {version}")
+pythons = r"Python 3\.(\d+) to 3\.(\d+)"
+lowest, highest = re.search(
+    pythons, Path("superset-addon/README.md").read_text()
+).groups()
+if addon["requires-python"] != f">=3.{lowest},<3.{int(highest) + 1}":
+    wrong["python"] = True
+    print(f"superset-addon/README.md: Pythons that are not {addon['requires-python']}")
 sys.exit(bool(wrong))
