@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from conftest import END, README, SECRET_KEY, Superset, reload, sql
 from services import Nginx, PgBouncer, RoundTrips
 from superset_extension_storage.errors import StorageUnavailable
-from superset_extension_storage.keys import Keys, KeysUnusable, fingerprint
+from superset_extension_storage.keys import Keys, KeysUnusable, copy, fingerprint
 
 TABLE = "ext_storage.extension_storage"
 SECRET = {"value": "value", "is_encrypted": True}
@@ -266,17 +266,22 @@ def test_rollback_takes_the_keys_back(installed: Superset) -> None:
 
 def test_keys_under_a_driver_that_waits_in_python(installed: Superset) -> None:
     """As gevent and psycogreen have it."""
-    from psycopg2.extensions import get_wait_callback, set_wait_callback
+    from psycopg2.extensions import get_wait_callback
     from psycopg2.extras import wait_select
 
-    set_wait_callback(wait_select)
-    try:
-        with own_engine() as (engine, keys), engine.begin() as connection:
-            keys.hand_over(connection)
-            assert fingerprints(connection) == OWN
-            assert get_wait_callback() is wait_select
-    finally:
-        set_wait_callback(None)
+    from superset_extension_storage.keys import waiting_by
+
+    with (
+        waiting_by(wait_select),
+        own_engine() as (engine, keys),
+        engine.begin() as connection,
+    ):
+        keys.hand_over(connection)
+        assert fingerprints(connection) == OWN
+        with pytest.raises(DBAPIError):
+            copy(connection, "COPY nothing FROM STDIN", b"")
+        assert get_wait_callback() is wait_select
+    assert get_wait_callback() is None
 
 
 def test_connection_lost_while_keys_are_handed_over(installed: Superset) -> None:

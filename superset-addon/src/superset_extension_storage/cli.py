@@ -24,7 +24,7 @@ from .errors import (
     from_database,
     printable,
 )
-from .keys import EXTENSION, SERVER, KeysUnusable, quoted
+from .keys import EXTENSION, SERVER, KeysUnusable, quoted, waiting_by
 
 NEEDED_VERSION = "1.2"
 
@@ -134,16 +134,11 @@ def _wait(driver: Any) -> None:
 @contextmanager
 def ended_by_ctrl_c() -> Iterator[None]:
     """Have Ctrl-C end what is in it without a word, and with a code that says so."""
-    from psycopg2.extensions import get_wait_callback, set_wait_callback
-
-    before = get_wait_callback()
-    set_wait_callback(_wait)
     try:
-        yield
+        with waiting_by(_wait):
+            yield
     except KeyboardInterrupt:
         raise click.exceptions.Exit(CTRL_C) from None
-    finally:
-        set_wait_callback(before)
 
 
 def of_an_operator(command: Callable[..., None]) -> Callable[..., None]:
@@ -570,7 +565,6 @@ def _call_rotation(
     progress: Progress,
 ) -> Any:
     """Call the procedure outside of a transaction, so that it commits batches."""
-    from psycopg2.extensions import get_wait_callback, set_wait_callback
     from psycopg2.extras import wait_select
 
     from .dao import qualified
@@ -597,11 +591,9 @@ def _call_rotation(
 
     # psycopg2 gives notices as they come only where it waits in Python.
     driver.notices = progress
-    before = get_wait_callback()
-    set_wait_callback(wait)
     handler = signal.signal(signal.SIGINT, stop)
     try:
-        with _interruptible():
+        with _interruptible(), waiting_by(wait):
             return connection.exec_driver_sql(
                 statement,
                 {
@@ -612,7 +604,6 @@ def _call_rotation(
             ).one()
     finally:
         signal.signal(signal.SIGINT, handler)
-        set_wait_callback(before)
         driver.notices = []
 
 

@@ -49,7 +49,8 @@ import os
 import re
 import struct
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
@@ -461,20 +462,29 @@ def _binary_copy(row: list[bytes | None]) -> bytes:
     return header + b"".join(fields) + struct.pack("!h", -1)
 
 
+@contextmanager
+def waiting_by(wait: Callable[[Any], None] | None) -> Iterator[None]:
+    """Have psycopg2 wait for servers in a function, None for its own way, in C."""
+    from psycopg2.extensions import get_wait_callback, set_wait_callback
+
+    before = get_wait_callback()
+    set_wait_callback(wait)
+    try:
+        yield
+    finally:
+        set_wait_callback(before)
+
+
 def copy(connection: Connection, statement: str, data: bytes) -> None:
     """Run COPY ... FROM STDIN; errors are those of SQLAlchemy."""
-    from psycopg2.extensions import get_wait_callback, set_wait_callback
     from sqlalchemy.exc import DBAPIError
 
     dialect = connection.dialect
     driver = connection.connection.dbapi_connection
-    # psycopg2 cannot wait in Python while it copies, so it waits in C: for a
-    # moment, as the data is small.
-    wait = get_wait_callback()
-    if wait is not None:
-        set_wait_callback(None)
     try:
-        with driver.cursor() as cursor:
+        # psycopg2 cannot wait in Python while it copies, so it waits in C: for a
+        # moment, as the data is small.
+        with waiting_by(None), driver.cursor() as cursor:
             cursor.copy_expert(statement, BytesIO(data))
     except dialect.dbapi.Error as error:
         lost = dialect.is_disconnect(error, driver, None)
@@ -488,9 +498,6 @@ def copy(connection: Connection, statement: str, data: bytes) -> None:
             connection_invalidated=lost,
             dialect=dialect,
         ) from None
-    finally:
-        if wait is not None:
-            set_wait_callback(wait)
 
 
 def _joined(parameters: Mapping[str, Any], options: str) -> str:
