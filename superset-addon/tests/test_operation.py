@@ -9,6 +9,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -736,6 +737,20 @@ def test_rotate_shows_a_bar_and_can_be_stopped(
     assert rotated > 0 and current > 0 and rotated + current == scanned
 
 
+def start_for_ctrl_c(superset: Superset, *command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("superset"), *command],
+        cwd=superset.folder,
+        env=superset.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -752,17 +767,7 @@ def test_ctrl_c(second: Superset, app: Any, command: list[str]) -> None:
     waits = "SELECT query FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with session() as other:
         other.execute(f"LOCK {TABLE} IN ACCESS EXCLUSIVE MODE")
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("superset"), *command],
-            cwd=second.folder,
-            env=second.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # Tests that run in the background have it ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        process = start_for_ctrl_c(second, *command)
         wait_until(lambda: sql(waits) != [], "it does not ask for the entries")
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=END)
@@ -771,6 +776,49 @@ def test_ctrl_c(second: Superset, app: Any, command: list[str]) -> None:
     for text in ("Aborted", "Error", "Traceback", SECRET_KEY):
         assert text not in stdout + stderr
     assert "{" not in stdout
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A server that takes connections and never answers, as a broken network has it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def test_connect_timeout(
+    app: Any, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts in commands, too, for each host."""
+    connect = psycopg2.connect
+    port = silent.getsockname()[1]
+    uri = (
+        "postgresql+psycopg2://superset@/superset?connect_timeout=2"
+        f"&host=127.0.0.1{{}}&port={port}{{}}"
+    )
+    monkeypatch.setitem(app.config, "EXTENSION_STORAGE_DIRECT_URI", uri.format("", ""))
+    done = rotate(app)
+    assert done.exit_code == 1
+    assert "timeout expired" in done.stderr
+    another = uri.format(f",{os.environ['PGHOST']}", ",5432")
+    monkeypatch.setitem(app.config, "EXTENSION_STORAGE_DIRECT_URI", another)
+    done = rotate(app)
+    assert done.exit_code == 0, done.stderr
+    assert psycopg2.connect is connect
+
+
+def test_ctrl_c_while_it_connects(
+    second: Superset, app: Any, silent: socket.socket
+) -> None:
+    second.config["EXTENSION_STORAGE_DIRECT_URI"] = (
+        f"postgresql+psycopg2://superset@127.0.0.1:{silent.getsockname()[1]}/superset"
+    )
+    process = start_for_ctrl_c(second, "rotate-extension-storage-keys")
+    silent.settimeout(END)
+    with silent.accept()[0]:
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=END)
+    assert process.returncode == 130
+    assert "Error" not in stderr and "Traceback" not in stderr
 
 
 # Deletions

@@ -8,8 +8,10 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
+from threading import Thread
 from typing import Any, NoReturn
 
 import click
@@ -126,19 +128,44 @@ def _wait(driver: Any) -> None:
             reading = [driver] if state == POLL_READ else []
             select(reading, [] if reading else [driver], [])
     except KeyboardInterrupt:
-        with suppress(Error):  # there may be no connection yet
+        with suppress(Error):  # the connection may be gone
             driver.cancel()
         raise
+
+
+def _connect_in_a_thread(connect: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Connect while Python waits, which Ctrl-C ends at once.
+
+    connect_timeout counts only where psycopg2 waits in C, for each host in turn.
+    """
+    connection: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            connection.set_result(connect(*args, **kwargs))
+        except BaseException as error:
+            connection.set_exception(error)
+
+    with waiting_by(None):
+        Thread(target=run, daemon=True).start()
+        return connection.result()
 
 
 @contextmanager
 def ended_by_ctrl_c() -> Iterator[None]:
     """Have Ctrl-C end what is in it without a word, and with a code that says so."""
+    import psycopg2
+
+    connect = psycopg2.connect
+    # Whatever makes a connection, a listener of the operator's or SQLAlchemy, calls it.
+    psycopg2.connect = partial(_connect_in_a_thread, connect)
     try:
         with waiting_by(_wait):
             yield
     except KeyboardInterrupt:
         raise click.exceptions.Exit(CTRL_C) from None
+    finally:
+        psycopg2.connect = connect
 
 
 def of_an_operator(command: Callable[..., None]) -> Callable[..., None]:
