@@ -226,6 +226,34 @@ def test_bad_arguments_of_a_list(admin: Client, query: str, message: str) -> Non
     assert answer.status_code == 400 and message in answer.json()["message"]
 
 
+NO_NUMBERS = (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 5000, b"1.5", b"1")
+
+
+@pytest.mark.parametrize("number", NO_NUMBERS, ids=lambda number: number[:9].decode())
+def test_numbers_in_a_body(admin: Client, number: bytes) -> None:
+    """No field is one: each is refused by its name, and nothing is written."""
+    fields = b"op key if_match if_none_match value value_encoding value_type".split()
+    others = {b"op": b'"set"', b"key": b'"k"', b"value": b'"x"'}
+
+    def spelled(parts: dict[bytes, bytes]) -> bytes:
+        return b", ".join(b'"%s": %s' % part for part in parts.items())
+
+    for field in (*fields, b"category", b"description", b"is_encrypted"):
+        body = b'{"operations": [{%s}]}' % spelled({**others, field: number})
+        answer = admin.request("POST", "user/", data=body)
+        assert answer.status_code == 400, (field, number[:9])
+        named = (field if number[-1:].isdigit() else b"body is not JSON").decode()
+        assert answer.json()["message"].startswith(named)
+    for body in (b'{"operations": %s}', b'{"operations": [%s]}', b"%s", b'{"x": %s}'):
+        answer = admin.request("POST", "user/", data=body % number)
+        assert answer.status_code == 400 and answer.json()["message"]
+    for cursor in (b'["a", %s]', b"[%s, null]", b"%s", b'{"a": %s}'):
+        after = base64.urlsafe_b64encode(cursor % number[:999]).decode()
+        answer = admin.get(f"user/?order=newest&after={after}")
+        assert answer.status_code == 400 and "after" in answer.json()["message"]
+    assert admin.get("user/").json()["count"] == 0
+
+
 # Deletion by prefix
 
 

@@ -1068,13 +1068,34 @@ def test_if_match_on_put(admin: Client) -> None:
     assert admin.get("user/none").status_code == 404
 
 
+def test_if_match_on_get(admin: Client) -> None:
+    """It is as binding as on a write, and comes before If-None-Match."""
+    old = admin.put("user/k", "1").headers["ETag"]
+    new = admin.put("user/k", "2").headers["ETag"]
+    for header in (new, f'"other", W/{new}', "*"):
+        answer = admin.get("user/k", headers={"If-Match": header})
+        assert (answer.status_code, answer.text) == (200, "2")
+        both = {"If-Match": header, "If-None-Match": new}
+        assert admin.get("user/k", headers=both).status_code == 304
+    for header in (old, '"other"', ""):
+        for headers in ({}, {"If-None-Match": new}):
+            for method in ("GET", "HEAD"):
+                answer = admin.request(
+                    method, "user/k", headers={"If-Match": header, **headers}
+                )
+                assert answer.status_code == 412, header
+                assert "ETag" not in answer.headers
+    for header in (new, "*"):
+        answer = admin.get("user/none", headers={"If-Match": header})
+        assert answer.status_code == 404
+
+
 @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
 @pytest.mark.parametrize("text", ['"a", *', '*, "a"', "*, *", "*,", "W/*"])
 def test_star_in_a_list(admin: Client, header: str, text: str) -> None:
     """`*` is valid alone: nothing is read or written where it is not."""
     admin.put("user/k", "1")
-    methods = ["PUT", "DELETE"] + ["GET"] * (header == "If-None-Match")
-    for method in methods:
+    for method in ("PUT", "DELETE", "GET"):
         for key in ("k", "none"):
             answer = admin.request(
                 method, f"user/{key}", json={"value": "2"}, headers={header: text}
@@ -1188,9 +1209,9 @@ OPERATIONS = {
         {200, 302},
     ),
     ("{scope}/{key}", "get"): (
-        {"If-None-Match": {"type": "string"}},
+        {"If-Match": {"type": "string"}, "If-None-Match": {"type": "string"}},
         None,
-        {200, 304},
+        {200, 304, 412},
     ),
     ("{scope}/{key}", "put"): (
         {"If-Match": {"type": "string"}, "If-None-Match": {"type": "string"}},

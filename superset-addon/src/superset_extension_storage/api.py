@@ -362,10 +362,12 @@ class ExtensionStorageRestApi(BaseSupersetApi):
         return response
 
     def _get(self, publisher: str, name: str, key: str, scope: Scope) -> Response:
-        known = Conditions.of_headers().none_match
+        conditions = Conditions.of_headers()
         entry = ExtensionStorageDAO.get(**_address(publisher, name, key, scope))
         if entry is None:
             return self.response(404, message="Not found")
+        conditions.check_match(_etag(entry))
+        known = conditions.none_match
         if known is not None and _matches(known, _etag(entry)):
             response = Response(status=304)
         else:
@@ -906,10 +908,14 @@ class Conditions:
         found = ETAG.fullmatch(tags.pop()) if len(tags) == 1 else None
         return int(found[2]) if found else None
 
-    def check(self, etag: str | None) -> None:
-        """Refuse a write where the entry, None if there was none, is another one."""
+    def check_match(self, etag: str | None) -> None:
+        """Refuse what is meant for another entry; None is that there was none."""
         if self.match is not None and (etag is None or not _matches(self.match, etag)):
             raise Refused(412, "The entry is not the one named by If-Match")
+
+    def check(self, etag: str | None) -> None:
+        """Refuse a write where the entry, None if there was none, is another one."""
+        self.check_match(etag)
         if (
             self.none_match is not None
             and etag is not None

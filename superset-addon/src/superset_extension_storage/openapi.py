@@ -291,9 +291,10 @@ def _describe_delete_prefix(described: dict[str, Any]) -> None:
 
 
 def _describe_get(described: dict[str, Any]) -> None:
-    described["parameters"].append(
-        _parameter("header", "If-None-Match", "Version that the caller has")
-    )
+    described["parameters"] += [
+        _parameter("header", "If-Match", "Read only this version"),
+        _parameter("header", "If-None-Match", "Version that the caller has"),
+    ]
     described["responses"] |= {
         "200": {
             "description": "The bytes, of the entry's value_type",
@@ -301,6 +302,7 @@ def _describe_get(described: dict[str, Any]) -> None:
             "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
         },
         "304": {"description": "The caller has this version"},
+        "412": _json("The entry is another one", MESSAGE),
         "500": _json("The value cannot be decrypted, or a fault", MESSAGE),
     }
 
