@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -176,3 +177,47 @@ def test_memory_of_a_body_of_many_parts(
         answer = admin.request(method, url, data=body)
         assert answer.status_code == 400
         assert peak(worker) - before < 4 * len(body) + 16 * MB, answer.text
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["descriptions", "binary value"])
+def test_memory_of_an_answer_in_json(
+    worker: psutil.Process, admin: Client, results: Path, binary: bool
+) -> None:
+    """It is written once, in UTF-8, and bytes straight into it."""
+    if binary:
+        sql(
+            "INSERT INTO ext_storage.extension_storage"
+            " (extension_id, key, value, value_size)"
+            " SELECT 'acme.my-ext', 'k', decode(repeat('ab', 16777215), 'hex'), 16777215"
+        )
+    else:
+        sql(
+            "INSERT INTO ext_storage.extension_storage"
+            " (extension_id, key, value, description)"
+            " SELECT 'acme.my-ext', 'k' || n, '', repeat(U&'\\+01F600', 65535)"
+            " FROM generate_series(1, 100) n"
+        )
+    admin.get("global/?page_size=1")  # what the first request loads is not counted
+    before = reset_peak(worker)
+    if binary:
+        body = {"operations": [{"op": "get", "key": "k"}]}
+        answer = admin.request("POST", "global/", json=body, headers=IDENTITY)
+    else:
+        answer = admin.get("global/?page_size=100", headers=IDENTITY)
+    taken = peak(worker) - before
+    assert answer.status_code == 200
+    if binary:
+        (entry,) = answer.json()["result"]
+        assert entry["value_encoding"] == "base64"
+        assert base64.b64decode(entry["value"]) == b"\xab" * 16777215
+    else:
+        entries = answer.json()["result"]
+        assert [e["description"] for e in entries] == ["\U0001f600" * 65535] * 100
+    text = (
+        f"an answer of {len(answer.content) / MB:.0f} MB in JSON"
+        f" ({'a binary value' if binary else 'descriptions'}): +{taken / MB:.1f} MB\n"
+    )
+    with (results / "memory.txt").open("a") as file:
+        file.write(text)
+    assert len(answer.content) < 32 * MB, text
+    assert taken < 100 * MB, text
