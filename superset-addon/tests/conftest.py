@@ -256,6 +256,8 @@ class Client:
     def __init__(self, superset: Superset, user: str | None) -> None:
         self.superset = superset
         self.session = requests.Session()
+        # Over TLS Superset refuses writes without it.
+        self.session.headers["Referer"] = superset.url
         if user is None:
             return
         token = self.token_of_login()

@@ -89,10 +89,17 @@ class PgBouncer(Service):
 
 
 class Nginx(Service):
-    """A reverse proxy that compresses."""
+    """A reverse proxy that compresses, over TLS if it has a certificate."""
 
-    def __init__(self, folder: Path, upstream: str, *settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        upstream: str,
+        *settings: str,
+        certificate: Path | None = None,
+    ) -> None:
         super().__init__(folder, "nginx")
+        tls = f"ssl_certificate {certificate}; ssl_certificate_key {certificate};"
         temporary = " ".join(
             f"{kind}_temp_path {folder}/{kind};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -114,7 +121,8 @@ class Nginx(Service):
                 gzip_proxied any;
                 gzip_types application/json text/plain;
                 server {{
-                    listen 127.0.0.1:{self.port};
+                    listen 127.0.0.1:{self.port}{" ssl" if certificate else ""};
+                    {tls if certificate else ""}
                     client_max_body_size 0;
                     location / {{
                         proxy_pass {upstream};

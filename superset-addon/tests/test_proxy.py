@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,3 +95,43 @@ def test_conditional_writes(client: Client, value: str, method: str) -> None:
         method, "user/k", headers={"If-Match": etag}, json={"value": "x"}
     )
     assert written.status_code == 200, etag
+
+
+def test_over_tls(
+    second: Superset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With cookies that no other connection carries."""
+    certificate = tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -noenc -subj /CN=localhost -addext"
+    subprocess.run(
+        [*command.split(), "subjectAltName=IP:127.0.0.1", "-out", "-", "-keyout", "-"],
+        stdout=certificate.open("wb"),
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    second.restart(ENABLE_PROXY_FIX=True, SESSION_COOKIE_SECURE=True)
+    headers = "proxy_set_header X-Forwarded-Proto https;"
+    proxy = Nginx(tmp_path / "proxy", second.url, headers, certificate=certificate)
+    try:
+        client = Client(Proxied(f"https://127.0.0.1:{proxy.port}"), "admin")
+        assert [(c.name, c.secure) for c in client.session.cookies] == [
+            ("session", True)
+        ]
+        etag = client.put("user/k", "1").headers["ETag"]
+        known = client.get("user/k", headers={"If-None-Match": etag})
+        assert (known.status_code, known.content) == (304, b"")
+        assert known.headers["Cache-Control"] == "no-store"
+        for status in (200, 412):
+            answer = client.put("user/k", "2", headers={"If-Match": etag})
+            assert answer.status_code == status
+        elsewhere = client.put(
+            "user/k", "3", headers={"Referer": "https://else.where/"}
+        )
+        assert elsewhere.status_code == 400
+        assert client.get("user/k").text == "2"
+        # the same client past the proxy, without TLS: nobody
+        client.superset = second
+        assert client.get("user/k").status_code == 401
+    finally:
+        proxy.stop()
