@@ -1133,6 +1133,10 @@ def test_conditional_delete(admin: Client) -> None:
         assert admin.delete("user/k", headers=headers).status_code == 412
     assert admin.delete("user/none", headers={"If-Match": "*"}).status_code == 412
     assert admin.delete("user/none", headers={"If-None-Match": "*"}).status_code == 404
+    for headers in ({}, {"If-Match": "*"}, {"If-None-Match": "*"}):
+        answer = admin.delete("user/" + "k" * 256, headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith("key is too long: ")
     assert admin.delete("user/k", headers={"If-Match": etag}).status_code == 200
     assert admin.get("user/").json()["count"] == 1
 

@@ -949,6 +949,8 @@ def _version_to_delete(address: Scope, key: str, conditions: Conditions) -> int 
     """Return the version that an entry may be deleted in, 0 for none; None is any."""
     if conditions == Conditions(None, None):
         return None
+    if len(key) > MAX_KEY:
+        raise Refused(400, f"key is too long: {MAX_KEY} characters are allowed")
     # An entry's own key is the first of those that begin with it.
     found = ExtensionStorageDAO.list_scope(**address, key_prefix=key, page_size=1)
     entry = found[0] if found and found[0].key == key else None
