@@ -563,6 +563,7 @@ def test_large_values_leave_no_temporary_file(dao: Any) -> None:
         ("InvalidArgument", "22023", {"key": "a\0b"}),
         ("InvalidArgument", "22023", {"category": "\ud800"}),
         ("InvalidArgument", "22023", {"value": "text"}),
+        ("InvalidArgument", "22023", {"value": memoryview(b"abcd")[::2]}),
         ("InvalidArgument", "22004", {"key": None}),
         ("ValueTooLarge", "54000", {"value": bytes(16777216)}),
         ("VersionMismatch", "ES004", {"if_version": 9}),

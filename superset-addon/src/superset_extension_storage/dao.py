@@ -374,6 +374,8 @@ def _check_encoding(connection: Any, arguments: dict[str, Any]) -> None:
 def _check_value(name: str, value: Any) -> None:
     if not isinstance(value, (bytes, bytearray, memoryview)):
         raise InvalidArgument(f"{name} must be bytes", "22023")
+    if not memoryview(value).c_contiguous:  # which psycopg2 cannot hand over
+        raise InvalidArgument(f"{name} must be bytes in one piece", "22023")
     if memoryview(value).nbytes > MAX_VALUE_SIZE:
         raise ValueTooLarge(
             f"{name} has {memoryview(value).nbytes} bytes, more than the"
