@@ -106,6 +106,21 @@ SELECT key, user_fk, value_size, version FROM ext_storage_set('acme.h', 'u', 'fo
 SELECT key, user_fk, value_size, created_on > '2026-01-01' AS recent FROM ext_storage_list('acme.h', 7);
 SELECT extension_id, entries, value_bytes FROM ext_storage_usage();
 SELECT convert_from(value, 'UTF8') AS value, user_fk FROM ext_storage_get_entry('acme.h', 'u', 7);
+-- A number that no call can name stops neither a rotation nor what tells of keys.
+BEGIN;
+SELECT version FROM ext_storage_set('acme.h', 'u', 'four', user_fk => 7, is_encrypted => true);
+UPDATE extension_storage SET user_fk = 5000000000 WHERE key = 'u';
+SET LOCAL extension_storage.encryption_keys = 'another secret,a secret';
+SET LOCAL client_min_messages = error;
+CALL ext_storage_rotate_keys(dry_run => true);
+SELECT ordinal, entries FROM ext_storage_key_status();
+SET LOCAL extension_storage.encryption_keys = 'another secret';
+SELECT key, user_fk, problem FROM ext_storage_verify() WHERE key = 'u';
+SET LOCAL client_min_messages = warning;
+DELETE FROM extension_storage WHERE key <> 'u';
+UPDATE extension_storage SET uuid = '00000000-0000-4000-8000-000000000000';
+CALL ext_storage_rotate_keys();
+ROLLBACK;
 UPDATE extension_storage SET value_size = 5000000000 WHERE key = 'u';
 SELECT pg_temp.error_of($$SELECT * FROM ext_storage_list('acme.h', 7)$$);
 SELECT ext_storage_purge_user(7);

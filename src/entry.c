@@ -496,6 +496,7 @@ ExpandScope(StringInfo sql, const char *placeholder, int shape)
  *		Returns, in palloc'd memory, the words that name an entry in a message.
  *
  * address and nulls are in the order of AddressParam; nulls as SPI takes them.
+ * The user is an integer or a bigint: as a Datum, an integer is one, too.
  * Half a resource, which a table with other constraints may have, is named by
  * that half.
  */
@@ -519,8 +520,9 @@ DescribeEntry(const Datum *address, const char *nulls)
 		appendStringInfo(&buf, " \"%s\"",
 						 TextDatumGetCString(address[PARAM_RESOURCE_UUID]));
 	if (has_user)
-		appendStringInfo(&buf, "%suser %d", has_type || has_uuid ? ", " : "",
-						 DatumGetInt32(address[PARAM_USER_FK]));
+		appendStringInfo(&buf, "%suser " INT64_FORMAT,
+						 has_type || has_uuid ? ", " : "",
+						 DatumGetInt64(address[PARAM_USER_FK]));
 	if (!has_type && !has_uuid && !has_user)
 		appendStringInfoString(&buf, "global");
 	appendStringInfoChar(&buf, ')');

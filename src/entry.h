@@ -67,10 +67,10 @@ typedef enum AddressParam
 	[PARAM_RESOURCE_TYPE] = {"resource_type", TEXTOID}, \
 	[PARAM_RESOURCE_UUID] = {"resource_uuid", TEXTOID}
 
-#define ADDRESS_COLUMNS \
+#define ADDRESS_COLUMNS(user_type) \
 	[PARAM_EXTENSION_ID] = {"extension_id", TEXTOID, NOT_NULL}, \
 	[PARAM_KEY] = {"key", TEXTOID, NOT_NULL}, \
-	[PARAM_USER_FK] = {"user_fk", INT4OID, NULLABLE}, \
+	[PARAM_USER_FK] = {"user_fk", user_type, NULLABLE}, \
 	[PARAM_RESOURCE_TYPE] = {"resource_type", TEXTOID, NULLABLE}, \
 	[PARAM_RESOURCE_UUID] = {"resource_uuid", TEXTOID, NULLABLE}
 

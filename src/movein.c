@@ -130,7 +130,7 @@ enum
 };
 
 static const StatementColumn source_columns[] = {
-	ADDRESS_COLUMNS,
+	ADDRESS_COLUMNS(INT4OID),
 	[MOVE_UUID] = {"uuid", UUIDOID, NULLABLE},
 	[MOVE_CATEGORY] = {"category", TEXTOID, NULLABLE},
 	[MOVE_DESCRIPTION] = {"description", TEXTOID, NULLABLE},

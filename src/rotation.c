@@ -88,7 +88,7 @@ enum
 };
 
 static const StatementColumn row_columns[] = {
-	ADDRESS_COLUMNS,
+	ADDRESS_COLUMNS(INT8OID),	/* a number that no call can name stops nothing */
 	[ROW_ID] = {"id", INT8OID, NOT_NULL},
 	[ROW_UUID] = {"uuid", UUIDOID, NOT_NULL},
 	[ROW_VALUE] = {"value", BYTEAOID, NOT_NULL}
@@ -1630,17 +1630,24 @@ return_unreadable(void *state, const EncryptedRow *row, int found,
 	ReturnSetInfo *rsinfo = state;
 	Datum		values[NUM_VERIFY_COLUMNS];
 	bool		nulls[NUM_VERIFY_COLUMNS] = {false};
+	int64		user = DatumGetInt64(row->address[PARAM_USER_FK]);
+	const char *problem = KeyringProblem(found);
 
 	if (found >= 0)
 		return;
+	nulls[VERIFY_USER_FK] = row->nulls[PARAM_USER_FK] == 'n';
+	if (!nulls[VERIFY_USER_FK] && user != (int32) user)
+	{
+		nulls[VERIFY_USER_FK] = true;
+		problem = psprintf("%s; of user " INT64_FORMAT, problem, user);
+	}
 	values[VERIFY_UUID] = row->uuid;
 	values[VERIFY_EXTENSION_ID] = row->address[PARAM_EXTENSION_ID];
-	values[VERIFY_USER_FK] = row->address[PARAM_USER_FK];
+	values[VERIFY_USER_FK] = Int32GetDatum((int32) user);
 	values[VERIFY_RESOURCE_TYPE] = row->address[PARAM_RESOURCE_TYPE];
 	values[VERIFY_RESOURCE_UUID] = row->address[PARAM_RESOURCE_UUID];
 	values[VERIFY_KEY] = row->address[PARAM_KEY];
-	values[VERIFY_PROBLEM] = CStringGetTextDatum(KeyringProblem(found));
-	nulls[VERIFY_USER_FK] = row->nulls[PARAM_USER_FK] == 'n';
+	values[VERIFY_PROBLEM] = CStringGetTextDatum(problem);
 	nulls[VERIFY_RESOURCE_TYPE] = row->nulls[PARAM_RESOURCE_TYPE] == 'n';
 	nulls[VERIFY_RESOURCE_UUID] = row->nulls[PARAM_RESOURCE_UUID] == 'n';
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
