@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import partial, wraps
+from functools import wraps
 from threading import Thread
 from typing import Any, NoReturn
 
 import click
 from flask.cli import with_appcontext
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from .errors import (
@@ -26,7 +27,7 @@ from .errors import (
     from_database,
     printable,
 )
-from .keys import EXTENSION, SERVER, KeysUnusable, quoted, waiting_by
+from .keys import EXTENSION, SERVER, KeysUnusable, is_psycopg2, quoted, waiting_by
 
 NEEDED_VERSION = "1.2"
 
@@ -133,16 +134,20 @@ def _wait(driver: Any) -> None:
         raise
 
 
-def _connect_in_a_thread(connect: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Connect while Python waits, which Ctrl-C ends at once.
+def _connect_in_a_thread(
+    dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]
+) -> Any:
+    """Connect, as SQLAlchemy's do_connect, while Python waits: Ctrl-C ends it at once.
 
     connect_timeout counts only where psycopg2 waits in C, for each host in turn.
     """
+    if not is_psycopg2(dialect):
+        return None
     connection: Future[Any] = Future()
 
     def run() -> None:
         try:
-            connection.set_result(connect(*args, **kwargs))
+            connection.set_result(dialect.connect(*arguments, **parameters))
         except BaseException as error:
             connection.set_exception(error)
 
@@ -154,18 +159,17 @@ def _connect_in_a_thread(connect: Callable[..., Any], *args: Any, **kwargs: Any)
 @contextmanager
 def ended_by_ctrl_c() -> Iterator[None]:
     """Have Ctrl-C end what is in it without a word, and with a code that says so."""
-    import psycopg2
+    from superset.extensions import db
 
-    connect = psycopg2.connect
-    # Whatever makes a connection, a listener of the operator's or SQLAlchemy, calls it.
-    psycopg2.connect = partial(_connect_in_a_thread, connect)
+    connects = (db.engine, "do_connect", _connect_in_a_thread)
+    event.listen(*connects)
     try:
         with waiting_by(_wait):
             yield
     except KeyboardInterrupt:
         raise click.exceptions.Exit(CTRL_C) from None
     finally:
-        psycopg2.connect = connect
+        event.remove(*connects)
 
 
 def of_an_operator(command: Callable[..., None]) -> Callable[..., None]:
@@ -579,6 +583,8 @@ def _connection() -> Iterator[Any]:
         except (ArgumentError, ImportError, ValueError):  # which may show a password
             fail("EXTENSION_STORAGE_DIRECT_URI is not a URI that SQLAlchemy can use.")
         keys.attach(engine)
+        # The last of its listeners: one of the operator's may connect otherwise.
+        event.listen(engine, "do_connect", _connect_in_a_thread)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         keys.hand_over_for_session(connection)
         yield connection
