@@ -177,7 +177,7 @@ note($plan);
 like(
 	slurp_file($node->logfile, $offset),
 	qr/Index\ Scan\ using\ ix_extension_storage_encrypted\ on\ .*\n
-		\s*Index\ Cond:\ .*extension_id.*\ =\ \$1\)\ AND\ \(id\ >\ \$2\)\ AND\ \(id\ <=\ \$3\)\)\n
+		\s*Index\ Cond:\ .*extension_id.*\ =\ \$1\)\ AND\ \(id\ >=\ \$2\)\ AND\ \(id\ <=\ \$3\)\)\n
 		(?!\s*Filter)/x,
 	'and walks by the index on encrypted entries');
 
