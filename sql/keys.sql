@@ -243,7 +243,7 @@ SET extension_storage.encryption_key = 'misspelt';
 -- and ends when it is to.
 DELETE FROM extension_storage;
 INSERT INTO extension_storage (extension_id, key, is_encrypted, value)
-VALUES ('acme.app', 'large', true, convert_to('gAAAAABlU_EA' || repeat('AAAA', 8000000), 'SQL_ASCII'));
+VALUES ('acme.app', 'large', true, convert_to('gAAAAABlU_EA' || repeat('AAAA', 5500000), 'SQL_ASCII'));
 SELECT set_config('extension_storage.encryption_keys', string_agg('secret' || i, ','), false) FROM generate_series(1, 100) i;
 SET statement_timeout = '200ms';
 SELECT ext_storage_get('acme.app', 'large');
@@ -251,6 +251,15 @@ SELECT * FROM ext_storage_list_values('acme.app');
 SELECT * FROM ext_storage_verify();
 CALL ext_storage_rotate_keys();
 RESET statement_timeout;
+-- A larger one than there can be is none: no key is tried, nobody waits.
+UPDATE extension_storage SET value = value || value, uuid = '00000000-0000-4000-8000-000000000000';
+SELECT ext_storage_get('acme.app', 'large');
+SELECT key, value, problem FROM ext_storage_list_values('acme.app');
+SELECT key, problem FROM ext_storage_get_many('acme.app', ARRAY['large']);
+SELECT key, problem FROM ext_storage_verify();
+SET client_min_messages = warning;
+CALL ext_storage_rotate_keys();
+RESET client_min_messages;
 
 DELETE FROM extension_storage;
 DROP ROLE regress_plain, regress_monitor;

@@ -322,7 +322,7 @@ KeyringFindMany(const Datum *tokens, int ntokens, int *ordinals,
 
 	for (int i = 0; i < ntokens; i++)
 	{
-		KeyringItem item = {.token = DatumGetByteaPP(tokens[i])};
+		KeyringItem item = {.token = StoredToken(tokens[i])};
 		uint8	   *bytes = palloc(FernetDecodedLen(VARSIZE_ANY_EXHDR(item.token)));
 		FernetToken decoded;
 

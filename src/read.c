@@ -21,6 +21,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "statement.h"
+#include "token.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/jsonb.h"
@@ -320,7 +321,7 @@ stored_value(const Datum *row)
 static bytea *
 open_value(const StatementArgs *args, Datum value)
 {
-	bytea	   *token = DatumGetByteaP(value);
+	bytea	   *token = DatumGetByteaP(PointerGetDatum(StoredToken(value)));
 	bytea	   *opened;
 
 	RequireKey(args, KeyringCount() > 0, "is");
@@ -715,7 +716,11 @@ add_to_batch(ValueBatch *batch, TupleTableSlot *slot)
 
 		nulls[i] = slot->tts_isnull[i];
 		if (i == ENTRY_VALUE && is_encrypted(slot->tts_values))
-			row[i] = PointerGetDatum(DatumGetByteaPCopy(slot->tts_values[i]));
+		{
+			row[i] = PointerGetDatum(StoredToken(slot->tts_values[i]));
+			if (row[i] == slot->tts_values[i])
+				row[i] = PointerGetDatum(DatumGetByteaPCopy(row[i]));
+		}
 		else if (!nulls[i])
 			row[i] = datumCopy(slot->tts_values[i], att->attbyval, att->attlen);
 	}

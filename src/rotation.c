@@ -88,7 +88,8 @@ enum
 };
 
 static const StatementColumn row_columns[] = {
-	ADDRESS_COLUMNS(INT8OID),	/* a number that no call can name stops nothing */
+	/* a number that no call can name stops nothing */
+	ADDRESS_COLUMNS(INT8OID),
 	[ROW_ID] = {"id", INT8OID, NOT_NULL},
 	[ROW_UUID] = {"uuid", UUIDOID, NOT_NULL},
 	[ROW_VALUE] = {"value", BYTEAOID, NOT_NULL}
@@ -773,7 +774,7 @@ add_to_group(Rotation *rotation, const Statement *statement, uint64 n)
 	KeyringItem *item = &rotation->items[rotation->ngroup];
 
 	read_row(row, statement, n);
-	item->token = DatumGetByteaPP(row->token);
+	item->token = StoredToken(row->token);
 	rotation->ngroup++;
 	rotation->group_bytes += VARSIZE_ANY(item->token);
 	MemoryContextSwitchTo(old_context);

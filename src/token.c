@@ -1,12 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * token.c
- *	  New tokens, and the time in them.
+ *	  New tokens, the time in them, and stored ones.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
+#include "entry.h"
 #include "errors.h"
 #include "miscadmin.h"
 #include "token.h"
@@ -86,4 +88,23 @@ FernetNewToken(size_t message_len, uint8 *iv)
 	SET_VARSIZE(token, VARHDRSZ + token_len);
 	draw_iv(iv);
 	return token;
+}
+
+/*
+ * StoredToken
+ *		Returns a stored token, detoasted.
+ *
+ * What is longer than the token of the largest value, and may have a gigabyte, is
+ * not even read: an empty one stands for it, which no key has made either.
+ */
+bytea *
+StoredToken(Datum value)
+{
+	bytea	   *none;
+
+	if (toast_raw_datum_size(value) - VARHDRSZ <= FernetTokenLen(MAX_VALUE_SIZE))
+		return DatumGetByteaPP(value);
+	none = palloc(VARHDRSZ);
+	SET_VARSIZE(none, VARHDRSZ);
+	return none;
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * token.h
- *	  New tokens, and the time in them.
+ *	  New tokens, the time in them, and stored ones.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,5 +14,6 @@
 extern uint64 FernetNow(void);
 extern bool FernetTimestamp(uint64 seconds, TimestampTz *timestamp);
 extern text *FernetNewToken(size_t message_len, uint8 *iv);
+extern bytea *StoredToken(Datum value);
 
 #endif							/* TOKEN_H */
