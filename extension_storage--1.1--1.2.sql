@@ -308,7 +308,7 @@ BEGIN
             UNION
             SELECT convert_from(substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1), encoding),
                 format('SELECT %s AS id FROM (SELECT unnest(ARRAY[v.id, rtrim(v.id)]) AS id'
-                    ' FROM (SELECT format(''%%s'', %I) AS id FROM %s) v) r', canonical,
+                    ' FROM (SELECT format(''%%s'', %I) COLLATE "C" AS id FROM %s) v) r', canonical,
                     convert_from(substring(t.tgargs FROM position(nul IN t.tgargs) + 1
                         FOR length(t.tgargs) - position(nul IN t.tgargs) - 1), encoding),
                     t.tgrelid::regclass)

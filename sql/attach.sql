@@ -345,6 +345,17 @@ SELECT array_agg(user_fk ORDER BY user_fk) FROM extension_storage WHERE user_fk 
 SELECT resource_type, array_agg(resource_uuid ORDER BY resource_uuid COLLATE "C")
 FROM extension_storage WHERE resource_type IS NOT NULL GROUP BY 1 ORDER BY 1;
 SELECT key, created_by_fk, changed_by_fk FROM extension_storage WHERE user_fk IS NULL AND resource_type IS NULL;
+-- Nor does it matter which collation their column has.
+BEGIN;
+CREATE COLLATION regress_app.other FROM "C";
+CREATE TABLE regress_app.collated (slug text COLLATE regress_app.other);
+SELECT ext_storage_attach_resource('collated', 'regress_app.collated', 'slug');
+INSERT INTO regress_app.collated VALUES ('there');
+SELECT count(*) FROM unnest(ARRAY['there', 'gone']) slug,
+    ext_storage_set('acme.own', 'k', 'x', resource_type => 'collated', resource_uuid => slug);
+SELECT ext_storage_purge_orphans();
+SELECT resource_uuid FROM extension_storage WHERE resource_type = 'collated';
+ROLLBACK;
 -- For an older snapshot a table that is written anew meanwhile would be empty.
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
