@@ -10,13 +10,11 @@
 #include <ctype.h>
 #include <uuid/uuid.h>
 
-#include "common/hashfn.h"
 #include "entry.h"
 #include "errors.h"
 #include "funcapi.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
-#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -527,55 +525,6 @@ DescribeEntry(const Datum *address, const char *nulls)
 		appendStringInfoString(&buf, "global");
 	appendStringInfoChar(&buf, ')');
 	return buf.data;
-}
-
-/*
- * LockNewEntry
- *		Locks the address of an entry that is to be made, until UnlockNewEntry.
- *
- * A set that does not mention encryption must not insert a plaintext while
- * another session makes the same entry encrypted.  By the end of the statement
- * the row is in the unique index, where the other one finds it.  What is to be
- * plain whatever happens needs no lock.
- */
-LOCKTAG
-LockNewEntry(const StatementArgs *args)
-{
-	LOCKTAG		tag;
-	uint64		hash = 0;
-
-	for (int i = 0; i < NUM_ADDRESS_PARAMS; i++)
-	{
-		uint64		part;
-
-		if (args->nulls[i] == 'n')
-			part = 0;
-		else if (i == PARAM_USER_FK)
-			part = DatumGetUInt64(hash_uint32_extended(DatumGetInt32(args->values[i]), 1));
-		else
-		{
-			text	   *value = DatumGetTextPP(args->values[i]);
-
-			part = DatumGetUInt64(hash_any_extended((unsigned char *) VARDATA_ANY(value),
-													VARSIZE_ANY_EXHDR(value), 1));
-		}
-		hash = hash_combine64(hash, part);
-	}
-	/* classes 1 and 2 are those of pg_advisory_lock() */
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (hash >> 32),
-						 (uint32) hash, 3);
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
-	return tag;
-}
-
-/*
- * UnlockNewEntry
- *		Ends what LockNewEntry began.
- */
-void
-UnlockNewEntry(const LOCKTAG *tag)
-{
-	LockRelease(tag, ExclusiveLock, false);
 }
 
 /*

@@ -11,7 +11,6 @@
 #include "catalog/pg_type_d.h"
 #include "fmgr.h"
 #include "statement.h"
-#include "storage/lock.h"
 
 /* The longest that fits the table, in characters. */
 #define MAX_EXTENSION_ID_CHARS 255
@@ -231,8 +230,6 @@ extern int	KeysArgument(FunctionCallInfo fcinfo,
 						 Datum **keys);
 extern bool CanonicalUuid(const char *text, int len, char *canonical);
 extern char *DescribeEntry(const Datum *address, const char *nulls);
-extern LOCKTAG LockNewEntry(const StatementArgs *args);
-extern void UnlockNewEntry(const LOCKTAG *tag);
 extern void RequireKey(const StatementArgs *args, bool there_is,
 					   const char *needed);
 

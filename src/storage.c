@@ -17,6 +17,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "encoding.h"
 #include "entry.h"
 #include "errors.h"
@@ -27,6 +28,7 @@
 #include "miscadmin.h"
 #include "quota.h"
 #include "statement.h"
+#include "storage/lock.h"
 #include "token.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -522,6 +524,44 @@ make_entry(FunctionCallInfo fcinfo, Datum *row, bool *nulls)
 	return HeapTupleGetDatum(tuple);
 }
 
+/*
+ * Locks the address of an entry that is to be made, until unlock_new_entry.
+ *
+ * A set that does not mention encryption must not insert a plaintext while
+ * another session makes the same entry encrypted.  By the end of the statement
+ * the row is in the unique index, where the other one finds it.  What is to be
+ * plain whatever happens needs no lock.
+ */
+static LOCKTAG
+lock_new_entry(const StatementArgs *args)
+{
+	LOCKTAG		tag;
+	uint64		hash = 0;
+
+	for (int i = 0; i < NUM_ADDRESS_PARAMS; i++)
+	{
+		uint64		part;
+
+		if (args->nulls[i] == 'n')
+			part = 0;
+		else if (i == PARAM_USER_FK)
+			part = DatumGetUInt64(hash_uint32_extended(DatumGetInt32(args->values[i]), 1));
+		else
+		{
+			text	   *value = DatumGetTextPP(args->values[i]);
+
+			part = DatumGetUInt64(hash_any_extended((unsigned char *) VARDATA_ANY(value),
+													VARSIZE_ANY_EXHDR(value), 1));
+		}
+		hash = hash_combine64(hash, part);
+	}
+	/* classes 1 and 2 are those of pg_advisory_lock() */
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (hash >> 32),
+						 (uint32) hash, 3);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	return tag;
+}
+
 /* May any row be replaced, whatever it is like? */
 static bool
 expects_any_row(const StatementArgs *args)
@@ -550,7 +590,7 @@ insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
 	bool		inserted = false;
 
 	if (!is_plain)
-		tag = LockNewEntry(args);
+		tag = lock_new_entry(args);
 	*state = (EntryState)
 	{
 		0
@@ -573,7 +613,7 @@ insert_entry(Connection *connection, StatementArgs *args, EntryState *state,
 			*state = get_state(connection, args);
 	}
 	if (!is_plain)
-		UnlockNewEntry(&tag);
+		LockRelease(&tag, ExclusiveLock, false);
 	return inserted;
 }
 
@@ -1095,15 +1135,11 @@ rename_entry(Connection *connection, const StatementArgs *args, Datum *row,
 	{
 		EntryState	state;
 
-		LOCKTAG		tag;
-
 		require_no_entry(connection, &new_args, error != NULL);
 		if (error != NULL)
 			ReThrowError(error);
 		/* another session may make an entry of that key meanwhile */
-		tag = LockNewEntry(&new_args);
 		error = StatementTry(try_rename, &rename);
-		UnlockNewEntry(&tag);
 		if (error != NULL && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
 			continue;
 		if (error != NULL)
