@@ -19,6 +19,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 
 /* What a purge names: all entries of these. */
@@ -431,6 +432,7 @@ is_only_table(Connection *connection, FunctionCallInfo fcinfo, const char *type)
 	StatementArgs args;
 	Datum		row[NUM_OTHER_COLUMNS];
 	bool		nulls[NUM_OTHER_COLUMNS];
+	bool		found;
 	char	   *reason;
 
 	StatementArgsInit(&args);
@@ -440,7 +442,12 @@ is_only_table(Connection *connection, FunctionCallInfo fcinfo, const char *type)
 				 ObjectIdGetDatum(RelationGetRelid(table)));
 	StatementSet(&args, OTHER_PARAM_ARGUMENTS, BYTEAOID,
 				 PointerGetDatum(cstring_to_text_with_len(type != NULL ? type : "", len)));
-	if (StatementFetch(connection, &other_statement, &args, true, row, nulls))
+	/* one may have been attached while TRUNCATE has waited */
+	PushActiveSnapshot(GetLatestSnapshot());
+	found = StatementFetch(connection, &other_statement, &args, true, row,
+						   nulls);
+	PopActiveSnapshot();
+	if (found)
 		reason = psprintf("Table %s is attached for the same kind, and it is not known which rows were in which table.",
 						  TextDatumGetCString(ColumnValue(other_columns,
 														  OTHER_NAME, TEXTOID,

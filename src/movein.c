@@ -353,6 +353,7 @@ check_source(MoveIn *move)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("source must not be the extension's own table")));
+	StatementRequireSnapshot(oid);
 	check_columns(source);
 	name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(source)),
 									  RelationGetRelationName(source));
@@ -646,21 +647,6 @@ leave_out(MoveIn *move, const SourceRow *row, const char *why)
 	warn_of(row, psprintf("is left out: %s", why));
 }
 
-/* Replaces an entry, or makes it; false if nothing was written. */
-static bool
-write_row(Connection *connection, const StatementArgs *args, bool is_there)
-{
-	LOCKTAG		tag;
-	bool		written;
-
-	if (is_there)
-		return StatementRun(connection, &update_statement, args, false) > 0;
-	tag = LockNewEntry(args);
-	written = StatementRun(connection, &insert_statement, args, false) > 0;
-	UnlockNewEntry(&tag);
-	return written;
-}
-
 /*
  * Writes a row, unless a newer one is there, or an encrypted one that it would
  * replace by plaintext.  state is a MoveIn.
@@ -710,7 +696,9 @@ move_row(void *state)
 					  "newer, but plaintext, and the entry is encrypted here");
 			return;
 		}
-		if (move->procedure.dry_run || write_row(connection, args, is_there))
+		if (move->procedure.dry_run ||
+			StatementRun(connection, is_there ? &update_statement :
+						 &insert_statement, args, false) > 0)
 		{
 			move->moved++;
 			if (row->is_unreadable)

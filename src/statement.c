@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
@@ -37,6 +38,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -593,8 +595,6 @@ get_plan(const Connection *connection, Statement *statement,
 	Assert(args_fit(statement, args));
 	Assert(shape >= 0 && shape < STATEMENT_MAX_SHAPES);
 	use_schema(connection->schema);
-	if (!OidIsValid(checked_table))
-		check_table(connection);
 	kept = &statement->kept[shape][InNoForceRLSOperation()];
 
 	/*
@@ -743,26 +743,85 @@ typedef struct Run
 	bool		newer_snapshot; /* is one active? */
 } Run;
 
+/* The file of a relation as a snapshot shows it, InvalidOid if there is none. */
+static Oid
+file_in_snapshot(Oid relation, Snapshot snapshot)
+{
+	Relation	pg_class = table_open(RelationRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			file = InvalidOid;
+
+	ScanKeyInit(&key, Anum_pg_class_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(relation));
+	scan = systable_beginscan(pg_class, ClassOidIndexId, true, snapshot, 1,
+							  &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		file = ((Form_pg_class) GETSTRUCT(tuple))->relfilenode;
+	systable_endscan(scan);
+	table_close(pg_class, AccessShareLock);
+	return file;
+}
+
 /*
- * Makes a newer snapshot active if a table was changed since the active one was
- * taken; true if it does so.
+ * Was a relation, which is locked and was last changed by a transaction, written
+ * anew since the active snapshot was taken?
  *
- * A table that has been written anew, as by ALTER TABLE, has no rows for an older
- * snapshot.  A function's caller has taken his before it could wait for the lock
- * on the table.
+ * If so, as by ALTER TABLE, that snapshot shows none of its rows.  A function's
+ * caller has taken his before the function could wait for the lock.
  */
 static bool
-push_newer_snapshot(TransactionId changed_xid)
+is_rewritten(Oid relation, TransactionId changed_xid)
 {
-	if (!ActiveSnapshotSet() ||
-		!XidInMVCCSnapshot(changed_xid, GetActiveSnapshot()) ||
-		TransactionIdIsCurrentTransactionId(changed_xid))
+	Snapshot	snapshot;
+
+	if (!ActiveSnapshotSet())
 		return false;
-	if (IsolationUsesXactSnapshot())
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("could not serialize access due to concurrent change of a table"),
-				 errhint("Repeat the transaction.")));
+	snapshot = GetActiveSnapshot();
+	return XidInMVCCSnapshot(changed_xid, snapshot) &&
+		!TransactionIdIsCurrentTransactionId(changed_xid) &&
+		file_in_snapshot(relation, snapshot) !=
+		file_in_snapshot(relation, NULL);
+}
+
+/* Reports that the transaction cannot have a newer snapshot. */
+static void
+report_rewritten(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access because a table was written anew"),
+			 errhint("Repeat the transaction.")));
+}
+
+/*
+ * StatementRequireSnapshot
+ *		Raises an error if the transaction keeps to a snapshot from before a
+ *		relation, which is locked, was written anew.
+ */
+void
+StatementRequireSnapshot(Oid relation)
+{
+	if (IsolationUsesXactSnapshot() &&
+		is_rewritten(relation, changed_by(relation)))
+		report_rewritten();
+}
+
+/*
+ * Makes a newer snapshot active if the table was written anew since the active one
+ * was taken; true if it does so.  What is not read-only gets a snapshot of its own
+ * from SPI, unless it is the transaction's.
+ */
+static bool
+push_newer_snapshot(bool read_only)
+{
+	if ((!read_only && !IsolationUsesXactSnapshot()) ||
+		!is_rewritten(checked_table, checked_xid))
+		return false;
+	if (IsolationUsesXactSnapshot() || IsInParallelMode())
+		report_rewritten();
 	PushActiveSnapshot(GetLatestSnapshot());
 	return true;
 }
@@ -783,8 +842,10 @@ begin_run(Run *run, const Connection *connection, bool as_owner,
 
 	run->context = CurrentMemoryContext;
 	run->as_owner = false;
-	run->newer_snapshot = read_only && push_newer_snapshot(checked_xid);
 	PushErrorCallback(&run->hidden, hide_row);
+	if (!OidIsValid(checked_table))
+		check_table(connection);
+	run->newer_snapshot = !as_owner && push_newer_snapshot(read_only);
 	if (!as_owner && !superuser())
 		return;
 	owner = table_owner(connection);

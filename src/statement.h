@@ -162,6 +162,7 @@ extern Portal StatementOpen(Connection *connection, Statement *statement,
 extern uint64 StatementNext(const Connection *connection,
 							const Statement *statement, Portal portal,
 							long count);
+extern void StatementRequireSnapshot(Oid relation);
 extern Oid	StatementTable(const Connection *connection);
 extern void StatementLockTable(const Connection *connection, LOCKMODE mode);
 extern bool StatementIsDistributed(Connection *connection);
