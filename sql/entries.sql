@@ -205,6 +205,17 @@ SELECT sum(version) FROM generate_series(1, 100) i,
     ext_storage_set('acme.tasks', 'k' || i % 10, int4send(i));
 SELECT key, version FROM ext_storage_list('acme.tasks');
 
+-- An entry is found by its index however few there are, also after a change of
+-- search_path.
+ANALYZE extension_storage;
+BEGIN;
+SELECT pg_stat_get_xact_numscans('extension_storage'::regclass) AS before \gset
+SELECT ext_storage_get('acme.tasks', 'none');
+SET LOCAL search_path = pg_catalog;
+SELECT public.ext_storage_get('acme.tasks', 'none');
+SELECT pg_stat_get_xact_numscans('public.extension_storage'::regclass) - :before AS sequential_scans;
+ROLLBACK;
+
 -- A read-only transaction reads, and cannot write.
 BEGIN READ ONLY;
 SELECT ext_storage_get('acme.tasks', 'k1');

@@ -126,10 +126,15 @@ SELECT pg_temp.error_of($$SELECT * FROM ext_storage_list('acme.h', 7)$$);
 SELECT ext_storage_purge_user(7);
 ALTER TABLE extension_storage ALTER user_fk TYPE integer, ALTER value_size TYPE integer,
     ALTER created_by_fk TYPE integer, ALTER key TYPE varchar(255) COLLATE "C";
--- But not one by which other texts are equal, or come first.
+-- But not one by which other texts are equal, or other keys come first.
+CREATE COLLATION hostile_equal (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
 SELECT c, said
 FROM unnest(ARRAY['extension_id', 'resource_type', 'resource_uuid', 'key', 'category']) c,
-    LATERAL pg_temp.said_after(format('ALTER TABLE extension_storage ALTER %I TYPE text', c)) said;
+    LATERAL pg_temp.said_after(format('ALTER TABLE extension_storage ALTER %I TYPE text COLLATE hostile_equal', c)) said;
+SELECT pg_temp.said_after('ALTER TABLE extension_storage ALTER key TYPE text');
+SELECT count(*) FROM pg_temp.said_after('ALTER TABLE extension_storage ALTER extension_id TYPE text,'
+    ' ALTER resource_type TYPE text, ALTER resource_uuid TYPE text, ALTER category TYPE text') said
+WHERE said ~ 'collation';
 
 -- Nulls where the extension's table has none.
 SELECT c, said

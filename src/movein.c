@@ -320,7 +320,7 @@ check_source(MoveIn *move)
 	Relation	source;
 	char	   *name;
 
-	LockRelationOid(oid, AccessShareLock);
+	StatementLockRelation(oid, AccessShareLock);
 
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(oid)))
 		ereport(ERROR,

@@ -393,10 +393,11 @@ has_pages(Oid oid)
 
 	if (!OidIsValid(oid))
 		return false;
-	table = table_open(oid, AccessShareLock);
+	StatementLockRelation(oid, AccessShareLock);
+	table = table_open(oid, NoLock);
 	has = table->rd_rel->relkind == RELKIND_RELATION &&
 		RelationGetNumberOfBlocks(table) > 0;
-	table_close(table, AccessShareLock);
+	table_close(table, NoLock);
 	return has;
 }
 
@@ -418,10 +419,10 @@ counts_exist(const Connection *connection)
 bool
 QuotaIsCounting(const Connection *connection)
 {
-	Relation	table = table_open(StatementTable(connection), AccessShareLock);
+	Relation	table = table_open(StatementTable(connection), NoLock);
 	bool		enabled = triggers_enabled(table);
 
-	table_close(table, AccessShareLock);
+	table_close(table, NoLock);
 	return enabled && counts_exist(connection);
 }
 

@@ -21,6 +21,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_namespace.h"
@@ -51,6 +52,10 @@
 #include "utils/timeout.h"
 #include "utils/tuplestore.h"
 
+#if PG_VERSION_NUM < 170000
+#define SearchPathMatchesCurrentEnvironment OverrideSearchPathMatchesCurrent
+#endif
+
 /*
  * The schema that plans are made for.  Its generation goes up whenever the
  * extension turns out to be in another one, or in one of another name.
@@ -72,33 +77,39 @@ static TransactionId checked_xid = InvalidTransactionId;
 /*
  * The columns of the table.  An integer one may have been made a bigint, and a
  * varchar a text: both can be read without loss.  Texts that statements compare
- * have a collation by which those with the same bytes alone are equal, and which
- * sorts by them.
+ * are equal if their bytes are, and no others; keys sort by them, too.
  */
+typedef enum Comparison
+{
+	COMPARED_ANYHOW,
+	EQUAL_BY_BYTES,				/* by a collation that is deterministic */
+	SORTED_BY_BYTES				/* by the collation C */
+} Comparison;
+
 static const struct
 {
 	const char *name;
 	Oid			type;
-	Oid			collation;		/* InvalidOid = any or none */
+	Comparison	comparison;
 }			table_columns[] = {
-	{"id", INT4OID, InvalidOid},
-	{"uuid", UUIDOID, InvalidOid},
-	{"extension_id", VARCHAROID, C_COLLATION_OID},
-	{"user_fk", INT4OID, InvalidOid},
-	{"resource_type", VARCHAROID, C_COLLATION_OID},
-	{"resource_uuid", VARCHAROID, C_COLLATION_OID},
-	{"key", VARCHAROID, C_COLLATION_OID},
-	{"category", VARCHAROID, C_COLLATION_OID},
-	{"description", TEXTOID, InvalidOid},
-	{"value", BYTEAOID, InvalidOid},
-	{"value_type", VARCHAROID, InvalidOid},
-	{"is_encrypted", BOOLOID, InvalidOid},
-	{"created_on", TIMESTAMPOID, InvalidOid},
-	{"changed_on", TIMESTAMPOID, InvalidOid},
-	{"created_by_fk", INT4OID, InvalidOid},
-	{"changed_by_fk", INT4OID, InvalidOid},
-	{"version", INT8OID, InvalidOid},
-	{"value_size", INT4OID, InvalidOid}
+	{"id", INT4OID, COMPARED_ANYHOW},
+	{"uuid", UUIDOID, COMPARED_ANYHOW},
+	{"extension_id", VARCHAROID, EQUAL_BY_BYTES},
+	{"user_fk", INT4OID, COMPARED_ANYHOW},
+	{"resource_type", VARCHAROID, EQUAL_BY_BYTES},
+	{"resource_uuid", VARCHAROID, EQUAL_BY_BYTES},
+	{"key", VARCHAROID, SORTED_BY_BYTES},
+	{"category", VARCHAROID, EQUAL_BY_BYTES},
+	{"description", TEXTOID, COMPARED_ANYHOW},
+	{"value", BYTEAOID, COMPARED_ANYHOW},
+	{"value_type", VARCHAROID, COMPARED_ANYHOW},
+	{"is_encrypted", BOOLOID, COMPARED_ANYHOW},
+	{"created_on", TIMESTAMPOID, COMPARED_ANYHOW},
+	{"changed_on", TIMESTAMPOID, COMPARED_ANYHOW},
+	{"created_by_fk", INT4OID, COMPARED_ANYHOW},
+	{"changed_by_fk", INT4OID, COMPARED_ANYHOW},
+	{"version", INT8OID, COMPARED_ANYHOW},
+	{"value_size", INT4OID, COMPARED_ANYHOW}
 };
 
 static void
@@ -243,7 +254,7 @@ StatementCheckTable(Relation table)
 	{
 		const char *name = table_columns[i].name;
 		Oid			type = table_columns[i].type;
-		Oid			collation = table_columns[i].collation;
+		Comparison	comparison = table_columns[i].comparison;
 		int			attno = SPI_fnumber(tupdesc, name);
 		Form_pg_attribute found;
 
@@ -262,13 +273,15 @@ StatementCheckTable(Relation table)
 							format_type_be(found->atttypid),
 							format_type_be(type)),
 					 TABLES_AS_MADE));
-		if (OidIsValid(collation) && found->attcollation != collation)
+		if (comparison == SORTED_BY_BYTES ?
+			found->attcollation != C_COLLATION_OID :
+			comparison == EQUAL_BY_BYTES &&
+			!get_collation_isdeterministic(found->attcollation))
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
-					 errmsg("column \"%s\" of table \"%s\" has collation %s instead of %s",
+					 errmsg("column \"%s\" of table \"%s\" has collation %s instead of \"C\"",
 							name, RelationGetRelationName(table),
-							generate_collation_name(found->attcollation),
-							generate_collation_name(collation)),
+							generate_collation_name(found->attcollation)),
 					 errhint("Change its type once more, with COLLATE pg_catalog.\"C\".")));
 	}
 }
@@ -308,6 +321,21 @@ hide_row(void *arg pg_attribute_unused())
 }
 
 /*
+ * StatementLockRelation
+ *		Locks any relation until the transaction ends; an error does not show
+ *		what others run.
+ */
+void
+StatementLockRelation(Oid relation, LOCKMODE mode)
+{
+	ErrorContextCallback hidden;
+
+	PushErrorCallback(&hidden, hide_row);
+	LockRelationOid(relation, mode);
+	error_context_stack = hidden.previous;
+}
+
+/*
  * StatementLockTable
  *		Locks the table until the transaction ends: by AccessShareLock as any
  *		reader locks it, by RowExclusiveLock as any writer, or by a stronger
@@ -322,11 +350,7 @@ hide_row(void *arg pg_attribute_unused())
 void
 StatementLockTable(const Connection *connection, LOCKMODE mode)
 {
-	ErrorContextCallback hidden;
-
-	PushErrorCallback(&hidden, hide_row);
-	LockRelationOid(StatementTable(connection), mode);
-	error_context_stack = hidden.previous;
+	StatementLockRelation(StatementTable(connection), mode);
 }
 
 /* The transaction that last changed a relation, other than its rows. */
@@ -551,6 +575,26 @@ plan_by_index(SPIPlanPtr plan)
 	AtEOXact_GUC(true, nestlevel);
 }
 
+/*
+ * Will a plan be made (anew) before it is next run?  Source:
+ * RevalidateCachedQuery() and CheckCachedPlan() in
+ * src/backend/utils/cache/plancache.c.
+ */
+static bool
+must_be_planned(const CachedPlanSource *source)
+{
+	const CachedPlan *plan = source->gplan;
+
+	return !source->is_valid || plan == NULL || !plan->is_valid ||
+		!SearchPathMatchesCurrentEnvironment(source->search_path) ||
+		(source->dependsOnRLS &&
+		 (source->rewriteRoleId != GetUserId() ||
+		  source->rewriteRowSecurity != row_security)) ||
+		(plan->dependsOnRole && plan->planRoleId != GetUserId()) ||
+		(TransactionIdIsValid(plan->saved_xmin) &&
+		 !TransactionIdEquals(plan->saved_xmin, TransactionXmin));
+}
+
 /* Does a plan write to the table extension_storage? */
 pg_attribute_unused()
 static bool
@@ -610,14 +654,9 @@ get_plan(const Connection *connection, Statement *statement,
 	Assert(connection->quota_prepared || statement->keeps_bytes ||
 		   !writes_entries(connection, plan));
 
-	if (statement->by_index)
-	{
-		CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
-
-		if (!source->is_valid || source->gplan == NULL ||
-			!source->gplan->is_valid)
-			plan_by_index(plan);
-	}
+	if (statement->by_index &&
+		must_be_planned(linitial(SPI_plan_get_plan_sources(plan))))
+		plan_by_index(plan);
 	return plan;
 }
 

@@ -164,6 +164,7 @@ extern uint64 StatementNext(const Connection *connection,
 							long count);
 extern void StatementRequireSnapshot(Oid relation);
 extern Oid	StatementTable(const Connection *connection);
+extern void StatementLockRelation(Oid relation, LOCKMODE mode);
 extern void StatementLockTable(const Connection *connection, LOCKMODE mode);
 extern bool StatementIsDistributed(Connection *connection);
 extern void StatementCommit(void);
