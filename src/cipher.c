@@ -204,7 +204,11 @@ static inline bool
 is_cancelled(void)
 {
 	return INTERRUPTS_PENDING_CONDITION() && INTERRUPTS_CAN_BE_PROCESSED() &&
+#if PG_VERSION_NUM >= 170000
+		(QueryCancelPending || ProcDiePending || TransactionTimeoutPending);
+#else
 		(QueryCancelPending || ProcDiePending);
+#endif
 }
 
 /* Runs blocks through a function of pgcrypto, as FernetCrypt describes. */

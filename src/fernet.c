@@ -623,6 +623,7 @@ decrypt_large(FernetToken *token, const FernetCipher *cipher)
 		if (!cipher->decrypt(cipher->context, iv, piece.blocks, len))
 		{
 			explicit_bzero(token->bytes, done);
+			explicit_bzero(&piece, sizeof(piece));
 			return false;
 		}
 		memcpy(token->bytes + done, piece.blocks, len);
