@@ -321,7 +321,6 @@ check_source(MoveIn *move)
 	char	   *name;
 
 	StatementLockRelation(oid, AccessShareLock);
-
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(oid)))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),

@@ -74,11 +74,7 @@ static Oid	checked_table = InvalidOid;
 static Oid	checked_owner = InvalidOid;
 static TransactionId checked_xid = InvalidTransactionId;
 
-/*
- * The columns of the table.  An integer one may have been made a bigint, and a
- * varchar a text: both can be read without loss.  Texts that statements compare
- * are equal if their bytes are, and no others; keys sort by them, too.
- */
+/* How statements compare a column. */
 typedef enum Comparison
 {
 	COMPARED_ANYHOW,
@@ -86,6 +82,10 @@ typedef enum Comparison
 	SORTED_BY_BYTES				/* by the collation C */
 } Comparison;
 
+/*
+ * The columns of the table.  An integer one may have been made a bigint, and a
+ * varchar a text: both can be read without loss.
+ */
 static const struct
 {
 	const char *name;
@@ -377,7 +377,7 @@ lock_table(const Connection *connection)
 	{
 		Oid			present;
 
-		LockRelationOid(table, AccessShareLock);
+		StatementLockRelation(table, AccessShareLock);
 		present = StatementTable(connection);
 		if (present == table)
 			return table;
@@ -394,13 +394,11 @@ lock_table(const Connection *connection)
 static void
 check_table(const Connection *connection)
 {
-	ErrorContextCallback hidden;
 	Relation	table;
 
-	PushErrorCallback(&hidden, hide_row);
 	/* whoever holds a lock learns what has happened before */
 	if (OidIsValid(checked_table))
-		LockRelationOid(checked_table, AccessShareLock);
+		StatementLockRelation(checked_table, AccessShareLock);
 	if (!OidIsValid(checked_table))
 	{
 		table = table_open(lock_table(connection), NoLock);
@@ -410,7 +408,6 @@ check_table(const Connection *connection)
 		checked_xid = changed_by(checked_table);
 		table_close(table, NoLock);
 	}
-	error_context_stack = hidden.previous;
 }
 
 /*
@@ -697,25 +694,6 @@ check_null(const Statement *statement, int column, bool isnull)
 		ReportNullColumn(statement->columns[column].name);
 }
 
-/* Returns the role that owns the table. */
-static Oid
-table_owner(const Connection *connection)
-{
-	Oid			table;
-	HeapTuple	tuple;
-	Oid			owner;
-
-	if (OidIsValid(checked_table))
-		return checked_owner;
-	table = StatementTable(connection);
-	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", table);
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	return owner;
-}
-
 /* Raises an error if the table's owner may not look anything up in the schema. */
 static void
 check_schema_usage(Oid schema, Oid owner)
@@ -887,7 +865,7 @@ begin_run(Run *run, const Connection *connection, bool as_owner,
 	run->newer_snapshot = !as_owner && push_newer_snapshot(read_only);
 	if (!as_owner && !superuser())
 		return;
-	owner = table_owner(connection);
+	owner = checked_owner;
 	if (!as_owner && superuser_arg(owner))
 		return;
 	check_schema_usage(connection->schema, owner);
