@@ -373,7 +373,7 @@ SELECT pg_temp.error_of($$INSERT INTO extension_storage (key, value) VALUES ('k'
 ROLLBACK;
 BEGIN;
 DROP VIEW pg_temp.counted;
-ALTER TABLE extension_storage ALTER value_size TYPE bigint, ALTER user_fk TYPE bigint;
+ALTER TABLE extension_storage ALTER id TYPE bigint, ALTER user_fk TYPE bigint;
 SELECT count(*) FROM ext_storage_set('acme.wide', 'k', '12345') k,
     ext_storage_set('acme.wide', 'e', '1234567', is_encrypted => true) e;
 SELECT value_bytes FROM extension_storage_usage WHERE extension_id = 'acme.wide';

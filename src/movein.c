@@ -260,6 +260,15 @@ known_column(const char *name)
 	return NULL;
 }
 
+/* Does a type have every value of another one? */
+static bool
+type_holds(Oid type, Oid other)
+{
+	return type == other ||
+		(type == INT8OID && other == INT4OID) ||
+		(type == TEXTOID && other == VARCHAROID);
+}
+
 /*
  * Raises an error unless the source has the columns of the first
  * implementation, and no other one, whose data would be left behind.
@@ -282,7 +291,7 @@ check_columns(Relation source)
 		if (column == NULL)
 			appendStringInfo(&wrong, "%s%s (unknown)", wrong.len > 0 ? ", " : "",
 							 NameStr(att->attname));
-		else if (!TypeHolds(column->type, att->atttypid))
+		else if (!type_holds(column->type, att->atttypid))
 			appendStringInfo(&wrong, "%s%s (%s instead of %s)",
 							 wrong.len > 0 ? ", " : "", NameStr(att->attname),
 							 format_type_be(att->atttypid),

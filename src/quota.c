@@ -324,6 +324,23 @@ push_change(Usage *usage, int64 bytes, int nest_level)
 	MemoryContextSwitchTo(old_context);
 }
 
+/*
+ * Takes back what is not written yet: the rows that it is of have been counted
+ * by a statement that sees them.
+ */
+static void
+cancel_changes(void)
+{
+	int			level = GetCurrentTransactionNestLevel();
+
+	for (int i = list_length(changes) - 1; i >= 0; i--)
+	{
+		Change	   *change = list_nth(changes, i);
+
+		push_change(change->usage, -change->bytes, level);
+	}
+}
+
 /* Hands the changes of a subtransaction to its parent, or forgets them. */
 static void
 end_subtransaction(SubXactEvent event, SubTransactionId my_id pg_attribute_unused(),
@@ -482,6 +499,7 @@ start_counting(Connection *connection)
 					 errhint("Write an entry in a statement of its own first.")));
 		StatementRunAsOwner(connection, &empty_statement, &args);
 		StatementRunAsOwner(connection, &fill_statement, &args);
+		cancel_changes();
 		enable_trigger(table, ROWS_TRIGGER);
 		enable_trigger(table, STATEMENT_TRIGGER);
 		CommandCounterIncrement();
@@ -707,7 +725,6 @@ typedef struct CountedTable
 {
 	Oid			relation;
 	int			attnos[NUM_COUNTED_COLUMNS];
-	bool		wide_size;		/* value_size is a bigint */
 } CountedTable;
 
 /*
@@ -728,27 +745,24 @@ counted_table(FunctionCallInfo fcinfo, Relation relation)
 	counted->relation = RelationGetRelid(relation);
 	for (int i = 0; i < NUM_COUNTED_COLUMNS; i++)
 		counted->attnos[i] = SPI_fnumber(tupdesc, counted_columns[i]);
-	counted->wide_size =
-		TupleDescAttr(tupdesc, counted->attnos[COUNTED_VALUE_SIZE] - 1)->atttypid == INT8OID;
 	fcinfo->flinfo->fn_extra = counted;
 	return counted;
 }
 
 /* The bytes of a row that count, as SQL_BYTES above. */
 static int64
-entry_bytes(const CountedTable *counted, const Datum *values, const bool *nulls)
+entry_bytes(const Datum *values, const bool *nulls)
 {
 	int64		bytes = 0;
-	int64		size;
+	int32		size;
 
 	if (!nulls[COUNTED_VALUE])
 		bytes = toast_raw_datum_size(values[COUNTED_VALUE]) - VARHDRSZ;
 	if (!nulls[COUNTED_VALUE_SIZE] && !nulls[COUNTED_IS_ENCRYPTED] &&
 		DatumGetBool(values[COUNTED_IS_ENCRYPTED]))
 	{
-		size = counted->wide_size ? DatumGetInt64(values[COUNTED_VALUE_SIZE]) :
-			DatumGetInt32(values[COUNTED_VALUE_SIZE]);
-		if (size >= 0 && size <= (int64) MaxAllocSize &&
+		size = DatumGetInt32(values[COUNTED_VALUE_SIZE]);
+		if (size >= 0 && size <= (int32) MaxAllocSize &&
 			(int64) FernetTokenLen((size_t) size) == bytes)
 			bytes = size;
 	}
@@ -772,7 +786,7 @@ count_row(const CountedTable *counted, HeapTuple tuple, TupleDesc tupdesc,
 		values[i] = heap_getattr(tuple, counted->attnos[i], tupdesc, &nulls[i]);
 	if (nulls[COUNTED_EXTENSION_ID])
 		ReportNullColumn(counted_columns[COUNTED_EXTENSION_ID]);
-	bytes = sign * entry_bytes(counted, values, nulls);
+	bytes = sign * entry_bytes(values, nulls);
 	usage = find_usage(values[COUNTED_EXTENSION_ID]);
 	if (usage->change != NULL && usage->change->nest_level == level)
 		usage->change->bytes += bytes;
@@ -780,7 +794,7 @@ count_row(const CountedTable *counted, HeapTuple tuple, TupleDesc tupdesc,
 		push_change(usage, bytes, level);
 }
 
-/* Orders changes by extension, outer ones of the same first. */
+/* Orders changes by extension. */
 static int
 compare_changes(const ListCell *a, const ListCell *b)
 {
@@ -808,7 +822,18 @@ write_changes(Connection *connection)
 	ListCell   *cell;
 
 	while (changes != NIL && ((Change *) llast(changes))->nest_level >= level)
-		written = lappend(written, pop_change());
+	{
+		Change	   *change = pop_change();
+		Change	   *outer = change->outer;
+
+		if (outer != NULL && outer->nest_level >= level)
+		{
+			outer->bytes += change->bytes;
+			pfree(change);
+		}
+		else
+			written = lappend(written, change);
+	}
 	if (!counting)
 		return;
 	list_sort(written, compare_changes);

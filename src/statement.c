@@ -52,6 +52,9 @@
 #include "utils/timeout.h"
 #include "utils/tuplestore.h"
 
+#if PG_VERSION_NUM < 160000
+#define rd_firstRelfilelocatorSubid rd_firstRelfilenodeSubid
+#endif
 #if PG_VERSION_NUM < 170000
 #define SearchPathMatchesCurrentEnvironment OverrideSearchPathMatchesCurrent
 #endif
@@ -83,33 +86,34 @@ typedef enum Comparison
 } Comparison;
 
 /*
- * The columns of the table.  An integer one may have been made a bigint, and a
- * varchar a text: both can be read without loss.
+ * The columns of the table.  An id may have been made a bigint, and a varchar a
+ * text: both can be read without loss.  A size fits an integer.
  */
 static const struct
 {
 	const char *name;
 	Oid			type;
+	Oid			wider_type;
 	Comparison	comparison;
 }			table_columns[] = {
-	{"id", INT4OID, COMPARED_ANYHOW},
-	{"uuid", UUIDOID, COMPARED_ANYHOW},
-	{"extension_id", VARCHAROID, EQUAL_BY_BYTES},
-	{"user_fk", INT4OID, COMPARED_ANYHOW},
-	{"resource_type", VARCHAROID, EQUAL_BY_BYTES},
-	{"resource_uuid", VARCHAROID, EQUAL_BY_BYTES},
-	{"key", VARCHAROID, SORTED_BY_BYTES},
-	{"category", VARCHAROID, EQUAL_BY_BYTES},
-	{"description", TEXTOID, COMPARED_ANYHOW},
-	{"value", BYTEAOID, COMPARED_ANYHOW},
-	{"value_type", VARCHAROID, COMPARED_ANYHOW},
-	{"is_encrypted", BOOLOID, COMPARED_ANYHOW},
-	{"created_on", TIMESTAMPOID, COMPARED_ANYHOW},
-	{"changed_on", TIMESTAMPOID, COMPARED_ANYHOW},
-	{"created_by_fk", INT4OID, COMPARED_ANYHOW},
-	{"changed_by_fk", INT4OID, COMPARED_ANYHOW},
-	{"version", INT8OID, COMPARED_ANYHOW},
-	{"value_size", INT4OID, COMPARED_ANYHOW}
+	{"id", INT4OID, INT8OID, COMPARED_ANYHOW},
+	{"uuid", UUIDOID, UUIDOID, COMPARED_ANYHOW},
+	{"extension_id", VARCHAROID, TEXTOID, EQUAL_BY_BYTES},
+	{"user_fk", INT4OID, INT8OID, COMPARED_ANYHOW},
+	{"resource_type", VARCHAROID, TEXTOID, EQUAL_BY_BYTES},
+	{"resource_uuid", VARCHAROID, TEXTOID, EQUAL_BY_BYTES},
+	{"key", VARCHAROID, TEXTOID, SORTED_BY_BYTES},
+	{"category", VARCHAROID, TEXTOID, EQUAL_BY_BYTES},
+	{"description", TEXTOID, TEXTOID, COMPARED_ANYHOW},
+	{"value", BYTEAOID, BYTEAOID, COMPARED_ANYHOW},
+	{"value_type", VARCHAROID, TEXTOID, COMPARED_ANYHOW},
+	{"is_encrypted", BOOLOID, BOOLOID, COMPARED_ANYHOW},
+	{"created_on", TIMESTAMPOID, TIMESTAMPOID, COMPARED_ANYHOW},
+	{"changed_on", TIMESTAMPOID, TIMESTAMPOID, COMPARED_ANYHOW},
+	{"created_by_fk", INT4OID, INT8OID, COMPARED_ANYHOW},
+	{"changed_by_fk", INT4OID, INT8OID, COMPARED_ANYHOW},
+	{"version", INT8OID, INT8OID, COMPARED_ANYHOW},
+	{"value_size", INT4OID, INT4OID, COMPARED_ANYHOW}
 };
 
 static void
@@ -229,18 +233,6 @@ find_schema(FunctionCallInfo fcinfo)
 }
 
 /*
- * TypeHolds
- *		Does a type have every value of another one?
- */
-bool
-TypeHolds(Oid type, Oid other)
-{
-	return type == other ||
-		(type == INT8OID && other == INT4OID) ||
-		(type == TEXTOID && other == VARCHAROID);
-}
-
-/*
  * StatementCheckTable
  *		Raises an error unless a relation has the columns of the table
  *		extension_storage.
@@ -265,7 +257,8 @@ StatementCheckTable(Relation table)
 							RelationGetRelationName(table), name),
 					 TABLES_AS_MADE));
 		found = TupleDescAttr(tupdesc, attno - 1);
-		if (!TypeHolds(found->atttypid, type))
+		if (found->atttypid != type &&
+			found->atttypid != table_columns[i].wider_type)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
 					 errmsg("column \"%s\" of table \"%s\" has type %s instead of %s",
@@ -782,24 +775,40 @@ file_in_snapshot(Oid relation, Snapshot snapshot)
 	return file;
 }
 
+/* Has this transaction itself given a relation the file that it has? */
+static bool
+rewritten_here(Oid relation)
+{
+	Relation	opened = table_open(relation, NoLock);
+	bool		here = opened->rd_createSubid != InvalidSubTransactionId ||
+		opened->rd_firstRelfilelocatorSubid != InvalidSubTransactionId;
+
+	table_close(opened, NoLock);
+	return here;
+}
+
 /*
  * Was a relation, which is locked and was last changed by a transaction, written
- * anew since the active snapshot was taken?
+ * anew by another one since the active snapshot was taken?
  *
  * If so, as by ALTER TABLE, that snapshot shows none of its rows.  A function's
- * caller has taken his before the function could wait for the lock.
+ * caller has taken his before the function could wait for the lock.  A change by
+ * this transaction may hide that other one: so the catalog is read without it.
  */
 static bool
 is_rewritten(Oid relation, TransactionId changed_xid)
 {
-	Snapshot	snapshot;
+	SnapshotData before;
 
 	if (!ActiveSnapshotSet())
 		return false;
-	snapshot = GetActiveSnapshot();
-	return XidInMVCCSnapshot(changed_xid, snapshot) &&
-		!TransactionIdIsCurrentTransactionId(changed_xid) &&
-		file_in_snapshot(relation, snapshot) !=
+	if (TransactionIdIsCurrentTransactionId(changed_xid) ?
+		rewritten_here(relation) :
+		!XidInMVCCSnapshot(changed_xid, GetActiveSnapshot()))
+		return false;
+	before = *GetActiveSnapshot();
+	before.curcid = FirstCommandId;
+	return file_in_snapshot(relation, &before) !=
 		file_in_snapshot(relation, NULL);
 }
 

@@ -170,7 +170,6 @@ extern bool StatementIsDistributed(Connection *connection);
 extern void StatementCommit(void);
 extern ErrorData *StatementTry(StatementBlock block, void *state);
 extern void StatementRequireAllRows(const Connection *connection);
-extern bool TypeHolds(Oid type, Oid other);
 extern void StatementCheckTable(Relation table);
 
 /*
