@@ -289,6 +289,14 @@ SET SESSION AUTHORIZATION regress_plain;
 CREATE EXTENSION extension_storage;
 RESET SESSION AUTHORIZATION;
 
+-- It can be made and used in one transaction, of any level.
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT FROM pg_class LIMIT 0;
+CREATE EXTENSION extension_storage;
+SELECT version FROM ext_storage_set('acme.tasks', 'k', 'x');
+SELECT ext_storage_get('acme.tasks', 'k');
+ROLLBACK;
+
 -- A table extension_storage of somebody else stops it ...
 CREATE TABLE extension_storage (id integer, key text);
 INSERT INTO extension_storage VALUES (1, 'not ours');
