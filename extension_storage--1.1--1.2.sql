@@ -743,7 +743,9 @@ BEGIN
         WITH member AS (
             SELECT classid, objid FROM pg_depend
             WHERE refclassid = 'pg_extension'::regclass AND refobjid = extension AND deptype = 'e')
-        SELECT DISTINCT o.what, a.grantor::regrole AS grantor
+        SELECT DISTINCT o.what, a.grantor::regrole AS grantor,
+            (SELECT min(CASE WHEN p.grantee = 0 THEN 'PUBLIC' ELSE p.grantee::regrole::text END)
+             FROM aclexplode(o.acl) p WHERE p.grantor = role) AS passed_to
         FROM (
             SELECT format('ALL ON ROUTINE %s', p.oid::regprocedure) AS what, p.proowner AS owner, p.proacl AS acl
             FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid
@@ -775,6 +777,12 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
                 MESSAGE = format('role %s has rights that role %s granted', role, item.grantor),
                 HINT = 'That role or a superuser can take them back.';
+        END IF;
+        IF item.passed_to IS NOT NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
+                MESSAGE = format('role %s has granted rights to %s', role, item.passed_to),
+                DETAIL = format('It has passed on rights that are part of %s.', item.what),
+                HINT = 'Revoke those first.';
         END IF;
         EXECUTE format('SET LOCAL ROLE %s', item.grantor);
         EXECUTE format('REVOKE %s FROM %s', item.what, role);

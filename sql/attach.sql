@@ -372,6 +372,14 @@ DELETE FROM extension_storage WHERE key = 'odd';
 -- that may belong to the other.
 CREATE TABLE regress_app.more_things (slug text);
 SELECT ext_storage_attach_resource('board', 'regress_app.more_things', 'slug');
+-- Each of the two counts alone when rows are deleted.
+BEGIN;
+INSERT INTO regress_app.things VALUES (9, NULL, 'in both');
+INSERT INTO regress_app.more_things VALUES ('in both');
+SELECT count(*) FROM ext_storage_set('acme.own', 'both', 'x', resource_type => 'board', resource_uuid => 'in both');
+DELETE FROM regress_app.more_things;
+SELECT count(*) FROM extension_storage WHERE key = 'both';
+ROLLBACK;
 BEGIN;
 TRUNCATE regress_app.more_things;
 TRUNCATE regress_app.members;
