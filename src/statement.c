@@ -781,7 +781,7 @@ rewritten_here(Oid relation)
 {
 	Relation	opened = table_open(relation, NoLock);
 	bool		here = opened->rd_createSubid != InvalidSubTransactionId ||
-		opened->rd_firstRelfilelocatorSubid != InvalidSubTransactionId;
+	opened->rd_firstRelfilelocatorSubid != InvalidSubTransactionId;
 
 	table_close(opened, NoLock);
 	return here;
