@@ -299,7 +299,7 @@ BEGIN
         SELECT a.resource_type, string_agg(a.ids, ' UNION ALL ') AS present
         FROM (
             SELECT NULL::text AS resource_type,
-                format('SELECT nullif(format(''%%s'', %I), '''')::bigint AS id FROM %s',
+                format('SELECT nullif(format(''%%s'', %I), '''')::numeric AS id FROM %s',
                     convert_from(substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1), encoding),
                     t.tgrelid::regclass) AS ids
             FROM pg_trigger t

@@ -368,6 +368,26 @@ SELECT count(*) FROM (VALUES ('aaaaaaaa000040008000000000000005-'), ('{aaaaaaaa0
 SELECT ext_storage_purge_orphans();
 SELECT resource_uuid FROM extension_storage WHERE key = 'odd' ORDER BY 1;
 DELETE FROM extension_storage WHERE key = 'odd';
+-- Blanks that char(n) adds are no part of an identifier, nor decimals of a user's.
+BEGIN;
+CREATE TABLE regress_app.padded (uuid char(36));
+INSERT INTO regress_app.padded VALUES ('short'), ('AAAAAAAA000040008000000000000007');
+CREATE TABLE regress_app.decimals (id integer PRIMARY KEY);
+INSERT INTO regress_app.decimals VALUES (71), (72);
+SELECT ext_storage_attach_resource('padded', 'regress_app.padded'), ext_storage_attach_users('regress_app.decimals');
+ALTER TABLE regress_app.decimals ALTER id TYPE numeric(10, 2);
+SELECT count(ext_storage_set('acme.own', 'odd', 'x', resource_type => 'padded', resource_uuid => id))
+FROM unnest(ARRAY['short', rpad('short', 36), 'other', 'aaaaaaaa000040008000000000000007']) id;
+SELECT count(ext_storage_set('acme.own', 'odd', 'x', user_fk => id)) FROM generate_series(71, 72) id;
+DELETE FROM regress_app.decimals WHERE id = 71;
+SELECT user_fk FROM extension_storage WHERE key = 'odd' AND user_fk IS NOT NULL;
+SAVEPOINT s;
+SELECT ext_storage_purge_orphans();
+SELECT user_fk, resource_uuid FROM extension_storage WHERE key = 'odd' ORDER BY 1, 2;
+ROLLBACK TO s;
+DELETE FROM regress_app.padded;
+SELECT resource_uuid FROM extension_storage WHERE key = 'odd' AND resource_uuid IS NOT NULL;
+ROLLBACK;
 -- Of two tables that are attached for the same, one is truncated: nothing goes
 -- that may belong to the other.
 CREATE TABLE regress_app.more_things (slug text);

@@ -364,7 +364,8 @@ trigger_data(FunctionCallInfo fcinfo, int nargs)
 
 /*
  * Collects a column of the rows that a statement deleted, as the texts of its
- * values; nulls are left out.
+ * values; nulls are left out.  A char(n) is padded with blanks that mean nothing:
+ * it is there with them and without.
  */
 static List *
 deleted_values(TriggerData *trigdata, const char *column)
@@ -373,6 +374,7 @@ deleted_values(TriggerData *trigdata, const char *column)
 	int			attno = SPI_fnumber(tupdesc, column);
 	TupleTableSlot *slot;
 	List	   *values = NIL;
+	Oid			type;
 	Oid			output;
 	bool		is_varlena;
 
@@ -382,8 +384,8 @@ deleted_values(TriggerData *trigdata, const char *column)
 				 errmsg("column \"%s\" of table \"%s\" does not exist", column,
 						RelationGetRelationName(trigdata->tg_relation)),
 				 errhint("Attach the table again.")));
-	getTypeOutputInfo(TupleDescAttr(tupdesc, attno - 1)->atttypid, &output,
-					  &is_varlena);
+	type = getBaseType(TupleDescAttr(tupdesc, attno - 1)->atttypid);
+	getTypeOutputInfo(type, &output, &is_varlena);
 	slot = MakeSingleTupleTableSlot(tupdesc, &TTSOpsMinimalTuple);
 
 	/* the table's other triggers have read the same rows */
@@ -394,8 +396,12 @@ deleted_values(TriggerData *trigdata, const char *column)
 		bool		isnull;
 		Datum		value = slot_getattr(slot, attno, &isnull);
 
-		if (!isnull)
-			values = lappend(values, OidOutputFunctionCall(output, value));
+		if (isnull)
+			continue;
+		values = lappend(values, OidOutputFunctionCall(output, value));
+		if (type == BPCHAROID)
+			values = lappend(values,
+							 TextDatumGetCString(DirectFunctionCall1(rtrim1, value)));
 	}
 	ExecDropSingleTupleTableSlot(slot);
 	return values;
@@ -413,6 +419,8 @@ user_id(const char *text, Datum *id)
 
 	errno = 0;
 	value = strtoi64(text, &end, 10);
+	if (end > text && *end == '.')	/* a numeric one may have decimals */
+		end += 1 + strspn(end + 1, "0");
 	if (errno != 0 || end == text || *end != '\0')
 		return false;
 	*id = Int64GetDatum(value);

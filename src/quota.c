@@ -596,6 +596,16 @@ run_usage(Connection *connection, Statement *placed_statement,
 									 row));
 }
 
+/* Takes sizes away that can be none, of rows that their constraints accept. */
+static void
+clear_sizes(void *state)
+{
+	StatementArgs args;
+
+	StatementArgsInit(&args);
+	StatementRunAsOwner(state, &size_statement, &args);
+}
+
 /*
  * Changes the rows of the tables as release 1.2 has them, and says what it leaves.
  */
@@ -606,10 +616,17 @@ update_rows(Connection *connection)
 	Datum		row[NUM_LONG_COLUMNS];
 	bool		nulls[NUM_LONG_COLUMNS];
 	int64		nlong;
+	ErrorData  *error;
 
 	StatementArgsInit(&args);
 	StatementRunAsOwner(connection, &empty_statement, &args);
-	StatementRunAsOwner(connection, &size_statement, &args);
+	error = StatementTry(clear_sizes, connection);
+	if (error != NULL)
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("entries with a negative value_size remain"),
+				 errdetail_internal("%s", error->message),
+				 errhint("Set their value_size to null.")));
 	StatementRunAsOwner(connection, &long_statement, &args);
 	StatementRow(&long_statement, 0, row, nulls);
 	nlong = DatumGetInt64(ColumnValue(long_columns, LONG_COUNT, INT8OID, row));

@@ -219,6 +219,19 @@ for my $role (qw(postgres app_owner))
 		SELECT ext_storage.ext_storage_set('acme.app', 'counted', '12345');
 		INSERT INTO ext_storage.extension_storage (extension_id, key, value, value_size, description)
 		VALUES ('bad.app', 'size', 'xyz', -5, NULL), ('bad.app', 'words', 'xyz', 3, repeat('x', 65536))});
+	# what an update cannot know: the counts in a publication, a rule of their own for rows
+	$node->safe_psql($old, q{CREATE PUBLICATION counts FOR TABLE ext_storage.extension_storage_usage;
+		INSERT INTO ext_storage.extension_storage (extension_id, key, value, value_size) VALUES ('bad.app', 'kept', 'xyz', -5);
+		ALTER TABLE ext_storage.extension_storage ADD CONSTRAINT own CHECK (key <> 'kept') NOT VALID});
+	my ($failed, undef, $reason) = $node->psql($old, 'ALTER EXTENSION extension_storage UPDATE');
+	like($reason, qr/WARNING:  entries with a negative value_size remain\nDETAIL:  [^\n]*"own"\n/,
+		'what the own constraint refuses is left and named');
+	like($reason, qr/ERROR:  cannot change table "extension_storage_usage" to unlogged because it is part of a publication/,
+		'a publication of the counts stops an update');
+	$node->safe_psql($old, q{ALTER PUBLICATION counts DROP TABLE ext_storage.extension_storage_usage;
+		BEGIN; ALTER EXTENSION extension_storage UPDATE; ROLLBACK;
+		ALTER TABLE ext_storage.extension_storage DROP CONSTRAINT own;
+		DELETE FROM ext_storage.extension_storage WHERE key = 'kept'});
 	is($node->safe_psql($old, q{SELECT string_agg(tgenabled::text, '') FROM pg_trigger
 			WHERE tgrelid = 'ext_storage.extension_storage'::regclass}), 'AA', '1.1 counts');
 	my $sizes = q{UPDATE ext_storage.extension_storage SET value_size = NULL WHERE value_size < 0; };
