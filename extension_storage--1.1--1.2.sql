@@ -3,6 +3,21 @@
 -- complain if script is sourced in psql, rather than via ALTER EXTENSION
 \echo Use "ALTER EXTENSION extension_storage UPDATE TO '1.2'" to load this file. \quit
 
+-- This script calls functions that it names by their schema, as a superuser:
+-- whoever owns the schema must not put another one in its place.
+LOCK TABLE pg_catalog.pg_namespace IN SHARE ROW EXCLUSIVE MODE;
+DO $check$
+BEGIN
+    IF '@extschema@'::pg_catalog.regnamespace OPERATOR(pg_catalog.<>) (
+            SELECT extnamespace FROM pg_catalog.pg_extension
+            WHERE extname OPERATOR(pg_catalog.=) 'extension_storage') THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'could not serialize access because a schema was renamed',
+            HINT = 'Repeat the transaction.';
+    END IF;
+END
+$check$;
+
 -- Functions and triggers of the table: section "table".
 
 -- The counts are derived data: unlogged, they cost no WAL and are in no
@@ -102,6 +117,7 @@ DECLARE
     home regnamespace;
     id_column name;
     id_type oid;
+    purge regprocedure;
 BEGIN
     IF users IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
@@ -128,6 +144,18 @@ BEGIN
         ' AFTER TRUNCATE ON %s'
         ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_users_deleted(%L)',
         users, home, id_column);
+    -- the schema may have been renamed, and another one have taken its place
+    SELECT p.oid INTO STRICT purge
+    FROM pg_extension x
+    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid AND d.deptype = 'e'
+    JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
+    WHERE x.extname = 'extension_storage' AND p.proname = 'ext_storage_users_deleted';
+    IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = users AND tgfoid <> purge
+            AND tgname IN ('extension_storage_users_deleted', 'extension_storage_users_truncated')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'could not serialize access because a schema was renamed',
+            HINT = 'Repeat the transaction.';
+    END IF;
 END
 $$;
 
@@ -141,6 +169,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     home regnamespace;
+    purge regprocedure;
     former name;
     suffix text;
 BEGIN
@@ -165,12 +194,16 @@ BEGIN
     END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
+    SELECT p.oid INTO STRICT purge
+    FROM pg_extension x
+    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid AND d.deptype = 'e'
+    JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
+    WHERE x.extname = 'extension_storage' AND p.proname = 'ext_storage_resources_deleted';
     suffix := left(md5(resource_type), 12);
     -- the same type as it was attached before, with another column or by 1.1
     FOR former IN
         SELECT t.tgname FROM pg_trigger t
-        WHERE t.tgrelid = resources
-            AND t.tgfoid = to_regprocedure(format('%s.ext_storage_resources_deleted()', home))
+        WHERE t.tgrelid = resources AND t.tgfoid = purge
             AND substring(t.tgargs FROM 1 FOR position('\x00'::bytea IN t.tgargs))
                 = convert_to(resource_type, getdatabaseencoding()) || '\x00'::bytea
     LOOP
@@ -186,6 +219,14 @@ BEGIN
         ' AFTER TRUNCATE ON %s'
         ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_resources_deleted(%L, %L)',
         suffix, resources, home, resource_type, uuid_column);
+    -- the schema may have been renamed, and another one have taken its place
+    IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = resources AND tgfoid <> purge
+            AND tgname IN ('extension_storage_resources_deleted_' || suffix,
+                           'extension_storage_resources_truncated_' || suffix)) THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'could not serialize access because a schema was renamed',
+            HINT = 'Repeat the transaction.';
+    END IF;
 END
 $$;
 
@@ -677,6 +718,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('role %s does not exist', role);
     END IF;
+    IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        -- nobody may put another schema in the place of the one that is named
+        -- below: the list of functions would run as the superuser
+        LOCK TABLE pg_namespace IN SHARE ROW EXCLUSIVE MODE;
+    END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
 
@@ -811,10 +857,12 @@ DECLARE
     counts regclass;
     secrets regclass;
     entry_type regtype;
-    kept regprocedure[];
     holder regrole;
     item record;
 BEGIN
+    -- this runs as a superuser: nobody may put another schema in the place of
+    -- the one that is named below
+    LOCK TABLE pg_namespace IN SHARE ROW EXCLUSIVE MODE;
     SELECT x.extnamespace,
         min(c.oid) FILTER (WHERE c.relname = 'extension_storage'),
         min(c.oid) FILTER (WHERE c.relname = 'extension_storage_usage'),
@@ -838,8 +886,6 @@ BEGIN
         AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
     JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
     WHERE t.typname = 'ext_storage_entry';
-    EXECUTE format('SELECT array_agg(f.function) FROM %s.ext_storage_functions() f'
-        ' WHERE f.level IN (''trigger'', ''public'')', home) INTO STRICT kept;
     EXECUTE format('ALTER TABLE %s OWNER TO %s', counts, holder);
     -- only the owner of the schema can grant USAGE on it
     IF NOT has_schema_privilege(holder, home, 'USAGE') THEN
@@ -857,7 +903,9 @@ BEGIN
             JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
             JOIN pg_proc p ON p.oid = d.objid
             WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass
-                AND d.deptype = 'e' AND p.oid <> ALL (kept)
+                AND d.deptype = 'e'
+                -- not those of level trigger and public
+                AND p.prorettype <> 'trigger'::regtype AND p.proname <> 'ext_storage_take_over'
             UNION ALL
             SELECT format('USAGE ON TYPE %s', t.oid::regtype), t.typowner, t.typacl
             FROM pg_type t WHERE t.oid = entry_type

@@ -103,6 +103,11 @@ SELECT e, pg_temp.error_of('SELECT ext_storage_grant(' || e || ')') FROM unnest(
     '''regress_read'', ''READ''', '''regress_read'', ''''',
     '''regress_nobody'', ''read''', '''-'', ''read''', '0, ''read''', '1, ''read''']) e;
 
+-- No level gives what would run with the rights of others.
+SELECT l AS level, ext_storage_grant('regress_leaver', l),
+    has_table_privilege('regress_leaver', 'extension_storage', 'TRIGGER, REFERENCES, TRUNCATE') AS too_much
+FROM unnest(ARRAY['read', 'write', 'admin']) l;
+SELECT ext_storage_revoke('regress_leaver');
 -- All of it is taken back, whatever it was; the role can go then.
 SELECT ext_storage_grant('regress_leaver', 'write');
 SELECT pg_temp.error_of('DROP ROLE regress_leaver') ~ '^2BP01' AS is_needed;

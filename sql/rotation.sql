@@ -174,9 +174,9 @@ DELETE FROM extension_storage;
 -- left, the others go on.
 SET extension_storage.encryption_keys = 'old-secret';
 SELECT count(ext_storage_set('acme.a', k, convert_to(k, 'UTF8'), is_encrypted => true))
-FROM unnest(ARRAY['a', 'check', 'b', 'null', 'c', 'raise', 'd']) k;
+FROM unnest(ARRAY['a', 'check', 'b', 'null', 'c', 'raise', 'd', 'old']) k;
 SELECT count(ext_storage_set('acme.a', k, convert_to(repeat(k, 50000), 'UTF8'), is_encrypted => true))
-FROM unnest(ARRAY['e', 'raise-large', 'f']) k;
+FROM unnest(ARRAY['e', 'raise-large', 'f', 'old-large']) k;
 UPDATE extension_storage SET uuid = ('00000000-0000-4000-8000-' || lpad(row::text, 12, '0'))::uuid
 FROM (SELECT id, row_number() OVER (ORDER BY id) FROM extension_storage) r (row_id, row) WHERE id = row_id;
 ALTER TABLE extension_storage ADD CONSTRAINT regress_check CHECK (key <> 'check') NOT VALID;
@@ -185,10 +185,14 @@ BEGIN
     IF new.key = 'null' THEN
         RETURN NULL;
     END IF;
+    IF new.key LIKE 'old%' THEN
+        new.value := old.value;
+        RETURN new;
+    END IF;
     RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'not this one';
 END $$;
 CREATE TRIGGER regress_refuse BEFORE UPDATE ON extension_storage FOR EACH ROW
-    WHEN (new.key IN ('null', 'raise', 'raise-large')) EXECUTE FUNCTION regress_refuse();
+    WHEN (new.key IN ('null', 'raise', 'raise-large', 'old', 'old-large')) EXECUTE FUNCTION regress_refuse();
 SET extension_storage.encryption_keys = 'new-secret,old-secret';
 CALL ext_storage_rotate_keys();
 SELECT role, entries, removable FROM ext_storage_key_status();

@@ -428,7 +428,7 @@ static void
 read_ids(MoveIn *move)
 {
 	char	   *sql =
-	psprintf("SELECT CAST(s.id AS pg_catalog.int8) FROM %s AS s"
+	psprintf("%s %u */ SELECT CAST(s.id AS pg_catalog.int8) FROM %s AS s"
 			 " ORDER BY s.extension_id" BY_BYTES ", s.user_fk,"
 			 " s.resource_type" BY_BYTES ","
 			 " CASE WHEN (s.resource_uuid" BY_BYTES ")"
@@ -438,7 +438,7 @@ read_ids(MoveIn *move)
 			 "s.resource_uuid, '{-}', '') " BY_BYTES ", 32))"
 			 " ELSE s.resource_uuid" BY_BYTES " END,"
 			 " s.key" BY_BYTES ", s.changed_on DESC NULLS LAST, s.id DESC",
-			 move->source);
+			 StatementMark, move->source_oid, move->source);
 	int64		size = FETCH_COUNT;
 	OwnerRights caller;
 	Portal		portal;
@@ -485,7 +485,7 @@ prepare_read(MoveIn *move)
 	OwnerRights caller;
 
 	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT ");
+	appendStringInfo(&sql, "%s %u */ SELECT ", StatementMark, move->source_oid);
 	for (size_t i = 0; i < lengthof(source_columns); i++)
 		appendStringInfo(&sql, "%sCAST(s.%s AS %s)", i > 0 ? ", " : "",
 						 quote_identifier(source_columns[i].name),
@@ -837,7 +837,7 @@ next_transaction(MoveIn *move)
 {
 	if (move->procedure.commits)
 	{
-		StatementCommit();
+		StatementCommit(&move->connection);
 		if (!ActiveSnapshotSet())
 			EnsurePortalSnapshotExists();
 	}

@@ -29,6 +29,7 @@
 #include "access/xlog.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "commands/tablecmds.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
 #include "entry.h"
@@ -129,10 +130,6 @@ static Statement size_statement = {
 	.keeps_bytes = true
 };
 
-/* TRUNCATE: with another file, which a rollback would take back. */
-static Statement empty_statement = {
-	.sql = "TRUNCATE @schema@.extension_storage_usage"
-};
 static Statement zero_statement = {
 	.sql = "UPDATE " SQL_USAGE " SET value_bytes = 0"
 };
@@ -418,6 +415,13 @@ has_pages(Oid oid)
 	return has;
 }
 
+/* Returns the OID of the table of the counts, InvalidOid if there is none. */
+static Oid
+counts_table(const Connection *connection)
+{
+	return get_relname_relid("extension_storage_usage", connection->schema);
+}
+
 /*
  * Are the counts there?  An unlogged table has an empty file after a crash, and
  * so it has before it is filled.
@@ -425,8 +429,38 @@ has_pages(Oid oid)
 static bool
 counts_exist(const Connection *connection)
 {
-	return has_pages(get_relname_relid("extension_storage_usage",
-									   connection->schema));
+	return has_pages(counts_table(connection));
+}
+
+/*
+ * Empties the table of the counts as TRUNCATE does: with another file, which a
+ * rollback would take back.  What its owner has put on it runs with his rights.
+ */
+static void
+empty_counts(const Connection *connection)
+{
+	Oid			oid = counts_table(connection);
+	Relation	counts;
+	OwnerRights caller;
+
+	StatementLockRelation(oid, AccessExclusiveLock);
+	if (get_rel_relkind(oid) != RELKIND_RELATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"extension_storage_usage\" is not a table")));
+	counts = table_open(oid, NoLock);
+	CheckTableNotInUse(counts, "TRUNCATE");
+	OwnerRightsBegin(&caller, counts->rd_rel->relowner,
+					 SECURITY_LOCAL_USERID_CHANGE);
+#if PG_VERSION_NUM >= 160000
+	ExecuteTruncateGuts(list_make1(counts), list_make1_oid(oid), NIL,
+						DROP_RESTRICT, false, false);
+#else
+	ExecuteTruncateGuts(list_make1(counts), list_make1_oid(oid), NIL,
+						DROP_RESTRICT, false);
+#endif
+	OwnerRightsEnd(&caller);
+	table_close(counts, NoLock);
 }
 
 /*
@@ -472,8 +506,7 @@ start_counting(Connection *connection)
 	LOCKMODE	release = NoLock;
 
 	PreventCommandIfReadOnly(get_func_name(connection->function));
-	if (!OidIsValid(get_relname_relid("extension_storage_usage",
-									  connection->schema)))
+	if (!OidIsValid(counts_table(connection)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("installed version of extension \"extension_storage\" does not support quotas"),
@@ -497,7 +530,7 @@ start_counting(Connection *connection)
 					(errcode(ERRCODE_OBJECT_IN_USE),
 					 errmsg("cannot start quota accounting in a statement that modifies table \"extension_storage\""),
 					 errhint("Write an entry in a statement of its own first.")));
-		StatementRunAsOwner(connection, &empty_statement, &args);
+		empty_counts(connection);
 		StatementRunAsOwner(connection, &fill_statement, &args);
 		cancel_changes();
 		enable_trigger(table, ROWS_TRIGGER);
@@ -619,7 +652,7 @@ update_rows(Connection *connection)
 	ErrorData  *error;
 
 	StatementArgsInit(&args);
-	StatementRunAsOwner(connection, &empty_statement, &args);
+	empty_counts(connection);
 	error = StatementTry(clear_sizes, connection);
 	if (error != NULL)
 		ereport(WARNING,

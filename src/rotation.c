@@ -164,6 +164,29 @@ static const StatementColumn id_columns[] = {
 	[ID_ID] = {"id", INT8OID, NOT_NULL}
 };
 
+/* What is returned of rows that were written, many or one. */
+enum
+{
+	WRITTEN_ID,
+	WRITTEN_VALUE,
+	NUM_WRITTEN_COLUMNS
+};
+
+static const StatementColumn written_columns[] = {
+	[WRITTEN_ID] = {"id", INT8OID, NOT_NULL},
+	[WRITTEN_VALUE] = {"value", BYTEAOID, NOT_NULL}
+};
+
+enum
+{
+	ONE_IS_NEW,
+	NUM_ONE_COLUMNS
+};
+
+static const StatementColumn one_columns[] = {
+	[ONE_IS_NEW] = {"is_new", BOOLOID, NOT_NULL}
+};
+
 /*
  * Without a parameter for all extensions: a distributed table has no generic
  * plan over all shards.
@@ -230,14 +253,16 @@ static Statement write_statement = {
 	AND_IS_ENCRYPTED " AND e.value" SQL_EQ "($old_values)" ITS_PLACE
 	" RETURNING @columns@",
 	STATEMENT_PARAMS(write_params, NUM_WRITE_PARAMS),
-	STATEMENT_COLUMNS(id_columns, NUM_ID_COLUMNS),
+	STATEMENT_COLUMNS(written_columns, NUM_WRITTEN_COLUMNS),
 	.by_index = true, .keeps_bytes = true
 };
 static Statement write_one_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET value = $new_value"
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "$id"
-	AND_IS_ENCRYPTED " AND e.value" SQL_EQ "$old_value",
+	AND_IS_ENCRYPTED " AND e.value" SQL_EQ "$old_value"
+	" RETURNING e.value" SQL_EQ "$new_value",
 	STATEMENT_PARAMS(one_params, NUM_WRITE_PARAMS),
+	STATEMENT_COLUMNS(one_columns, NUM_ONE_COLUMNS),
 	.by_index = true, .keeps_bytes = true
 };
 
@@ -503,36 +528,6 @@ compare_ids(const void *a, const void *b)
 	return left < right ? -1 : left > right;
 }
 
-/*
- * The ids that the last statement returned, sorted.  Two rows with one id would
- * be taken for one, and one of them keep its old token.
- */
-static int64 *
-returned_ids(const Statement *statement, uint64 *nids)
-{
-	int64	   *ids = palloc(Max(SPI_processed, 1) * sizeof(int64));
-
-	*nids = SPI_processed;
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		Datum		row[NUM_ID_COLUMNS];
-		bool		nulls[NUM_ID_COLUMNS];
-
-		StatementRow(statement, i, row, nulls);
-		ids[i] = DatumGetInt64(ColumnValue(id_columns, ID_ID, INT8OID, row));
-	}
-	SPI_freetuptable(SPI_tuptable);
-	qsort(ids, *nids, sizeof(int64), compare_ids);
-	for (uint64 i = 1; i < *nids; i++)
-		if (ids[i] == ids[i - 1])
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("table \"extension_storage\" has several rows with id " INT64_FORMAT,
-							ids[i]),
-					 errhint("Give these rows new ids, then restore the primary key of the table.")));
-	return ids;
-}
-
 /* Is an id among the sorted ones? */
 static bool
 is_among(int64 id, const int64 *ids, uint64 nids)
@@ -558,16 +553,36 @@ ids_param(StatementArgs *args, const Rotation *rotation, const int64 *ids,
 
 /*
  * Locks those of the rows that nobody else has locked, and returns their ids,
- * sorted.
+ * sorted.  Two rows with one id would be taken for one, and one of them keep its
+ * old token.
  */
 static int64 *
 lock_rows(Rotation *rotation, const int64 *ids, int nids, uint64 *nlocked)
 {
 	StatementArgs args;
+	int64	   *locked;
 
 	ids_param(&args, rotation, ids, nids);
-	StatementRun(&rotation->connection, &lock_statement, &args, false);
-	return returned_ids(&lock_statement, nlocked);
+	*nlocked = StatementRun(&rotation->connection, &lock_statement, &args, false);
+	locked = palloc(Max(*nlocked, 1) * sizeof(int64));
+	for (uint64 i = 0; i < *nlocked; i++)
+	{
+		Datum		row[NUM_ID_COLUMNS];
+		bool		nulls[NUM_ID_COLUMNS];
+
+		StatementRow(&lock_statement, i, row, nulls);
+		locked[i] = DatumGetInt64(ColumnValue(id_columns, ID_ID, INT8OID, row));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	qsort(locked, *nlocked, sizeof(int64), compare_ids);
+	for (uint64 i = 1; i < *nlocked; i++)
+		if (locked[i] == locked[i - 1])
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("table \"extension_storage\" has several rows with id " INT64_FORMAT,
+							locked[i]),
+					 errhint("Give these rows new ids, then restore the primary key of the table.")));
+	return locked;
 }
 
 /* Locked rows of a group that are to be written. */
@@ -579,9 +594,23 @@ typedef struct Write
 	bool		written[WRITE_COUNT];
 } Write;
 
+/* Has the last statement, which writes one row, written the new token? */
+static bool
+one_is_written(void)
+{
+	Datum		row[NUM_ONE_COLUMNS];
+	bool		nulls[NUM_ONE_COLUMNS];
+
+	if (SPI_processed != 1)
+		return false;
+	StatementRow(&write_one_statement, 0, row, nulls);
+	return DatumGetBool(ColumnValue(one_columns, ONE_IS_NEW, BOOLOID, row));
+}
+
 /*
  * Writes the new tokens of rows, and notes which of them still had the token
- * that was read.  state is a Write.
+ * that was read and have the new one now: a trigger may have written another
+ * value.  state is a Write.
  */
 static void
 write_rows(void *state)
@@ -594,8 +623,6 @@ write_rows(void *state)
 	int64		ids[WRITE_COUNT] = {0};
 	Datum		tokens[WRITE_COUNT];
 	Datum		sealed[WRITE_COUNT];
-	int64	   *done;
-	uint64		ndone;
 
 	Assert(nrows <= WRITE_COUNT);
 	for (int i = 0; i < nrows; i++)
@@ -613,9 +640,8 @@ write_rows(void *state)
 		StatementSet(&args, WRITE_PARAM_IDS, INT8OID, Int64GetDatum(ids[0]));
 		StatementSet(&args, WRITE_PARAM_OLD_VALUES, BYTEAOID, tokens[0]);
 		StatementSet(&args, WRITE_PARAM_NEW_VALUES, BYTEAOID, sealed[0]);
-		write->written[0] = StatementRun(&rotation->connection,
-										 &write_one_statement, &args,
-										 false) == 1;
+		StatementRun(&rotation->connection, &write_one_statement, &args, false);
+		write->written[0] = one_is_written();
 		return;
 	}
 	ids_param(&args, rotation, ids, nrows);
@@ -624,9 +650,25 @@ write_rows(void *state)
 	StatementSet(&args, WRITE_PARAM_NEW_VALUES, BYTEAARRAYOID,
 				 MakeArray(sealed, nrows, BYTEAOID));
 	StatementRun(&rotation->connection, &write_statement, &args, false);
-	done = returned_ids(&write_statement, &ndone);
-	for (int i = 0; i < nrows; i++)
-		write->written[i] = is_among(ids[i], done, ndone);
+	memset(write->written, 0, sizeof(write->written));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		Datum		row[NUM_WRITTEN_COLUMNS];
+		bool		nulls[NUM_WRITTEN_COLUMNS];
+		int64		id;
+		int64	   *place;
+
+		StatementRow(&write_statement, i, row, nulls);
+		id = DatumGetInt64(ColumnValue(written_columns, WRITTEN_ID, INT8OID, row));
+		place = bsearch(&id, ids, nrows, sizeof(int64), compare_ids);
+		if (place != NULL)
+			write->written[place - ids] =
+				CompareTexts(DatumGetTextPP(ColumnValue(written_columns,
+														WRITTEN_VALUE,
+														BYTEAOID, row)),
+							 DatumGetTextPP(sealed[place - ids])) == 0;
+	}
+	SPI_freetuptable(SPI_tuptable);
 }
 
 /* Counts a row that was written; one that was not is skipped or refused. */
@@ -809,7 +851,7 @@ next_transaction(Rotation *rotation)
 {
 	if (!rotation->procedure.commits)
 		return;
-	StatementCommit();
+	StatementCommit(&rotation->connection);
 	CHECK_FOR_INTERRUPTS();
 }
 

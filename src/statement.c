@@ -30,6 +30,8 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/params.h"
+#include "nodes/nodeFuncs.h"
+#include "parser/analyze.h"
 #include "parser/parsetree.h"
 #include "statement.h"
 #include "storage/lmgr.h"
@@ -116,6 +118,14 @@ static const struct
 	{"value_size", INT4OID, INT4OID, COMPARED_ANYHOW}
 };
 
+/*
+ * What the text of each statement begins with; then comes the OID of a relation
+ * outside the extension's schema, if it reads one, and the end of the comment.
+ */
+const char	StatementMark[] = "/* statement of extension_storage";
+
+static post_parse_analyze_hook_type next_analyze_hook = NULL;
+
 static void
 schema_changed(Datum arg pg_attribute_unused(),
 			   int cacheid pg_attribute_unused(),
@@ -133,12 +143,66 @@ table_changed(Datum arg pg_attribute_unused(), Oid relid)
 }
 
 /*
+ * Raises an error if a query reads or writes a relation that is in another schema
+ * than the extension, other than a catalog and the one given.
+ */
+static bool
+check_relations(Node *node, void *allowed)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, check_relations, allowed,
+								 QTW_EXAMINE_RTES_BEFORE);
+	if (IsA(node, RangeTblEntry))
+	{
+		RangeTblEntry *entry = (RangeTblEntry *) node;
+		Oid			schema;
+
+		if (entry->rtekind != RTE_RELATION || entry->relid == *(Oid *) allowed)
+			return false;
+		schema = get_rel_namespace(entry->relid);
+		if (schema != schema_oid && schema != PG_CATALOG_NAMESPACE)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("could not serialize access because a schema was renamed"),
+					 errhint("Repeat the transaction.")));
+		return false;
+	}
+	return expression_tree_walker(node, check_relations, allowed);
+}
+
+/*
+ * Looks at each statement of ours when it is analyzed, before anything of it runs.
+ *
+ * Its text names a schema, and whoever owns that may rename it and put another
+ * one in its place in the meantime.  What is there would run with the rights of
+ * the table's owner.
+ */
+static void
+analyze_hook(ParseState *pstate, Query *query, JumbleState *jstate)
+{
+	const char *text = pstate->p_sourcetext;
+	Oid			allowed = InvalidOid;
+
+	if (text != NULL && strncmp(text, StatementMark, strlen(StatementMark)) == 0)
+	{
+		allowed = atooid(text + strlen(StatementMark));
+		check_relations((Node *) query, &allowed);
+	}
+	if (next_analyze_hook != NULL)
+		next_analyze_hook(pstate, query, jstate);
+}
+
+/*
  * StatementInit
  *		Watches for schemas that are renamed and tables that are altered.
  */
 void
 StatementInit(void)
 {
+	next_analyze_hook = post_parse_analyze_hook;
+	post_parse_analyze_hook = analyze_hook;
 	CacheRegisterSyscacheCallback(NAMESPACEOID, schema_changed, (Datum) 0);
 	CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
 }
@@ -514,6 +578,7 @@ prepare(const Statement *statement, int shape)
 
 	Assert(!has_gap(statement));
 	initStringInfo(&sql);
+	appendStringInfo(&sql, "%s */ ", StatementMark);
 	while ((at = strchr(text, '@')) != NULL)
 	{
 		const char *end = strchr(at + 1, '@');
@@ -1258,7 +1323,8 @@ StatementIsDistributed(Connection *connection)
 
 /*
  * StatementCommit
- *		Commits a batch of a procedure, and starts the transaction of the next.
+ *		Commits a batch of a procedure, and starts the transaction of the next,
+ *		with the table locked and checked as by StatementConnect.
  *
  * That one is READ COMMITTED whatever the session's default is: under a
  * stricter level a concurrent write would abort the procedure.
@@ -1267,12 +1333,13 @@ StatementIsDistributed(Connection *connection)
  * stuck or holds others up, and what has been done so far is committed.
  */
 void
-StatementCommit(void)
+StatementCommit(const Connection *connection)
 {
 	SPI_commit();
 	XactIsoLevel = XACT_READ_COMMITTED;
 	if (StatementTimeout > 0 && get_timeout_active(STATEMENT_TIMEOUT))
 		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
+	check_table(connection);
 }
 
 /*

@@ -133,6 +133,8 @@ typedef struct OwnerRights
 #define SQL_PLUS " OPERATOR(pg_catalog.+) "
 #define SQL_TABLE "@schema@.extension_storage AS e"
 
+extern const char StatementMark[];
+
 extern void StatementInit(void);
 extern void StatementArgsInit(StatementArgs *args);
 extern void StatementSet(StatementArgs *args, int param, Oid type, Datum value);
@@ -167,7 +169,7 @@ extern Oid	StatementTable(const Connection *connection);
 extern void StatementLockRelation(Oid relation, LOCKMODE mode);
 extern void StatementLockTable(const Connection *connection, LOCKMODE mode);
 extern bool StatementIsDistributed(Connection *connection);
-extern void StatementCommit(void);
+extern void StatementCommit(const Connection *connection);
 extern ErrorData *StatementTry(StatementBlock block, void *state);
 extern void StatementRequireAllRows(const Connection *connection);
 extern void StatementCheckTable(Relation table);

@@ -353,7 +353,8 @@ sub statements_of
 
 	unlike($err, qr/ERROR/, "no error: $sql");
 	my @texts = grep { /\.extension_storage AS e\b/ }
-	  map { s/\s+$//r } slurp_file($node->logfile, $offset) =~ /^\s*Query Text: (.*)$/mg;
+	  map { s/\s+$//r } slurp_file($node->logfile, $offset) 
+	  =~ m{^\s*Query Text: (?:/\* statement of extension_storage \*/ )?(.*)$}mg;
 	push @seen, @texts;
 	return @texts;
 }

@@ -1,0 +1,94 @@
+# Who owns the schema of the extension, but not its tables, puts another schema
+# in its place: nothing that is there runs with the rights of the tables' owner, or
+# of the superuser as whom the extension's script and a function of it run.
+
+use strict;
+use warnings FATAL => 'all';
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+
+my $superuser = getpwuid($<);
+my $node = PostgreSQL::Test::Cluster->new('main');
+$node->init;
+$node->append_conf('postgresql.conf', q{extension_storage.quota_per_extension = '1MB'});
+$node->start;
+$node->safe_psql('postgres', 'CREATE ROLE schema_owner');
+$node->safe_psql('postgres', 'CREATE ROLE writer LOGIN');
+$node->safe_psql('postgres', 'CREATE DATABASE d');
+$node->safe_psql('postgres', 'GRANT CREATE ON DATABASE d TO schema_owner');
+$node->safe_psql('d', q{
+	SET ROLE schema_owner;
+	CREATE SCHEMA es; CREATE SCHEMA other;
+	CREATE FUNCTION other.ran() RETURNS bigint LANGUAGE plpgsql AS
+		$$ BEGIN RAISE NOTICE 'ran as %', current_user; RETURN 0; END $$;
+	CREATE VIEW other.extension_storage_usage AS
+		SELECT 'acme.app'::varchar(255) AS extension_id, other.ran() AS value_bytes, '(0,1)'::tid AS ctid;
+	CREATE FUNCTION other.ext_storage_functions() RETURNS TABLE (function regprocedure, level text)
+		LANGUAGE plpgsql AS $$ BEGIN PERFORM other.ran(); RETURN; END $$;
+	GRANT USAGE ON SCHEMA es, other TO writer;
+	RESET ROLE;
+	CREATE EXTENSION extension_storage SCHEMA es CASCADE;
+	SELECT es.ext_storage_grant('writer', 'write')});
+is($node->safe_psql('d', q{SELECT relowner::regrole FROM pg_class WHERE oid = 'es.extension_storage'::regclass}),
+	$superuser, 'schema and tables have different owners');
+
+# A kept plan is made anew because of the renaming, while it waits for a lock.
+sub start_session
+{
+	my ($user) = @_;
+	my %session = (in => '', out => '', timer => IPC::Run::timeout(180));
+	$session{run} = IPC::Run::start(
+		[ 'psql', '-XAt', '-d', $node->connstr('d') . " user=$user", '-f', '-' ],
+		'<', \$session{in}, '>&', \$session{out}, $session{timer});
+	return \%session;
+}
+my $set = q{SELECT version FROM es.ext_storage_set('acme.app', 'k', 'x');};
+my $writer = start_session('writer');
+$writer->{in} .= "SET application_name = 'the writer';\n$set\n";
+$writer->{run}->pump until $writer->{out} =~ /^1$/m;
+
+my $locker = start_session($superuser);
+$locker->{in} .= "BEGIN; LOCK TABLE es.extension_storage_usage IN EXCLUSIVE MODE; SELECT 'locked';\n";
+$locker->{run}->pump until $locker->{out} =~ /^locked$/m;
+$writer->{in} .= "$set\n";
+$writer->{run}->pump_nb;
+$node->poll_query_until('d',
+	q{SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE application_name = 'the writer'})
+	or die 'the writer does not wait';
+$node->safe_psql('d', 'SET ROLE schema_owner; ALTER SCHEMA es RENAME TO real; ALTER SCHEMA other RENAME TO es');
+$locker->{in} .= "COMMIT;\\q\n";
+$locker->{run}->finish;
+$writer->{in} .= "\\q\n";
+$writer->{run}->finish;
+like($writer->{out}, qr/ERROR:  could not serialize access because a schema was renamed\nHINT:  Repeat the transaction\./,
+	'a statement that was analyzed anew finds another schema');
+unlike($writer->{out}, qr/ran as/, 'and nothing of it runs');
+$node->safe_psql('d', 'ALTER SCHEMA es RENAME TO other; ALTER SCHEMA real RENAME TO es');
+is($node->safe_psql('d', $set), 2, 'later it goes on');
+
+# What runs as a superuser holds all names.
+sub rename_fails
+{
+	my ($call, $name) = @_;
+	my $holder = start_session($superuser);
+
+	$holder->{in} .= "BEGIN; $call; SELECT 'done';\n";
+	$holder->{run}->pump until $holder->{out} =~ /^done$|ERROR/m;
+	my ($rc, $out, $err) = $node->psql('d', q{SET ROLE schema_owner; SET lock_timeout = 10;
+		ALTER SCHEMA es RENAME TO real});
+	like($err, qr/canceling statement due to lock timeout/, "$name: the schema keeps its name") || diag($holder->{out});
+	$holder->{in} .= "ROLLBACK;\\q\n";
+	$holder->{run}->finish;
+}
+rename_fails('SELECT es.ext_storage_take_over()', 'ext_storage_take_over');
+rename_fails(q{SELECT es.ext_storage_grant('writer', 'read')}, 'ext_storage_grant');
+$node->safe_psql('d', 'DROP EXTENSION extension_storage');
+rename_fails('CREATE EXTENSION extension_storage SCHEMA es', 'CREATE EXTENSION');
+$node->safe_psql('d', q{CREATE EXTENSION extension_storage SCHEMA es VERSION '1.1'});
+rename_fails('ALTER EXTENSION extension_storage UPDATE', 'ALTER EXTENSION');
+
+$node->stop;
+done_testing();
