@@ -860,9 +860,6 @@ DECLARE
     holder regrole;
     item record;
 BEGIN
-    -- this runs as a superuser: nobody may put another schema in the place of
-    -- the one that is named below
-    LOCK TABLE pg_namespace IN SHARE ROW EXCLUSIVE MODE;
     SELECT x.extnamespace,
         min(c.oid) FILTER (WHERE c.relname = 'extension_storage'),
         min(c.oid) FILTER (WHERE c.relname = 'extension_storage_usage'),
@@ -880,6 +877,9 @@ BEGIN
             MESSAGE = format('must be owner of table %s', entries);
     END IF;
 
+    -- this runs as a superuser: nobody may put another schema in the place of
+    -- the one that is named below
+    LOCK TABLE pg_namespace IN SHARE ROW EXCLUSIVE MODE;
     SELECT t.oid INTO STRICT entry_type
     FROM pg_type t
     JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid
