@@ -305,6 +305,25 @@ BEGIN
             DETAIL = 'What that role has put on the table would run with the rights of a superuser.',
             HINT = format('Connect as role %s.', holder);
     END IF;
+    -- who owns a schema may put another one in its place at any moment
+    SELECT n.oid::regnamespace AS id, r.oid::regrole AS owner INTO other
+    FROM pg_namespace n
+    JOIN pg_roles p ON p.oid = n.nspowner
+    JOIN pg_database d ON d.datname = current_database()
+    JOIN pg_roles r ON r.oid = CASE p.rolname WHEN 'pg_database_owner' THEN d.datdba ELSE p.oid END
+    WHERE (n.oid = home OR n.oid IN (
+            SELECT c.relnamespace FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+            WHERE t.tgfoid IN (to_regprocedure(format('%s.ext_storage_users_deleted()', home)),
+                to_regprocedure(format('%s.ext_storage_resources_deleted()', home)))))
+        AND r.oid <> holder AND r.rolname <> current_user AND NOT r.rolsuper
+    ORDER BY n.nspname LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('ext_storage_purge_orphans cannot use schema %s, which role %s owns',
+                other.id, other.owner),
+            DETAIL = 'What that role puts there would run with the rights of the caller.',
+            HINT = format('Connect as role %s, or call ext_storage_purge_user or ext_storage_purge_resource for each that is gone.', other.owner);
+    END IF;
     -- reading a table may run code of an index, which is its owner's; a
     -- partition may have another owner
     WITH RECURSIVE attached AS (
@@ -921,6 +940,17 @@ BEGIN
     LOOP
         EXECUTE format('GRANT %s TO %s%s', item.what, item.grantee::regrole,
             CASE WHEN item.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+    FOR item IN
+        SELECT t.tgname, t.tgrelid::regclass AS id, r.oid::regrole AS owner
+        FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_roles r ON r.oid = p.proowner
+        WHERE t.tgrelid IN (entries, counts) AND NOT t.tgisinternal AND r.oid <> holder AND NOT r.rolsuper
+        ORDER BY t.tgrelid::regclass::text, t.tgname
+    LOOP
+        RAISE WARNING USING
+            MESSAGE = format('trigger %I of table %s calls a function of role %s', item.tgname, item.id, item.owner),
+            DETAIL = format('It may run with the rights of role %s.', holder),
+            HINT = 'Drop the trigger, unless you trust that role.';
     END LOOP;
 
     -- There is no ALTER EXTENSION ... OWNER TO.

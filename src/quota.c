@@ -27,7 +27,9 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/dependency.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/tablecmds.h"
 #include "commands/trigger.h"
@@ -463,6 +465,34 @@ empty_counts(const Connection *connection)
 	table_close(counts, NoLock);
 }
 
+/* Who owns a relation? */
+static Oid
+owner_of(Oid relation)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relation);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/*
+ * Raises an error unless both tables have the same owner: what is on the table of
+ * the counts runs with the rights of the owner of the entries.
+ */
+static void
+check_owners(const Connection *connection)
+{
+	if (owner_of(counts_table(connection)) != owner_of(StatementTable(connection)))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("tables \"extension_storage\" and \"extension_storage_usage\" have different owners"),
+				 errhint("Call ext_storage_take_over().")));
+}
+
 /*
  * QuotaIsCounting
  *		Are the counts kept?
@@ -474,7 +504,10 @@ QuotaIsCounting(const Connection *connection)
 	bool		enabled = triggers_enabled(table);
 
 	table_close(table, NoLock);
-	return enabled && counts_exist(connection);
+	if (!enabled || !counts_exist(connection))
+		return false;
+	check_owners(connection);
+	return true;
 }
 
 /* Enables a trigger, on whatever server the table's rows are written. */
@@ -512,6 +545,13 @@ start_counting(Connection *connection)
 				 errmsg("installed version of extension \"extension_storage\" does not support quotas"),
 				 errdetail("extension_storage.quota_per_extension is set, and table \"extension_storage_usage\" does not exist."),
 				 errhint("Run ALTER EXTENSION extension_storage UPDATE.")));
+	if (getExtensionOfObject(RelationRelationId, counts_table(connection)) !=
+		getExtensionOfObject(ProcedureRelationId, connection->function))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"extension_storage_usage\" does not belong to extension \"extension_storage\""),
+				 errhint("Drop or rename the table, and run ALTER EXTENSION extension_storage UPDATE.")));
+	check_owners(connection);
 	if (StatementIsDistributed(connection))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

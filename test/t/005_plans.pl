@@ -60,7 +60,7 @@ sub read_by
 	my $toast_after = $node->safe_psql('postgres', $toast);
 	my ($plan) =
 	  slurp_file($node->logfile, $offset) =~
-	  /Query Text: $word (?:(?!Query Text).)*public\.extension_storage AS e.*\n((?:\t.*\n)+)/
+	  /Query Text: (?:\/\* [^*]+\*\/ )?$word (?:(?!Query Text).)*public\.extension_storage AS e.*\n((?:\t.*\n)+)/
 	  or die 'no plan in the log';
 	my ($hit, $read) =
 	  $plan =~ /Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?/;

@@ -73,7 +73,7 @@ sub purges
 		'postgres', qq{SELECT pg_stat_statements_reset() \\g /dev/null
 		$sql;
 		SELECT sum(calls), sum(rows) FROM pg_stat_statements
-		WHERE query LIKE 'DELETE FROM public.extension_storage %'});
+		WHERE query LIKE '%DELETE FROM public.extension_storage %'});
 }
 
 fill();

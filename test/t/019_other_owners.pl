@@ -1,6 +1,7 @@
-# Who owns the schema of the extension, but not its tables, puts another schema
-# in its place: nothing that is there runs with the rights of the tables' owner, or
-# of the superuser as whom the extension's script and a function of it run.
+# Who owns the schema of the extension, but not its tables, puts another schema or
+# table in the place of what is there: nothing of it runs with the rights of the
+# tables' owner, or of the superuser as whom the extension's script and a function
+# of it run.  So it is with what a former owner has left on the tables.
 
 use strict;
 use warnings FATAL => 'all';
@@ -89,6 +90,48 @@ $node->safe_psql('d', 'DROP EXTENSION extension_storage');
 rename_fails('CREATE EXTENSION extension_storage SCHEMA es', 'CREATE EXTENSION');
 $node->safe_psql('d', q{CREATE EXTENSION extension_storage SCHEMA es VERSION '1.1'});
 rename_fails('ALTER EXTENSION extension_storage UPDATE', 'ALTER EXTENSION');
+
+# What purges by names for a long time does so only in schemas of who is trusted.
+$node->safe_psql('d', 'ALTER EXTENSION extension_storage UPDATE');
+my ($rc, $out, $err) = $node->psql('d', 'SELECT es.ext_storage_purge_orphans()');
+like($err, qr/ERROR:  ext_storage_purge_orphans cannot use schema es, which role schema_owner owns/,
+	'nobody purges orphans in a schema of somebody else');
+$node->safe_psql('d', q{ALTER SCHEMA es OWNER TO CURRENT_USER;
+	CREATE SCHEMA app AUTHORIZATION schema_owner; CREATE TABLE app.ab_user (id integer PRIMARY KEY);
+	SELECT es.ext_storage_purge_orphans(); SELECT es.ext_storage_attach_users('app.ab_user')});
+($rc, $out, $err) = $node->psql('d', 'SELECT es.ext_storage_purge_orphans()');
+like($err, qr/ERROR:  ext_storage_purge_orphans cannot use schema app, which role schema_owner owns/,
+	'nor with an attached table in one');
+$node->safe_psql('d', q{ALTER SCHEMA app OWNER TO pg_database_owner; SELECT es.ext_storage_purge_orphans();
+	ALTER SCHEMA es OWNER TO schema_owner});
+
+# A trigger on the counts, of their own owner.
+my $trigger = q{
+	CREATE FUNCTION other.note() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN PERFORM other.ran(); RETURN NEW; END $$;
+	CREATE TRIGGER note BEFORE INSERT OR UPDATE ON es.extension_storage_usage
+		FOR EACH ROW EXECUTE FUNCTION other.note()};
+$node->safe_psql('d', "$set ALTER TABLE es.extension_storage_usage OWNER TO schema_owner; SET ROLE schema_owner; $trigger");
+($rc, $out, $err) = $node->psql('d', $set);
+like($err, qr/ERROR:  tables "extension_storage" and "extension_storage_usage" have different owners\nHINT:  Call ext_storage_take_over\(\)\./,
+	'tables of different owners are not written');
+unlike($err, qr/ran as/, 'and nothing on them runs');
+($rc, $out, $err) = $node->psql('d', 'SELECT es.ext_storage_take_over()');
+like($err, qr/WARNING:  trigger note of table es\.extension_storage_usage calls a function of role schema_owner\n/,
+	'the new owner is told of what the old one left');
+$node->safe_psql('d', "DROP TRIGGER note ON es.extension_storage_usage; $set");
+
+# Release 1.0 has no table of the counts, so that anybody may have made one.
+$node->safe_psql('d', 'DROP TABLE app.ab_user; DROP FUNCTION other.note; DROP EXTENSION extension_storage;'
+	. q{CREATE EXTENSION extension_storage SCHEMA es VERSION '1.0'; SET ROLE schema_owner;
+	CREATE TABLE es.extension_storage_usage (extension_id varchar(255) PRIMARY KEY, value_bytes bigint);}
+	. $trigger);
+($rc, $out, $err) = $node->psql('d', $set);
+like($err, qr/ERROR:  table "extension_storage_usage" does not belong to extension "extension_storage"/,
+	'another table does not count');
+unlike($err, qr/ran as/, 'nor does anything on it run');
+$node->safe_psql('d', 'DROP TABLE es.extension_storage_usage; ALTER EXTENSION extension_storage UPDATE');
+is($node->safe_psql('d', $set), 1, 'until it is gone and the update made');
 
 $node->stop;
 done_testing();
