@@ -215,9 +215,10 @@ text *
 TextArgument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno)
 {
 	const ArgumentInfo *info = &arguments[argno];
-	text	   *arg = PG_ARGISNULL(argno) ? NULL : PG_GETARG_TEXT_PP(argno);
+	text	   *arg;
 
-	Assert(info->type == TEXTOID && info->max_chars > 0);
+	Assert(argno < PG_NARGS() && info->type == TEXTOID && info->max_chars > 0);
+	arg = PG_ARGISNULL(argno) ? NULL : PG_GETARG_TEXT_PP(argno);
 	CheckText(arg, info->name, info->max_chars, info->required);
 	return arg;
 }
@@ -245,6 +246,7 @@ void
 ValueParam(StatementArgs *args, int param, FunctionCallInfo fcinfo,
 		   const ArgumentInfo *arguments, int argno)
 {
+	Assert(argno < PG_NARGS());
 	if (!PG_ARGISNULL(argno))
 		StatementSet(args, param, arguments[argno].type,
 					 PG_GETARG_DATUM(argno));

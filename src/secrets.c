@@ -796,7 +796,11 @@ SecretsLoad(int *nkeys, bool *encrypts)
 	PG_TRY();
 	{
 		for (size_t i = 0; i < lengthof(sources); i++)
+		{
+			Assert(sources[i].load != NULL &&
+				   (sources[i].load != load_setting || sources[i].setting != NULL));
 			sources[i].load(&sources[i], &array);
+		}
 	}
 	PG_CATCH();
 	{

@@ -41,7 +41,8 @@ copy_sources() {
     flock -n 8 || { echo "dev: waiting for another ./dev"; flock 8; }
     as_user rm -rf src
     as_user mkdir src
-    tar -c --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
+    # posix: with fractions of seconds, or make would take an older file for newer
+    tar -c --format=posix --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
         --exclude=__pycache__ --exclude=node_modules \
         .gitignore Makefile ./*.md LICENSE META.json ruff.toml \
         extension_storage.control extension_storage--*.sql src sql expected \

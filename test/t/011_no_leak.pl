@@ -489,6 +489,20 @@ log_parameter_max_length_on_error = -1});
 			'fails: ' . substr $statement, 0, 100);
 		$statement =~ /DO|SELECT/ or is(found($answer, 'typed'), '', 'and the answer has no secret');
 	}
+	# every function that is given a value, or could be, in a statement that has one
+	for my $call (
+		"ext_storage_set('', 'k', '?')",
+		"ext_storage_set_json('', 'k', '\"?\"')",
+		"ext_storage_set_many('', ARRAY['k'], ARRAY['?']::bytea[])",
+		"ext_storage_rename('', 'k', 'l'), '?'",
+		"fernet_encrypt('?', 'no key')",
+		"fernet_decrypt('?', 'no key')",
+		"fernet_derive_key('')::text || '?'",
+		"fernet_timestamp('?')")
+	{
+		my $secret = secret('typed', 'called');
+		like(run($node, 'postgres', 'SELECT ' . $call =~ s/\?/$secret/gr), qr/ERROR:  22/, "fails: $call");
+	}
 	# as a parameter, which is logged too
 	for my $wrong (@wrong)
 	{
