@@ -3,21 +3,6 @@
 -- complain if script is sourced in psql, rather than via ALTER EXTENSION
 \echo Use "ALTER EXTENSION extension_storage UPDATE TO '1.2'" to load this file. \quit
 
--- This script calls functions that it names by their schema, as a superuser:
--- whoever owns the schema must not put another one in its place.
-LOCK TABLE pg_catalog.pg_namespace IN SHARE ROW EXCLUSIVE MODE;
-DO $check$
-BEGIN
-    IF '@extschema@'::pg_catalog.regnamespace OPERATOR(pg_catalog.<>) (
-            SELECT extnamespace FROM pg_catalog.pg_extension
-            WHERE extname OPERATOR(pg_catalog.=) 'extension_storage') THEN
-        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
-            MESSAGE = 'could not serialize access because a schema was renamed',
-            HINT = 'Repeat the transaction.';
-    END IF;
-END
-$check$;
-
 -- Functions and triggers of the table: section "table".
 
 -- The counts are derived data: unlogged, they cost no WAL and are in no
@@ -26,13 +11,19 @@ $check$;
 -- that it is not known.
 --
 -- The rows are changed by a function, with the rights of the tables' owner: his
--- triggers must not run with those of this script.
+-- triggers must not run with those of this script.  It is called by a statement
+-- that the library looks at (analyze_hook() in statement.c): who owns the schema
+-- may put another one in its place, whose functions must not run either.
 CREATE FUNCTION @extschema@.ext_storage_update_tables()
 RETURNS void
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_update_tables() FROM PUBLIC;
-SELECT @extschema@.ext_storage_update_tables();
+DO $update$
+BEGIN
+    EXECUTE '/* statement of extension_storage */ SELECT @extschema@.ext_storage_update_tables()';
+END
+$update$;
 DROP FUNCTION @extschema@.ext_storage_update_tables();
 ALTER TABLE @extschema@.extension_storage_usage SET UNLOGGED;
 COMMENT ON COLUMN @extschema@.extension_storage_usage.value_bytes IS
@@ -149,9 +140,10 @@ BEGIN
     FROM pg_extension x
     JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid AND d.deptype = 'e'
     JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
-    WHERE x.extname = 'extension_storage' AND p.proname = 'ext_storage_users_deleted';
-    IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = users AND tgfoid <> purge
-            AND tgname IN ('extension_storage_users_deleted', 'extension_storage_users_truncated')) THEN
+    WHERE x.extname = 'extension_storage' AND p.proname = 'ext_storage_users_deleted'
+        AND p.pronargs = 0 AND p.pronamespace = x.extnamespace;
+    IF (SELECT count(*) FROM pg_trigger WHERE tgrelid = users AND tgfoid = purge
+            AND tgname IN ('extension_storage_users_deleted', 'extension_storage_users_truncated')) <> 2 THEN
         RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
             MESSAGE = 'could not serialize access because a schema was renamed',
             HINT = 'Repeat the transaction.';
@@ -198,14 +190,15 @@ BEGIN
     FROM pg_extension x
     JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid AND d.deptype = 'e'
     JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
-    WHERE x.extname = 'extension_storage' AND p.proname = 'ext_storage_resources_deleted';
+    WHERE x.extname = 'extension_storage' AND p.proname = 'ext_storage_resources_deleted'
+        AND p.pronargs = 0 AND p.pronamespace = x.extnamespace;
     suffix := left(md5(resource_type), 12);
     -- the same type as it was attached before, with another column or by 1.1
     FOR former IN
         SELECT t.tgname FROM pg_trigger t
         WHERE t.tgrelid = resources AND t.tgfoid = purge
-            AND substring(t.tgargs FROM 1 FOR position('\x00'::bytea IN t.tgargs))
-                = convert_to(resource_type, getdatabaseencoding()) || '\x00'::bytea
+            AND substring(t.tgargs FROM 1 FOR position(E'\\x00'::bytea IN t.tgargs))
+                = convert_to(resource_type, getdatabaseencoding()) || E'\\x00'::bytea
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', former, resources);
     END LOOP;
@@ -220,9 +213,9 @@ BEGIN
         ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_resources_deleted(%L, %L)',
         suffix, resources, home, resource_type, uuid_column);
     -- the schema may have been renamed, and another one have taken its place
-    IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = resources AND tgfoid <> purge
+    IF (SELECT count(*) FROM pg_trigger WHERE tgrelid = resources AND tgfoid = purge
             AND tgname IN ('extension_storage_resources_deleted_' || suffix,
-                           'extension_storage_resources_truncated_' || suffix)) THEN
+                           'extension_storage_resources_truncated_' || suffix)) <> 2 THEN
         RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
             MESSAGE = 'could not serialize access because a schema was renamed',
             HINT = 'Repeat the transaction.';
@@ -236,7 +229,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    home regnamespace;
+    purges oid[];
     trigger_name name;
     detached boolean := false;
 BEGIN
@@ -244,17 +237,25 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
             MESSAGE = 'relation must not be null';
     END IF;
-    SELECT extnamespace INTO STRICT home FROM pg_extension
-    WHERE extname = 'extension_storage';
+    SELECT array_agg(p.oid) INTO STRICT purges
+    FROM pg_extension x
+    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid AND d.deptype = 'e'
+    JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
+    WHERE x.extname = 'extension_storage' AND p.pronargs = 0 AND p.pronamespace = x.extnamespace
+        AND p.proname IN ('ext_storage_users_deleted', 'ext_storage_resources_deleted');
     FOR trigger_name IN
         SELECT t.tgname FROM pg_trigger t
-        WHERE t.tgrelid = relation AND NOT t.tgisinternal
-            AND t.tgfoid IN (to_regprocedure(format('%s.ext_storage_users_deleted()', home)),
-                             to_regprocedure(format('%s.ext_storage_resources_deleted()', home)))
+        WHERE t.tgrelid = relation AND NOT t.tgisinternal AND t.tgfoid = ANY (purges)
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', trigger_name, relation);
         detached := true;
     END LOOP;
+    -- its schema may have been renamed, and another one have taken its place
+    IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = relation AND tgfoid = ANY (purges)) THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'could not serialize access because a schema was renamed',
+            HINT = 'Repeat the transaction.';
+    END IF;
     RETURN detached;
 END
 $$;
@@ -270,14 +271,14 @@ SET search_path = pg_catalog, pg_temp
 SET row_security = off
 AS $$
 DECLARE
-    nul CONSTANT bytea := '\x00';
+    nul CONSTANT bytea := E'\\x00';
     encoding CONSTANT name := getdatabaseencoding();
     -- an identifier as it is stored: a UUID in any spelling in the canonical one
     canonical CONSTANT text := format(
         'CASE WHEN id ~* %L THEN regexp_replace(lower(translate(regexp_replace(id, %L, %L, %L), %L, %L)), %L, %L)'
         ' ELSE id END',
         '^((urn:uuid:)?([0-9a-f]{4}-?){7}[0-9a-f]{4}|[{]([0-9a-f]{4}-?){7}[0-9a-f]{4}[}])$', '^urn:uuid:', '', 'i', '{}-', '',
-        '^(.{8})(.{4})(.{4})(.{4})(.{12})$', '\1-\2-\3-\4-\5');
+        '^(.{8})(.{4})(.{4})(.{4})(.{12})$', E'\\1-\\2-\\3-\\4-\\5');
     home regnamespace;
     holder regrole;
     other record;
@@ -737,11 +738,6 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('role %s does not exist', role);
     END IF;
-    IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
-        -- nobody may put another schema in the place of the one that is named
-        -- below: the list of functions would run as the superuser
-        LOCK TABLE pg_namespace IN SHARE ROW EXCLUSIVE MODE;
-    END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
 
@@ -879,6 +875,13 @@ DECLARE
     holder regrole;
     item record;
 BEGIN
+    -- an older snapshot may show a former owner
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('cannot take over in a transaction of isolation level %s',
+                upper(current_setting('transaction_isolation'))),
+            HINT = 'Call ext_storage_take_over() in a transaction of isolation level READ COMMITTED.';
+    END IF;
     SELECT x.extnamespace,
         min(c.oid) FILTER (WHERE c.relname = 'extension_storage'),
         min(c.oid) FILTER (WHERE c.relname = 'extension_storage_usage'),
@@ -896,15 +899,12 @@ BEGIN
             MESSAGE = format('must be owner of table %s', entries);
     END IF;
 
-    -- this runs as a superuser: nobody may put another schema in the place of
-    -- the one that is named below
-    LOCK TABLE pg_namespace IN SHARE ROW EXCLUSIVE MODE;
     SELECT t.oid INTO STRICT entry_type
     FROM pg_type t
     JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid
         AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
     JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
-    WHERE t.typname = 'ext_storage_entry';
+    WHERE t.typname = 'ext_storage_entry' AND t.typnamespace = home;
     EXECUTE format('ALTER TABLE %s OWNER TO %s', counts, holder);
     -- only the owner of the schema can grant USAGE on it
     IF NOT has_schema_privilege(holder, home, 'USAGE') THEN
@@ -979,6 +979,13 @@ BEGIN
         AND EXISTS (
             SELECT FROM aclexplode(i.initprivs) a
             WHERE a.grantee <> 0 AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = a.grantee));
+
+    -- the names above may have become those of others, or the table have changed hands
+    IF (SELECT count(*) FROM pg_class WHERE oid IN (entries, counts) AND relowner = holder) <> 2 THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'could not serialize access because a schema was renamed, or a table got another owner',
+            HINT = 'Repeat the transaction.';
+    END IF;
 END
 $$;
 REVOKE ALL ON FUNCTION @extschema@.ext_storage_take_over() FROM PUBLIC;
@@ -999,8 +1006,9 @@ DECLARE
 BEGIN
     SELECT relowner INTO STRICT holder FROM pg_catalog.pg_class
     WHERE oid OPERATOR(pg_catalog.=) '@extschema@.extension_storage'::pg_catalog.regclass;
-    FOR member, member_level IN
-        SELECT f.function, f.level FROM @extschema@.ext_storage_functions() f
+    -- looked at by the library, as above
+    FOR member, member_level IN EXECUTE
+        '/* statement of extension_storage */ SELECT f.function, f.level FROM @extschema@.ext_storage_functions() f'
     LOOP
         IF member_level OPERATOR(pg_catalog.=) 'trigger' THEN
             -- a trigger runs its function whoever writes, so nobody needs

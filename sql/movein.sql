@@ -123,6 +123,17 @@ SET application_name = 'mine';
 CALL ext_storage_move_in('first.extension_storage');
 SHOW application_name;
 DROP FUNCTION first.hostile(integer) CASCADE;
+-- But not what a partition's owner has put on that.
+CREATE TABLE first.parted (LIKE first.extension_storage) PARTITION BY RANGE (id);
+CREATE TABLE first.part PARTITION OF first.parted DEFAULT;
+INSERT INTO first.parted SELECT * FROM first.extension_storage;
+ALTER TABLE first.parted OWNER TO regress_first;
+CALL ext_storage_move_in('first.parted', dry_run => true);
+ALTER TABLE first.part OWNER TO regress_mover;
+SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.parted')$$);
+ALTER TABLE first.part OWNER TO regress_first;
+CALL ext_storage_move_in('first.parted', dry_run => true);
+DROP TABLE first.parted;
 RESET client_min_messages;
 DELETE FROM extension_storage;
 -- What a set would refuse is left out by name, and an older row that can be taken is.

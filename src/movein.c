@@ -17,6 +17,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "entry.h"
 #include "errors.h"
@@ -317,6 +318,34 @@ check_columns(Relation source)
 }
 
 /*
+ * Raises an error if a partition, or a table that inherits from the source, has
+ * another owner: reading it may run code of an index, with the rights of the
+ * source's owner.
+ */
+static void
+check_children(const MoveIn *move)
+{
+	ListCell   *cell;
+
+	foreach(cell, find_all_inheritors(move->source_oid, AccessShareLock, NULL))
+	{
+		Relation	child = table_open(lfirst_oid(cell), NoLock);
+		Oid			owner = child->rd_rel->relowner;
+
+		if (owner != move->source_owner && !superuser_arg(owner))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("table \"%s\", which role \"%s\" owns, is a part of table \"%s\", which role \"%s\" owns",
+							RelationGetRelationName(child),
+							GetUserNameFromId(owner, false),
+							get_rel_name(move->source_oid),
+							GetUserNameFromId(move->source_owner, false)),
+					 errhint("Let one role own both.")));
+		table_close(child, NoLock);
+	}
+}
+
+/*
  * Locks the source until the transaction ends, and checks that it is a table of
  * which the caller and its owner see every row.
  *
@@ -362,6 +391,7 @@ check_source(MoveIn *move)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("source must not be the extension's own table")));
 	StatementRequireSnapshot(oid);
+	check_children(move);
 	check_columns(source);
 	name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(source)),
 									  RelationGetRelationName(source));

@@ -714,6 +714,26 @@ update_rows(Connection *connection)
 }
 
 /*
+ * Raises an error if the script, which gives the table's owner his rights, may see a
+ * former owner.  A table that this transaction has made has no other one.
+ */
+static void
+check_update(const Connection *connection)
+{
+	Relation	table;
+
+	if (!IsolationUsesXactSnapshot())
+		return;
+	table = table_open(StatementTable(connection), NoLock);
+	if (table->rd_createSubid == InvalidSubTransactionId)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot update extension \"extension_storage\" in a transaction of this isolation level"),
+				 errhint("Update it in a transaction of isolation level READ COMMITTED.")));
+	table_close(table, NoLock);
+}
+
+/*
  * ext_storage_update_tables() returns void
  *		Changes the rows of the tables for release 1.2.
  *
@@ -731,6 +751,7 @@ ext_storage_update_tables(PG_FUNCTION_ARGS)
 
 	StatementConnect(&connection, fcinfo, false);
 	StatementLockTable(&connection, AccessExclusiveLock);
+	check_update(&connection);
 	if (has_pages(StatementTable(&connection)) || counts_exist(&connection))
 		update_rows(&connection);
 	SPI_finish();

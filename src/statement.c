@@ -21,11 +21,14 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "errors.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -119,8 +122,9 @@ static const struct
 };
 
 /*
- * What the text of each statement begins with; then comes the OID of a relation
- * outside the extension's schema, if it reads one, and the end of the comment.
+ * What the text of each statement begins with, here and in the extension's script;
+ * then comes the OID of another relation, if it reads that in place of ours, and
+ * the end of the comment.
  */
 const char	StatementMark[] = "/* statement of extension_storage";
 
@@ -142,34 +146,48 @@ table_changed(Datum arg pg_attribute_unused(), Oid relid)
 		checked_table = InvalidOid;
 }
 
+/* May a statement of ours use a relation: the one given or, without it, ours? */
+static bool
+relation_is_ours(Oid relation, Oid given)
+{
+	Oid			schema = get_rel_namespace(relation);
+
+	return schema == PG_CATALOG_NAMESPACE ||
+		(OidIsValid(given) ? relation == given : schema == schema_oid);
+}
+
+/* May a statement of ours call a function? */
+static bool
+function_is_ours(Oid function)
+{
+	return get_func_namespace(function) == PG_CATALOG_NAMESPACE ||
+		getExtensionOfObject(ProcedureRelationId, function) ==
+		get_extension_oid("extension_storage", false);
+}
+
 /*
- * Raises an error if a query reads or writes a relation that is in another schema
- * than the extension, other than a catalog and the one given.
+ * Raises an error if a query uses what is not ours.  given is the OID of the one
+ * relation outside the catalogs that it may use, or that of none.
  */
 static bool
-check_relations(Node *node, void *allowed)
+check_names(Node *node, void *given)
 {
 	if (node == NULL)
 		return false;
 	if (IsA(node, Query))
-		return query_tree_walker((Query *) node, check_relations, allowed,
+		return query_tree_walker((Query *) node, check_names, given,
 								 QTW_EXAMINE_RTES_BEFORE);
+	if ((IsA(node, RangeTblEntry) &&
+		 castNode(RangeTblEntry, node)->rtekind == RTE_RELATION &&
+		 !relation_is_ours(castNode(RangeTblEntry, node)->relid, *(Oid *) given)) ||
+		(IsA(node, FuncExpr) && !function_is_ours(castNode(FuncExpr, node)->funcid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access because a schema was renamed"),
+				 errhint("Repeat the transaction.")));
 	if (IsA(node, RangeTblEntry))
-	{
-		RangeTblEntry *entry = (RangeTblEntry *) node;
-		Oid			schema;
-
-		if (entry->rtekind != RTE_RELATION || entry->relid == *(Oid *) allowed)
-			return false;
-		schema = get_rel_namespace(entry->relid);
-		if (schema != schema_oid && schema != PG_CATALOG_NAMESPACE)
-			ereport(ERROR,
-					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("could not serialize access because a schema was renamed"),
-					 errhint("Repeat the transaction.")));
-		return false;
-	}
-	return expression_tree_walker(node, check_relations, allowed);
+		return false;			/* what is in it has a turn of its own */
+	return expression_tree_walker(node, check_names, given);
 }
 
 /*
@@ -183,12 +201,12 @@ static void
 analyze_hook(ParseState *pstate, Query *query, JumbleState *jstate)
 {
 	const char *text = pstate->p_sourcetext;
-	Oid			allowed = InvalidOid;
+	Oid			given;
 
 	if (text != NULL && strncmp(text, StatementMark, strlen(StatementMark)) == 0)
 	{
-		allowed = atooid(text + strlen(StatementMark));
-		check_relations((Node *) query, &allowed);
+		given = atooid(text + strlen(StatementMark));
+		check_names((Node *) query, &given);
 	}
 	if (next_analyze_hook != NULL)
 		next_analyze_hook(pstate, query, jstate);
