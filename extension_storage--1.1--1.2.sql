@@ -109,6 +109,8 @@ DECLARE
     id_column name;
     id_type oid;
     purge regprocedure;
+    before oid[];
+    former name;
 BEGIN
     IF users IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
@@ -125,25 +127,34 @@ BEGIN
     END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
-    EXECUTE format(
-        'CREATE OR REPLACE TRIGGER extension_storage_users_deleted'
-        ' AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted_rows'
-        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_users_deleted(%L)',
-        users, home, id_column);
-    EXECUTE format(
-        'CREATE OR REPLACE TRIGGER extension_storage_users_truncated'
-        ' AFTER TRUNCATE ON %s'
-        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_users_deleted(%L)',
-        users, home, id_column);
-    -- the schema may have been renamed, and another one have taken its place
     SELECT p.oid INTO STRICT purge
     FROM pg_extension x
     JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid AND d.deptype = 'e'
     JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
     WHERE x.extname = 'extension_storage' AND p.proname = 'ext_storage_users_deleted'
         AND p.pronargs = 0 AND p.pronamespace = x.extnamespace;
-    IF (SELECT count(*) FROM pg_trigger WHERE tgrelid = users AND tgfoid = purge
-            AND tgname IN ('extension_storage_users_deleted', 'extension_storage_users_truncated')) <> 2 THEN
+    before := ARRAY(SELECT oid FROM pg_trigger WHERE tgrelid = users);
+    -- as it was attached before
+    FOR former IN
+        SELECT tgname FROM pg_trigger
+        WHERE tgrelid = users
+            AND tgname IN ('extension_storage_users_deleted', 'extension_storage_users_truncated')
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', former, users);
+    END LOOP;
+    EXECUTE format(
+        'CREATE TRIGGER extension_storage_users_deleted'
+        ' AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted_rows'
+        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_users_deleted(%L)',
+        users, home, id_column);
+    EXECUTE format(
+        'CREATE TRIGGER extension_storage_users_truncated'
+        ' AFTER TRUNCATE ON %s'
+        ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_users_deleted(%L)',
+        users, home, id_column);
+    -- the schema may have been renamed, and another one have taken its place
+    IF (SELECT count(*) FROM pg_trigger
+            WHERE tgrelid = users AND tgfoid = purge AND oid <> ALL (before)) <> 2 THEN
         RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
             MESSAGE = 'could not serialize access because a schema was renamed',
             HINT = 'Repeat the transaction.';
@@ -162,6 +173,7 @@ AS $$
 DECLARE
     home regnamespace;
     purge regprocedure;
+    before oid[];
     former name;
     suffix text;
 BEGIN
@@ -192,6 +204,7 @@ BEGIN
     JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
     WHERE x.extname = 'extension_storage' AND p.proname = 'ext_storage_resources_deleted'
         AND p.pronargs = 0 AND p.pronamespace = x.extnamespace;
+    before := ARRAY(SELECT oid FROM pg_trigger WHERE tgrelid = resources);
     suffix := left(md5(resource_type), 12);
     -- the same type as it was attached before, with another column or by 1.1
     FOR former IN
@@ -213,9 +226,8 @@ BEGIN
         ' FOR EACH STATEMENT EXECUTE FUNCTION %s.ext_storage_resources_deleted(%L, %L)',
         suffix, resources, home, resource_type, uuid_column);
     -- the schema may have been renamed, and another one have taken its place
-    IF (SELECT count(*) FROM pg_trigger WHERE tgrelid = resources AND tgfoid = purge
-            AND tgname IN ('extension_storage_resources_deleted_' || suffix,
-                           'extension_storage_resources_truncated_' || suffix)) <> 2 THEN
+    IF (SELECT count(*) FROM pg_trigger
+            WHERE tgrelid = resources AND tgfoid = purge AND oid <> ALL (before)) <> 2 THEN
         RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
             MESSAGE = 'could not serialize access because a schema was renamed',
             HINT = 'Repeat the transaction.';
@@ -905,7 +917,11 @@ BEGIN
         AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
     JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
     WHERE t.typname = 'ext_storage_entry' AND t.typnamespace = home;
-    EXECUTE format('ALTER TABLE %s OWNER TO %s', counts, holder);
+    -- only where need be: else the check at the end could not tell that it was
+    -- another table's
+    IF (SELECT relowner FROM pg_class WHERE oid = counts) <> holder THEN
+        EXECUTE format('ALTER TABLE %s OWNER TO %s', counts, holder);
+    END IF;
     -- only the owner of the schema can grant USAGE on it
     IF NOT has_schema_privilege(holder, home, 'USAGE') THEN
         RAISE WARNING USING
@@ -941,16 +957,23 @@ BEGIN
         EXECUTE format('GRANT %s TO %s%s', item.what, item.grantee::regrole,
             CASE WHEN item.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
     END LOOP;
+    -- triggers, constraints, defaults, indexes, rules and policies of the tables
     FOR item IN
-        SELECT t.tgname, t.tgrelid::regclass AS id, r.oid::regrole AS owner
-        FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_roles r ON r.oid = p.proowner
-        WHERE t.tgrelid IN (entries, counts) AND NOT t.tgisinternal AND r.oid <> holder AND NOT r.rolsuper
-        ORDER BY t.tgrelid::regclass::text, t.tgname
+        SELECT DISTINCT pg_describe_object(o.classid, o.objid, 0) AS what, r.oid::regrole AS owner
+        FROM pg_depend o
+        JOIN pg_depend u ON u.classid = o.classid AND u.objid = o.objid
+        JOIN pg_proc p ON p.oid = CASE u.refclassid
+            WHEN 'pg_proc'::regclass THEN u.refobjid
+            WHEN 'pg_operator'::regclass THEN (SELECT oprcode FROM pg_operator WHERE oid = u.refobjid) END
+        JOIN pg_roles r ON r.oid = p.proowner
+        WHERE o.refclassid = 'pg_class'::regclass AND o.refobjid IN (entries, counts)
+            AND r.oid <> holder AND NOT r.rolsuper
+        ORDER BY what
     LOOP
         RAISE WARNING USING
-            MESSAGE = format('trigger %I of table %s calls a function of role %s', item.tgname, item.id, item.owner),
+            MESSAGE = format('%s calls a function of role %s', item.what, item.owner),
             DETAIL = format('It may run with the rights of role %s.', holder),
-            HINT = 'Drop the trigger, unless you trust that role.';
+            HINT = 'Drop it, unless you trust that role.';
     END LOOP;
 
     -- There is no ALTER EXTENSION ... OWNER TO.
