@@ -292,7 +292,10 @@ DECLARE
         '^((urn:uuid:)?([0-9a-f]{4}-?){7}[0-9a-f]{4}|[{]([0-9a-f]{4}-?){7}[0-9a-f]{4}[}])$', '^urn:uuid:', '', 'i', '{}-', '',
         '^(.{8})(.{4})(.{4})(.{4})(.{12})$', E'\\1-\\2-\\3-\\4-\\5');
     home regnamespace;
+    entries regclass;
     holder regrole;
+    users_purge regprocedure;
+    resources_purge regprocedure;
     other record;
     kind record;
     n bigint := 0;
@@ -309,8 +312,12 @@ BEGIN
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
     -- what the holder has put on the table would run as the superuser
-    SELECT relowner INTO STRICT holder FROM pg_class
-    WHERE oid = format('%s.extension_storage', home)::regclass;
+    SELECT oid, relowner INTO STRICT entries, holder FROM pg_class
+    WHERE relname = 'extension_storage' AND relnamespace = home;
+    SELECT oid INTO STRICT users_purge FROM pg_proc
+    WHERE proname = 'ext_storage_users_deleted' AND pronargs = 0 AND pronamespace = home;
+    SELECT oid INTO STRICT resources_purge FROM pg_proc
+    WHERE proname = 'ext_storage_resources_deleted' AND pronargs = 0 AND pronamespace = home;
     IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
         AND NOT (SELECT rolsuper FROM pg_roles WHERE oid = holder) THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
@@ -326,8 +333,7 @@ BEGIN
     JOIN pg_roles r ON r.oid = CASE p.rolname WHEN 'pg_database_owner' THEN d.datdba ELSE p.oid END
     WHERE (n.oid = home OR n.oid IN (
             SELECT c.relnamespace FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-            WHERE t.tgfoid IN (to_regprocedure(format('%s.ext_storage_users_deleted()', home)),
-                to_regprocedure(format('%s.ext_storage_resources_deleted()', home)))))
+            WHERE t.tgfoid IN (users_purge, resources_purge)))
         AND r.oid <> holder AND r.rolname <> current_user AND NOT r.rolsuper
     ORDER BY n.nspname LIMIT 1;
     IF FOUND THEN
@@ -341,8 +347,7 @@ BEGIN
     -- partition may have another owner
     WITH RECURSIVE attached AS (
         SELECT tgrelid AS oid FROM pg_trigger
-        WHERE tgfoid IN (to_regprocedure(format('%s.ext_storage_users_deleted()', home)),
-            to_regprocedure(format('%s.ext_storage_resources_deleted()', home)))
+        WHERE tgfoid IN (users_purge, resources_purge)
         UNION
         SELECT i.inhrelid FROM attached a JOIN pg_inherits i ON i.inhparent = a.oid)
     SELECT c.oid::regclass AS id, r.oid::regrole AS owner INTO other
@@ -358,7 +363,7 @@ BEGIN
     END IF;
     IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
         EXECUTE 'SELECT count(*) FROM pg_catalog.pg_dist_partition WHERE logicalrelid = $1'
-            INTO n USING format('%s.extension_storage', home)::regclass;
+            INTO n USING entries;
     END IF;
     IF n > 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
@@ -376,7 +381,7 @@ BEGIN
                     convert_from(substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1), encoding),
                     t.tgrelid::regclass) AS ids
             FROM pg_trigger t
-            WHERE t.tgfoid = to_regprocedure(format('%s.ext_storage_users_deleted()', home))
+            WHERE t.tgfoid = users_purge
                 AND t.tgnargs = 1
             UNION
             SELECT convert_from(substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1), encoding),
@@ -386,7 +391,7 @@ BEGIN
                         FOR length(t.tgargs) - position(nul IN t.tgargs) - 1), encoding),
                     t.tgrelid::regclass)
             FROM pg_trigger t
-            WHERE t.tgfoid = to_regprocedure(format('%s.ext_storage_resources_deleted()', home))
+            WHERE t.tgfoid = resources_purge
                 AND t.tgnargs = 2) a
         GROUP BY a.resource_type
     LOOP
@@ -451,9 +456,10 @@ DECLARE
 BEGIN
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
-    entries := format('%s.extension_storage', home)::regclass;
-    counts := format('%s.extension_storage_usage', home)::regclass;
-    SELECT relowner INTO STRICT holder FROM pg_class WHERE oid = entries;
+    SELECT oid, relowner INTO STRICT entries, holder FROM pg_class
+    WHERE relname = 'extension_storage' AND relnamespace = home;
+    SELECT oid INTO STRICT counts FROM pg_class
+    WHERE relname = 'extension_storage_usage' AND relnamespace = home;
     IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = holder AND rolname = current_user) THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = format('must be owner of table %s', entries),
@@ -806,7 +812,8 @@ BEGIN
     END IF;
     SELECT oid, extnamespace INTO STRICT extension, home FROM pg_extension
     WHERE extname = 'extension_storage';
-    entries := format('%s.extension_storage', home)::regclass;
+    SELECT oid INTO STRICT entries FROM pg_class
+    WHERE relname = 'extension_storage' AND relnamespace = home;
     IF EXISTS (SELECT FROM pg_class WHERE oid = entries AND relowner = role) THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('role %s owns table %s', role, entries),

@@ -186,7 +186,7 @@ BEGIN
         RETURN NULL;
     END IF;
     IF new.key LIKE 'old%' THEN
-        new.value := old.value;
+        new.value := CASE new.key WHEN 'old' THEN old.value ELSE 'another one' END;
         RETURN new;
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'not this one';

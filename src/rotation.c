@@ -594,23 +594,44 @@ typedef struct Write
 	bool		written[WRITE_COUNT];
 } Write;
 
-/* Has the last statement, which writes one row, written the new token? */
-static bool
-one_is_written(void)
+/* Raises an error unless the new token is what was written. */
+static void
+require_new(bool is_new)
 {
-	Datum		row[NUM_ONE_COLUMNS];
-	bool		nulls[NUM_ONE_COLUMNS];
+	if (!is_new)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("a trigger or a rule of the table writes another value")));
+}
 
-	if (SPI_processed != 1)
-		return false;
-	StatementRow(&write_one_statement, 0, row, nulls);
-	return DatumGetBool(ColumnValue(one_columns, ONE_IS_NEW, BOOLOID, row));
+/* Notes which of the rows the last statement has written, with these tokens. */
+static void
+note_written(Write *write, const int64 *ids, const Datum *sealed)
+{
+	memset(write->written, 0, sizeof(write->written));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		Datum		row[NUM_WRITTEN_COLUMNS];
+		bool		nulls[NUM_WRITTEN_COLUMNS];
+		int64		id;
+		int64	   *place;
+
+		StatementRow(&write_statement, i, row, nulls);
+		id = DatumGetInt64(ColumnValue(written_columns, WRITTEN_ID, INT8OID, row));
+		place = bsearch(&id, ids, write->nrows, sizeof(int64), compare_ids);
+		require_new(place != NULL &&
+					CompareTexts(DatumGetTextPP(ColumnValue(written_columns,
+															WRITTEN_VALUE,
+															BYTEAOID, row)),
+								 DatumGetTextPP(sealed[place - ids])) == 0);
+		write->written[place - ids] = true;
+	}
 }
 
 /*
  * Writes the new tokens of rows, and notes which of them still had the token
- * that was read and have the new one now: a trigger may have written another
- * value.  state is a Write.
+ * that was read.  Raises an error if another value was written in place of one:
+ * it must not stay.  state is a Write.
  */
 static void
 write_rows(void *state)
@@ -640,8 +661,18 @@ write_rows(void *state)
 		StatementSet(&args, WRITE_PARAM_IDS, INT8OID, Int64GetDatum(ids[0]));
 		StatementSet(&args, WRITE_PARAM_OLD_VALUES, BYTEAOID, tokens[0]);
 		StatementSet(&args, WRITE_PARAM_NEW_VALUES, BYTEAOID, sealed[0]);
-		StatementRun(&rotation->connection, &write_one_statement, &args, false);
-		write->written[0] = one_is_written();
+		write->written[0] = StatementRun(&rotation->connection,
+										 &write_one_statement, &args,
+										 false) == 1;
+		if (write->written[0])
+		{
+			Datum		row[NUM_ONE_COLUMNS];
+			bool		nulls[NUM_ONE_COLUMNS];
+
+			StatementRow(&write_one_statement, 0, row, nulls);
+			require_new(DatumGetBool(ColumnValue(one_columns, ONE_IS_NEW,
+												 BOOLOID, row)));
+		}
 		return;
 	}
 	ids_param(&args, rotation, ids, nrows);
@@ -650,24 +681,7 @@ write_rows(void *state)
 	StatementSet(&args, WRITE_PARAM_NEW_VALUES, BYTEAARRAYOID,
 				 MakeArray(sealed, nrows, BYTEAOID));
 	StatementRun(&rotation->connection, &write_statement, &args, false);
-	memset(write->written, 0, sizeof(write->written));
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		Datum		row[NUM_WRITTEN_COLUMNS];
-		bool		nulls[NUM_WRITTEN_COLUMNS];
-		int64		id;
-		int64	   *place;
-
-		StatementRow(&write_statement, i, row, nulls);
-		id = DatumGetInt64(ColumnValue(written_columns, WRITTEN_ID, INT8OID, row));
-		place = bsearch(&id, ids, nrows, sizeof(int64), compare_ids);
-		if (place != NULL)
-			write->written[place - ids] =
-				CompareTexts(DatumGetTextPP(ColumnValue(written_columns,
-														WRITTEN_VALUE,
-														BYTEAOID, row)),
-							 DatumGetTextPP(sealed[place - ids])) == 0;
-	}
+	note_written(write, ids, sealed);
 	SPI_freetuptable(SPI_tuptable);
 }
 

@@ -156,13 +156,26 @@ relation_is_ours(Oid relation, Oid given)
 		(OidIsValid(given) ? relation == given : schema == schema_oid);
 }
 
-/* May a statement of ours call a function? */
+/*
+ * May a statement of ours call a function?  Who owns the extension can make his own
+ * functions a part of it.
+ */
 static bool
 function_is_ours(Oid function)
 {
-	return get_func_namespace(function) == PG_CATALOG_NAMESPACE ||
-		getExtensionOfObject(ProcedureRelationId, function) ==
-		get_extension_oid("extension_storage", false);
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Form_pg_proc form;
+	bool		ours;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", function);
+	form = (Form_pg_proc) GETSTRUCT(tuple);
+	ours = form->pronamespace == PG_CATALOG_NAMESPACE ||
+		(superuser_arg(form->proowner) &&
+		 getExtensionOfObject(ProcedureRelationId, function) ==
+		 get_extension_oid("extension_storage", false));
+	ReleaseSysCache(tuple);
+	return ours;
 }
 
 /*
