@@ -60,6 +60,11 @@
 #if PG_VERSION_NUM < 160000
 #define rd_firstRelfilelocatorSubid rd_firstRelfilenodeSubid
 #endif
+#if PG_VERSION_NUM < 190000
+#define JUMBLE_STATE JumbleState
+#else
+#define JUMBLE_STATE const JumbleState
+#endif
 #if PG_VERSION_NUM < 170000
 #define SearchPathMatchesCurrentEnvironment OverrideSearchPathMatchesCurrent
 #endif
@@ -211,7 +216,7 @@ check_names(Node *node, void *given)
  * the table's owner.
  */
 static void
-analyze_hook(ParseState *pstate, Query *query, JumbleState *jstate)
+analyze_hook(ParseState *pstate, Query *query, JUMBLE_STATE *jstate)
 {
 	const char *text = pstate->p_sourcetext;
 	Oid			given;
