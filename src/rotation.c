@@ -614,7 +614,7 @@ note_written(Write *write, const int64 *ids, const Datum *sealed)
 		Datum		row[NUM_WRITTEN_COLUMNS];
 		bool		nulls[NUM_WRITTEN_COLUMNS];
 		int64		id;
-		int64	   *place;
+		const int64 *place;
 
 		StatementRow(&write_statement, i, row, nulls);
 		id = DatumGetInt64(ColumnValue(written_columns, WRITTEN_ID, INT8OID, row));
