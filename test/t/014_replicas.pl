@@ -69,7 +69,7 @@ $primary->safe_psql('postgres', q{SELECT ext_storage_set('acme.app', 'later', 'o
 # Who has written reads it on a standby, even on one that lags: by WAIT FOR, which
 # PostgreSQL has from 19 on; before, the caller has to watch the positions.
 my $lsn = $primary->safe_psql('postgres', 'SELECT pg_current_wal_insert_lsn()');
-if ($primary->pg_version >= 19)
+if ($primary->pg_version >= '19devel')
 {
 	$standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
 	$standby->poll_query_until('postgres',

@@ -99,7 +99,7 @@ like($err, qr/ERROR:  ext_storage_purge_orphans cannot use schema app, which rol
 	'nor with an attached table in one');
 $node->safe_psql('d', q{ALTER SCHEMA app OWNER TO pg_database_owner; SELECT es.ext_storage_purge_orphans()});
 # Nor does it depend on how the session reads strings, where it can choose.
-my $strings = $node->pg_version < 19 ? 'SET standard_conforming_strings = off; SET escape_string_warning = off;' : '';
+my $strings = $node->pg_version < '19devel' ? 'SET standard_conforming_strings = off; SET escape_string_warning = off;' : '';
 is( $node->safe_psql('d', qq{$strings CREATE TABLE app.boards (uuid uuid);
 		INSERT INTO app.boards VALUES ('aaaaaaaa-0000-4000-8000-000000000001');
 		SELECT es.ext_storage_attach_resource('board', 'app.boards') FROM generate_series(1, 2);
