@@ -127,12 +127,8 @@ BEGIN
     END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
-    SELECT p.oid INTO STRICT purge
-    FROM pg_extension x
-    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid AND d.deptype = 'e'
-    JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
-    WHERE x.extname = 'extension_storage' AND p.proname = 'ext_storage_users_deleted'
-        AND p.pronargs = 0 AND p.pronamespace = x.extnamespace;
+    SELECT oid INTO STRICT purge FROM pg_proc
+    WHERE proname = 'ext_storage_users_deleted' AND pronargs = 0 AND pronamespace = home;
     before := ARRAY(SELECT oid FROM pg_trigger WHERE tgrelid = users);
     -- as it was attached before
     FOR former IN
@@ -198,12 +194,8 @@ BEGIN
     END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
-    SELECT p.oid INTO STRICT purge
-    FROM pg_extension x
-    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid AND d.deptype = 'e'
-    JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
-    WHERE x.extname = 'extension_storage' AND p.proname = 'ext_storage_resources_deleted'
-        AND p.pronargs = 0 AND p.pronamespace = x.extnamespace;
+    SELECT oid INTO STRICT purge FROM pg_proc
+    WHERE proname = 'ext_storage_resources_deleted' AND pronargs = 0 AND pronamespace = home;
     before := ARRAY(SELECT oid FROM pg_trigger WHERE tgrelid = resources);
     suffix := left(md5(resource_type), 12);
     -- the same type as it was attached before, with another column or by 1.1
@@ -249,12 +241,10 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
             MESSAGE = 'relation must not be null';
     END IF;
-    SELECT array_agg(p.oid) INTO STRICT purges
-    FROM pg_extension x
-    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid AND d.deptype = 'e'
-    JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
-    WHERE x.extname = 'extension_storage' AND p.pronargs = 0 AND p.pronamespace = x.extnamespace
-        AND p.proname IN ('ext_storage_users_deleted', 'ext_storage_resources_deleted');
+    purges := ARRAY(
+        SELECT p.oid FROM pg_proc p JOIN pg_extension x ON x.extnamespace = p.pronamespace
+        WHERE x.extname = 'extension_storage' AND p.pronargs = 0
+            AND p.proname IN ('ext_storage_users_deleted', 'ext_storage_resources_deleted'));
     FOR trigger_name IN
         SELECT t.tgname FROM pg_trigger t
         WHERE t.tgrelid = relation AND NOT t.tgisinternal AND t.tgfoid = ANY (purges)

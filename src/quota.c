@@ -465,28 +465,22 @@ empty_counts(const Connection *connection)
 	table_close(counts, NoLock);
 }
 
-/* Who owns a relation? */
-static Oid
-owner_of(Oid relation)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", relation);
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	return owner;
-}
-
 /*
  * Raises an error unless both tables have the same owner: what is on the table of
  * the counts runs with the rights of the owner of the entries.
  */
 static void
-check_owners(const Connection *connection)
+check_owners(const Connection *connection, Relation entries)
 {
-	if (owner_of(counts_table(connection)) != owner_of(StatementTable(connection)))
+	Oid			counts = counts_table(connection);
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(counts));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", counts);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	if (owner != entries->rd_rel->relowner)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("tables \"extension_storage\" and \"extension_storage_usage\" have different owners"),
@@ -501,13 +495,12 @@ bool
 QuotaIsCounting(const Connection *connection)
 {
 	Relation	table = table_open(StatementTable(connection), NoLock);
-	bool		enabled = triggers_enabled(table);
+	bool		counting = triggers_enabled(table) && counts_exist(connection);
 
+	if (counting)
+		check_owners(connection, table);
 	table_close(table, NoLock);
-	if (!enabled || !counts_exist(connection))
-		return false;
-	check_owners(connection);
-	return true;
+	return counting;
 }
 
 /* Enables a trigger, on whatever server the table's rows are written. */
@@ -551,7 +544,6 @@ start_counting(Connection *connection)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"extension_storage_usage\" does not belong to extension \"extension_storage\""),
 				 errhint("Drop or rename the table, and run ALTER EXTENSION extension_storage UPDATE.")));
-	check_owners(connection);
 	if (StatementIsDistributed(connection))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -563,6 +555,7 @@ start_counting(Connection *connection)
 		release = ShareRowExclusiveLock;	/* somebody else was first */
 	else
 	{
+		check_owners(connection, table);
 		StatementArgsInit(&args);
 		if (table->rd_refcnt > 1 &&
 			CheckRelationLockedByMe(table, RowExclusiveLock, false))

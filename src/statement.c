@@ -32,8 +32,8 @@
 #include "errors.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "nodes/params.h"
 #include "nodes/nodeFuncs.h"
+#include "nodes/params.h"
 #include "parser/analyze.h"
 #include "parser/parsetree.h"
 #include "statement.h"
@@ -183,6 +183,17 @@ function_is_ours(Oid function)
 	return ours;
 }
 
+/* Raises an error unless a statement of ours names what is ours. */
+static void
+require_ours(bool is_ours)
+{
+	if (!is_ours)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access because a schema was renamed"),
+				 errhint("Repeat the transaction.")));
+}
+
 /*
  * Raises an error if a query uses what is not ours.  given is the OID of the one
  * relation outside the catalogs that it may use, or that of none.
@@ -195,16 +206,16 @@ check_names(Node *node, void *given)
 	if (IsA(node, Query))
 		return query_tree_walker((Query *) node, check_names, given,
 								 QTW_EXAMINE_RTES_BEFORE);
-	if ((IsA(node, RangeTblEntry) &&
-		 castNode(RangeTblEntry, node)->rtekind == RTE_RELATION &&
-		 !relation_is_ours(castNode(RangeTblEntry, node)->relid, *(Oid *) given)) ||
-		(IsA(node, FuncExpr) && !function_is_ours(castNode(FuncExpr, node)->funcid)))
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("could not serialize access because a schema was renamed"),
-				 errhint("Repeat the transaction.")));
 	if (IsA(node, RangeTblEntry))
+	{
+		RangeTblEntry *entry = (RangeTblEntry *) node;
+
+		if (entry->rtekind == RTE_RELATION)
+			require_ours(relation_is_ours(entry->relid, *(Oid *) given));
 		return false;			/* what is in it has a turn of its own */
+	}
+	if (IsA(node, FuncExpr))
+		require_ours(function_is_ours(((FuncExpr *) node)->funcid));
 	return expression_tree_walker(node, check_names, given);
 }
 

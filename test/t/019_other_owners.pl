@@ -10,7 +10,6 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-
 my $superuser = getpwuid($<);
 my $node = PostgreSQL::Test::Cluster->new('main');
 $node->init;
@@ -27,8 +26,6 @@ $node->safe_psql('d', q{
 		$$ BEGIN RAISE NOTICE 'ran as %', current_user; RETURN 0; END $$;
 	CREATE VIEW other.extension_storage_usage AS
 		SELECT 'acme.app'::varchar(255) AS extension_id, other.ran() AS value_bytes, '(0,1)'::tid AS ctid;
-	CREATE FUNCTION other.ext_storage_functions() RETURNS TABLE (function regprocedure, level text)
-		LANGUAGE plpgsql AS $$ BEGIN PERFORM other.ran(); RETURN; END $$;
 	GRANT USAGE ON SCHEMA es, other TO writer;
 	RESET ROLE;
 	CREATE EXTENSION extension_storage SCHEMA es CASCADE;
