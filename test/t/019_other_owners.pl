@@ -10,6 +10,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+use FindBin;
+
 my $superuser = getpwuid($<);
 my $node = PostgreSQL::Test::Cluster->new('main');
 $node->init;
@@ -83,6 +85,12 @@ is( $node->safe_psql('d', "LOAD 'extension_storage'; $set
 		$mark $source */ SELECT value_bytes FROM es.extension_storage_usage;
 		$mark */ SELECT count(*) > 20 FROM es.ext_storage_functions(), es.extension_storage"),
 	"3\n1\nt", 'but not what reads and calls what it names');
+
+# The script, which runs as a superuser, calls its functions by no other statements.
+my $script = slurp_file("$FindBin::Bin/../../extension_storage--1.1--1.2.sql") =~ s/^ *--.*\n//mgr;
+my @calls = $script =~ /^(?!.*(?:FUNCTION|PROCEDURE) )(.*\@extschema\@\.\w+\((?!.*regprocedure).*)/mg;
+is(scalar @calls, 2, 'the script calls two functions');
+is(join("\n", grep { !m{'\Q$mark\E \*/ SELECT } } @calls), '', 'by statements that are looked at');
 
 # What purges by names for a long time does so only in schemas of who is trusted.
 my ($rc, $out, $err) = $node->psql('d', 'SELECT es.ext_storage_purge_orphans()');
