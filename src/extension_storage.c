@@ -13,6 +13,7 @@
 #include "keyring.h"
 #include "quota.h"
 #include "rotation.h"
+#include "secrets.h"
 #include "statement.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
@@ -34,7 +35,7 @@ PG_MODULE_MAGIC;
 extern void _PG_init(void);		/* fmgr.h declares it from 16 on */
 #endif
 
-/* The settings that not every session may set. */
+/* The settings, beside those of sources of keys, that not everybody may set. */
 static const struct
 {
 	const char *name;
@@ -42,7 +43,6 @@ static const struct
 }			guarded_settings[] =
 
 {
-	{"extension_storage.encryption_keys_file", PGC_SIGHUP},
 	{"extension_storage.max_value_size", PGC_SUSET},
 	{"extension_storage.quota_per_extension", PGC_SUSET},
 };
@@ -66,7 +66,33 @@ find_placeholder(const char *name)
 
 /*
  * Refuses to be loaded where the connection, the role or the database took the
- * place of a value that it may not set.
+ * place of a value of a setting that it may not set.
+ */
+static void
+refuse_displaced_setting(const char *name, GucContext context)
+{
+	const struct config_generic *option = find_placeholder(name);
+	bool		allowed;
+
+	if (option == NULL || option->reset_source <= PGC_S_ARGV)
+		return;					/* not set, or set by the server's operator */
+	allowed = context == PGC_USERSET ||
+		(context == PGC_SUSET &&
+		 ((option->reset_scontext != PGC_USERSET &&
+		   option->reset_scontext != PGC_BACKEND) ||
+		  pg_parameter_aclcheck(name, option->reset_srole, ACL_SET) ==
+		  ACLCHECK_OK));
+	if (!allowed)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("parameter \"%s\" cannot be set with a connection, role, or database",
+						name),
+				 errdetail("Its value has replaced the one of the server's configuration in this session."),
+				 errhint("Connect without it. With extension_storage in shared_preload_libraries, the server refuses such a connection.")));
+}
+
+/*
+ * Refuses to be loaded where any setting has such a value.
  *
  * Until the library is loaded, its settings are placeholders, which anybody
  * may set.  A value that came with the connection has replaced that of
@@ -79,28 +105,52 @@ find_placeholder(const char *name)
 static void
 refuse_displaced_settings(void)
 {
-	for (size_t i = 0; i < lengthof(guarded_settings); i++)
-	{
-		const char *name = guarded_settings[i].name;
-		const struct config_generic *option = find_placeholder(name);
-		bool		allowed;
+	const char *name;
+	GucContext	context;
 
-		if (option == NULL || option->reset_source <= PGC_S_ARGV)
-			continue;			/* not set, or set by the server's operator */
-		allowed = guarded_settings[i].context == PGC_SUSET &&
-			((option->reset_scontext != PGC_USERSET &&
-			  option->reset_scontext != PGC_BACKEND) ||
-			 pg_parameter_aclcheck(name, option->reset_srole, ACL_SET) ==
-			 ACLCHECK_OK);
-		if (!allowed)
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("parameter \"%s\" cannot be set with a connection, role, or database",
-							name),
-					 errdetail("Its value has replaced the one of the server's configuration in this session."),
-					 errhint("Connect without it. With extension_storage in shared_preload_libraries, the server refuses such a connection.")));
-	}
+	for (size_t i = 0; i < lengthof(guarded_settings); i++)
+		refuse_displaced_setting(guarded_settings[i].name,
+								 guarded_settings[i].context);
+	for (size_t i = 0; (name = SecretsSetting(i, &context)) != NULL; i++)
+		refuse_displaced_setting(name, context);
 }
+
+#ifdef USE_ASSERT_CHECKING
+/* Was a value that was displaced looked for before the setting was defined? */
+static bool
+is_guarded(const struct config_generic *option)
+{
+	const char *name;
+	GucContext	context;
+
+	for (size_t i = 0; i < lengthof(guarded_settings); i++)
+		if (strcmp(guarded_settings[i].name, option->name) == 0)
+			return guarded_settings[i].context == option->context;
+	for (size_t i = 0; (name = SecretsSetting(i, &context)) != NULL; i++)
+		if (strcmp(name, option->name) == 0)
+			return context == option->context;
+	return false;
+}
+
+/* Asserts that no setting that not everybody may set was forgotten above. */
+static void
+assert_settings_guarded(void)
+{
+#if PG_VERSION_NUM >= 160000
+	int			noptions;
+	struct config_generic **options = get_guc_variables(&noptions);
+#else
+	struct config_generic **options = get_guc_variables();
+	int			noptions = GetNumConfigOptions();
+#endif
+
+	for (int i = 0; i < noptions; i++)
+		Assert(options[i]->context == PGC_USERSET ||
+			   strncmp(options[i]->name, "extension_storage.",
+					   strlen("extension_storage.")) != 0 ||
+			   is_guarded(options[i]));
+}
+#endif
 
 /*
  * Refuses to be loaded while a parallel query runs, where no setting may be
@@ -127,5 +177,8 @@ _PG_init(void)
 	QuotaInit();
 	RotationInit();
 	StatementInit();
+#ifdef USE_ASSERT_CHECKING
+	assert_settings_guarded();
+#endif
 	MarkGUCPrefixReserved("extension_storage");
 }

@@ -60,12 +60,11 @@ typedef struct MaskedKeys
 	uint8		keys[FLEXIBLE_ARRAY_MEMBER][FERNET_KEY_LEN];
 } MaskedKeys;
 
-/* A setting that holds one secret or a list of them. */
+/* What is particular to a setting that holds one secret or a list of them. */
 typedef struct SecretSetting
 {
 	const char *name;
 	bool		is_list;
-	char	   *text;			/* the variable: see above */
 	const MaskedKeys *keys;		/* in force, as the assign hook was told */
 } SecretSetting;
 
@@ -80,8 +79,6 @@ static SecretSetting previous_secret_key = {
 	.name = "extension_storage.previous_secret_key"
 };
 
-static char *encryption_keys_file = NULL;
-
 /* Keys that are being collected. */
 typedef struct KeyArray
 {
@@ -89,23 +86,58 @@ typedef struct KeyArray
 	SecretKey  *keys;			/* with room for all that sources can give */
 } KeyArray;
 
-/* A source of keys.  Its loader adds the keys that the source has. */
+/*
+ * A source of keys, and the setting that names it.  Its loader adds the keys
+ * that the source has.
+ */
 typedef struct SecretSource
 {
 	const char *name;			/* of its setting */
+	const char *summary;
+	const char *rest;			/* of the description */
+	GucContext	context;		/* who can set it */
+	int			flags;
+	GucStringCheckHook check;
+	GucStringAssignHook assign; /* calls secrets_changed() */
+	GucShowHook show;
 	const char *place;			/* what its secrets are counted by, or NULL */
 	bool		encrypts;		/* else its keys decrypt alone */
 	void		(*load) (const struct SecretSource *source, KeyArray *array);
-	const SecretSetting *setting;	/* where load_setting looks */
+	SecretSetting *setting;		/* where load_setting looks */
+	char	   *text;			/* the variable: for secrets, see above */
 } SecretSource;
 
+/*
+ * Not GUC_SUPERUSER_ONLY: set_config() gives the new value back, so only
+ * superusers could call it.  There is nothing to see.
+ */
+#define SECRET_FLAGS (GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE)
+
+static bool check_encryption_keys(char **newval, void **extra, GucSource source);
+static bool check_secret_key(char **newval, void **extra, GucSource source);
+static bool check_previous_secret_key(char **newval, void **extra,
+									  GucSource source);
+static void assign_encryption_keys(const char *newval, void *extra);
+static void assign_secret_key(const char *newval, void *extra);
+static void assign_previous_secret_key(const char *newval, void *extra);
+static void assign_path(const char *newval, void *extra);
+static const char *show_encryption_keys(void);
+static const char *show_secret_key(void);
+static const char *show_previous_secret_key(void);
 static void load_setting(const SecretSource *source, KeyArray *array);
 static void load_key_file(const SecretSource *source, KeyArray *array);
 
 /* All sources, in order of precedence. */
-static const SecretSource sources[] = {
+static SecretSource sources[] = {
 	{
 		.name = "extension_storage.encryption_keys",
+		.summary = "Secrets that encrypt and decrypt stored values, separated by commas.",
+		.rest = "The first one encrypts, all decrypt. If it is set, the keys of the key file still decrypt.",
+		.context = PGC_USERSET,
+		.flags = SECRET_FLAGS,
+		.check = check_encryption_keys,
+		.assign = assign_encryption_keys,
+		.show = show_encryption_keys,
 		.place = "item",
 		.encrypts = true,
 		.load = load_setting,
@@ -113,18 +145,37 @@ static const SecretSource sources[] = {
 	},
 	{
 		.name = "extension_storage.encryption_keys_file",
+		.summary = "Absolute path of the file that holds the secrets, one per line.",
+		.rest = "The first one encrypts, all decrypt.",
+		.context = PGC_SIGHUP,
+		.flags = GUC_SUPERUSER_ONLY,
+		.assign = assign_path,
 		.place = "line",
 		.encrypts = true,
 		.load = load_key_file
 	},
 	{
 		.name = "extension_storage.secret_key",
+		.summary = "Superset's SECRET_KEY.",
+		.rest = "Encrypts if neither list nor file names a key, and still decrypts if one does.",
+		.context = PGC_USERSET,
+		.flags = SECRET_FLAGS,
+		.check = check_secret_key,
+		.assign = assign_secret_key,
+		.show = show_secret_key,
 		.encrypts = true,
 		.load = load_setting,
 		.setting = &secret_key
 	},
 	{
 		.name = "extension_storage.previous_secret_key",
+		.summary = "Superset's PREVIOUS_SECRET_KEY.",
+		.rest = "Decrypts, and never encrypts.",
+		.context = PGC_USERSET,
+		.flags = SECRET_FLAGS,
+		.check = check_previous_secret_key,
+		.assign = assign_previous_secret_key,
+		.show = show_previous_secret_key,
 		.load = load_setting,
 		.setting = &previous_secret_key
 	},
@@ -487,26 +538,24 @@ assign_previous_secret_key(const char *newval pg_attribute_unused(), void *extra
 }
 
 static void
-assign_encryption_keys_file(const char *newval pg_attribute_unused(),
-							void *extra pg_attribute_unused())
+assign_path(const char *newval pg_attribute_unused(),
+			void *extra pg_attribute_unused())
 {
 	secrets_changed();
 }
 
-/* Defines a setting that holds secrets. */
-static void
-define_secret(SecretSetting *setting, const char *summary, const char *rest,
-			  GucStringCheckHook check, GucStringAssignHook assign,
-			  GucShowHook show)
+/*
+ * SecretsSetting
+ *		Returns the name of the nth setting of this module, from 0, and in
+ *		*context who can set it; NULL if there are not so many.
+ */
+const char *
+SecretsSetting(size_t n, GucContext *context)
 {
-	/*
-	 * Not GUC_SUPERUSER_ONLY: set_config() gives the new value back, so only
-	 * superusers could call it.  There is nothing to see.
-	 */
-	DefineCustomStringVariable(setting->name, summary, rest, &setting->text,
-							   "", PGC_USERSET,
-							   GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE,
-							   check, assign, show);
+	if (n >= lengthof(sources))
+		return NULL;
+	*context = sources[n].context;
+	return sources[n].name;
 }
 
 /*
@@ -524,31 +573,15 @@ SecretsInit(void (*changed) (void))
 		ReportNoRandomBytes();
 
 	loading = true;
-	define_secret(&encryption_keys,
-				  "Secrets that encrypt and decrypt stored values, separated by commas.",
-				  "The first one encrypts, all decrypt. If it is set, the keys of the key file still decrypt.",
-				  check_encryption_keys, assign_encryption_keys,
-				  show_encryption_keys);
-	define_secret(&secret_key,
-				  "Superset's SECRET_KEY.",
-				  "Encrypts if neither list nor file names a key, and still decrypts if one does.",
-				  check_secret_key, assign_secret_key,
-				  show_secret_key);
-	define_secret(&previous_secret_key,
-				  "Superset's PREVIOUS_SECRET_KEY.",
-				  "Decrypts, and never encrypts.",
-				  check_previous_secret_key, assign_previous_secret_key,
-				  show_previous_secret_key);
-	DefineCustomStringVariable("extension_storage.encryption_keys_file",
-							   "Absolute path of the file that holds the secrets, one per line.",
-							   "The first one encrypts, all decrypt.",
-							   &encryption_keys_file,
-							   "",
-							   PGC_SIGHUP,
-							   GUC_SUPERUSER_ONLY,
-							   NULL,
-							   assign_encryption_keys_file,
-							   NULL);
+	for (size_t i = 0; i < lengthof(sources); i++)
+	{
+		SecretSource *source = &sources[i];
+
+		DefineCustomStringVariable(source->name, source->summary, source->rest,
+								   &source->text, "",
+								   source->context, source->flags,
+								   source->check, source->assign, source->show);
+	}
 	loading = false;
 }
 
@@ -613,7 +646,7 @@ load_setting(const SecretSource *source, KeyArray *array)
  * check_ssl_key_file_permissions() in src/backend/libpq/be-secure-common.c.
  */
 static void
-check_key_file(const struct stat *st)
+check_key_file(const char *path, const struct stat *st)
 {
 	bool		is_own = st->st_uid == geteuid();
 	mode_t		allowed = S_IRUSR | S_IWUSR | S_IXUSR;
@@ -622,12 +655,12 @@ check_key_file(const struct stat *st)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("encryption key file \"%s\" is not a regular file",
-						encryption_keys_file)));
+						path)));
 	if (!is_own && st->st_uid != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("encryption key file \"%s\" must be owned by the database user or root",
-						encryption_keys_file),
+						path),
 				 errhint("Correct it with chown, then reload the configuration.")));
 	if (!is_own || st->st_gid == getegid())
 		allowed |= S_IRGRP;
@@ -635,37 +668,37 @@ check_key_file(const struct stat *st)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("encryption key file \"%s\" has group or world access",
-						encryption_keys_file),
+						path),
 				 errdetail("File must have permissions u=rw (0600) or less, or u=rw,g=r (0640) or less if it is owned by root or its group is that of the database server."),
 				 errhint("Correct them with chmod, or for a Kubernetes volume with \"defaultMode: 0400\" and \"fsGroup\", then reload the configuration.")));
 	if (st->st_size > KEYLIST_MAX_BYTES)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("encryption key file \"%s\" is larger than %d bytes",
-						encryption_keys_file, KEYLIST_MAX_BYTES)));
+						path, KEYLIST_MAX_BYTES)));
 }
 
 /* Opens and checks the key file, and sets its status. */
 static int
-open_key_file(struct stat *st)
+open_key_file(const char *path, struct stat *st)
 {
 	int			fd;
 
-	if (!is_absolute_path(encryption_keys_file))
+	if (!is_absolute_path(path))
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("path of encryption key file \"%s\" is not absolute",
-						encryption_keys_file),
+						path),
 				 errhint("Correct extension_storage.encryption_keys_file, then reload the configuration.")));
-	fd = OpenTransientFile(encryption_keys_file,
+	fd = OpenTransientFile(path,
 						   O_RDONLY | O_NONBLOCK | PG_BINARY);
 	if (fd < 0 || fstat(fd, st) < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not open encryption key file \"%s\": %m",
-						encryption_keys_file),
+						path),
 				 errhint("Correct extension_storage.encryption_keys_file or the file, then reload the configuration.")));
-	check_key_file(st);
+	check_key_file(path, st);
 	return fd;
 }
 
@@ -674,7 +707,7 @@ open_key_file(struct stat *st)
  * for its size and one byte more, which shows that it grew.
  */
 static void
-read_key_file(int fd, const struct stat *st, char *contents)
+read_key_file(const char *path, int fd, const struct stat *st, char *contents)
 {
 	struct stat after;
 	off_t		len = 0;
@@ -690,20 +723,20 @@ read_key_file(int fd, const struct stat *st, char *contents)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not read encryption key file \"%s\": %m",
-						encryption_keys_file)));
+						path)));
 	if (len != st->st_size || after.st_size != st->st_size ||
 		after.st_mtim.tv_sec != st->st_mtim.tv_sec ||
 		after.st_mtim.tv_nsec != st->st_mtim.tv_nsec)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("encryption key file \"%s\" was changed while it was read",
-						encryption_keys_file),
+						path),
 				 errhint("Write a new file and rename it to this name, then reload the configuration.")));
 }
 
 /* Warns, once per process, about a line that looks like the rest of another. */
 static void
-warn_of_broken_line(int line)
+warn_of_broken_line(const char *path, int line)
 {
 	static bool warned = false;
 
@@ -712,7 +745,7 @@ warn_of_broken_line(int line)
 	warned = true;
 	ereport(WARNING,
 			(errmsg("line %d of encryption key file \"%s\" looks like the rest of the line before",
-					line, encryption_keys_file),
+					line, path),
 			 errdetail("Each line is a secret of its own; openssl breaks base64 into lines of 64 characters."),
 			 errhint("Join the lines if they are one secret, or put this one in double quotes if it is not.")));
 }
@@ -735,20 +768,20 @@ add_lines(KeyArray *array, char *contents, size_t len,
 		add_key(array, &key, source, parser.ordinal);
 		CipherWipe(&key, sizeof(key));
 		if (parser.continues)
-			warn_of_broken_line(parser.ordinal);
+			warn_of_broken_line(source->text, parser.ordinal);
 	}
 	if (status != KEYLIST_END)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("line %d of encryption key file \"%s\" cannot be used",
-						parser.ordinal, encryption_keys_file),
+						parser.ordinal, source->text),
 				 errdetail("The line is not a valid secret: %s.", KeyListStatusText(status)),
 				 errhint("Correct the file, then reload the configuration. Put a secret that begins or ends with a blank, begins with \"#\", or contains a double quote in double quotes, and double each quote in it.")));
 	if (parser.nsecrets == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("encryption key file \"%s\" contains no key",
-						encryption_keys_file),
+						source->text),
 				 errhint("Write one secret per line into it, then reload the configuration.")));
 }
 
@@ -760,13 +793,13 @@ load_key_file(const SecretSource *source, KeyArray *array)
 	char	   *contents;
 	int			fd;
 
-	if (encryption_keys_file[0] == '\0')
+	if (source->text[0] == '\0')
 		return;
-	fd = open_key_file(&st);
+	fd = open_key_file(source->text, &st);
 	contents = palloc(st.st_size + 1);
 	PG_TRY();
 	{
-		read_key_file(fd, &st, contents);
+		read_key_file(source->text, fd, &st, contents);
 		add_lines(array, contents, st.st_size, source);
 	}
 	PG_FINALLY();

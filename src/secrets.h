@@ -9,6 +9,7 @@
 #define SECRETS_H
 
 #include "cipher.h"
+#include "utils/guc.h"
 
 /* Where a key comes from. */
 typedef struct SecretOrigin
@@ -23,6 +24,7 @@ typedef struct SecretKey
 	SecretOrigin origin;
 } SecretKey;
 
+extern const char *SecretsSetting(size_t n, GucContext *context);
 extern void SecretsInit(void (*changed) (void));
 extern SecretKey *SecretsLoad(int *nkeys, bool *encrypts);
 extern char *SecretOriginText(const SecretOrigin *origin);
