@@ -51,7 +51,7 @@ CREATE VIEW @extschema@.ext_storage_secrets AS
     WHERE false;
 REVOKE ALL ON TABLE @extschema@.ext_storage_secrets FROM PUBLIC;
 COMMENT ON VIEW @extschema@.ext_storage_secrets IS
-    'Takes secrets, as UTF-8, by COPY ... FROM STDIN (FORMAT binary), so that they are in no statement; the settings of these names have them until the transaction or the session ends';
+    'Takes secrets, as UTF-8, by COPY ... FROM STDIN (FORMAT binary), so that no statement contains them; each column sets the parameter of its name until the transaction or the session ends';
 
 CREATE FUNCTION @extschema@.ext_storage_secrets_insert()
 RETURNS trigger
@@ -288,6 +288,9 @@ DECLARE
     resources_purge regprocedure;
     other record;
     kind record;
+    gone text;
+    kept boolean;
+    author text;
     n bigint := 0;
     purged bigint := 0;
 BEGIN
@@ -331,7 +334,7 @@ BEGIN
             MESSAGE = format('ext_storage_purge_orphans cannot use schema %s, which role %s owns',
                 other.id, other.owner),
             DETAIL = 'What that role puts there would run with the rights of the caller.',
-            HINT = format('Connect as role %s, or call ext_storage_purge_user or ext_storage_purge_resource for each that is gone.', other.owner);
+            HINT = format('Connect as role %s, or call ext_storage_purge_user or ext_storage_purge_resource for each user or resource that is gone.', other.owner);
     END IF;
     -- reading a table may run code of an index, which is its owner's; a
     -- partition may have another owner
@@ -349,7 +352,7 @@ BEGIN
             MESSAGE = format('ext_storage_purge_orphans cannot read table %s, which role %s owns',
                 other.id, other.owner),
             DETAIL = 'What that role has put on the table would run with the rights of the caller.',
-            HINT = format('Connect as role %s, or call ext_storage_purge_user or ext_storage_purge_resource for each that is gone.', other.owner);
+            HINT = format('Connect as role %s, or call ext_storage_purge_user or ext_storage_purge_resource for each user or resource that is gone.', other.owner);
     END IF;
     IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
         EXECUTE 'SELECT count(*) FROM pg_catalog.pg_dist_partition WHERE logicalrelid = $1'
@@ -358,8 +361,8 @@ BEGIN
     IF n > 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
             MESSAGE = 'ext_storage_purge_orphans is not supported where table "extension_storage" is distributed',
-            DETAIL = 'It compares the table with others, which are not spread as it is.',
-            HINT = 'Call ext_storage_purge_user or ext_storage_purge_resource for each that is gone.';
+            DETAIL = 'It compares the table with others, which are not distributed in the same way.',
+            HINT = 'Call ext_storage_purge_user or ext_storage_purge_resource for each user or resource that is gone.';
     END IF;
     -- format() asks for the output of a type, as the triggers do: a cast may be
     -- code of whoever owns the type.  char(n) is padded with blanks by it.
@@ -385,38 +388,43 @@ BEGIN
                 AND t.tgnargs = 2) a
         GROUP BY a.resource_type
     LOOP
-        IF kind.resource_type IS NULL THEN
-            EXECUTE format(
-                'DELETE FROM %s.extension_storage e WHERE e.user_fk IS NOT NULL'
-                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.user_fk)',
-                home, kind.present);
-            GET DIAGNOSTICS n = ROW_COUNT;
-            -- as when a user is deleted: an old entry that a constraint
-            -- refuses stops nothing, and is not shown
-            BEGIN
-                EXECUTE format(
-                    'UPDATE %s.extension_storage e SET created_by_fk = NULL WHERE e.created_by_fk IS NOT NULL'
-                    ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.created_by_fk)',
-                    home, kind.present);
-                EXECUTE format(
-                    'UPDATE %s.extension_storage e SET changed_by_fk = NULL WHERE e.changed_by_fk IS NOT NULL'
-                    ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.changed_by_fk)',
-                    home, kind.present);
-            EXCEPTION WHEN integrity_constraint_violation THEN
-                RAISE WARNING USING ERRCODE = SQLSTATE,
-                    MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
-                    DETAIL = SQLERRM,
-                    HINT = 'Change the entries so that they satisfy the constraint, then call ext_storage_purge_orphans().';
-            END;
-        ELSE
-            EXECUTE format(
-                'DELETE FROM %s.extension_storage e WHERE e.resource_type = $1'
-                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.resource_uuid)',
-                home, kind.present)
-                USING kind.resource_type;
-            GET DIAGNOSTICS n = ROW_COUNT;
-        END IF;
+        gone := CASE WHEN kind.resource_type IS NULL
+            THEN format('%s.extension_storage e WHERE e.user_fk IS NOT NULL'
+                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.user_fk)', home, kind.present)
+            ELSE format('%s.extension_storage e WHERE e.resource_type = $1'
+                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.resource_uuid)', home, kind.present) END;
+        EXECUTE 'DELETE FROM ' || gone USING kind.resource_type;
+        GET DIAGNOSTICS n = ROW_COUNT;
         purged := purged + n;
+        EXECUTE 'SELECT EXISTS (SELECT FROM ' || gone || ')' INTO kept USING kind.resource_type;
+        IF kept THEN
+            RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = 'some entries of deleted users or resources are left',
+                DETAIL = 'A trigger or a row-level security policy of table "extension_storage" prevents their deletion.',
+                HINT = 'Correct that, then call ext_storage_purge_orphans().';
+        END IF;
+        CONTINUE WHEN kind.resource_type IS NOT NULL;
+        -- as when a user is deleted: an old entry that a constraint
+        -- refuses stops nothing, and is not shown
+        BEGIN
+            FOREACH author IN ARRAY ARRAY['created_by_fk', 'changed_by_fk'] LOOP
+                gone := format('e.%I IS NOT NULL AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.%1$I)',
+                    author, kind.present);
+                EXECUTE format('UPDATE %s.extension_storage e SET %I = NULL WHERE %s', home, author, gone);
+                EXECUTE format('SELECT EXISTS (SELECT FROM %s.extension_storage e WHERE %s)', home, gone) INTO kept;
+                IF kept THEN
+                    RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
+                        MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
+                        DETAIL = 'A trigger or a row-level security policy of table "extension_storage" prevents the change.',
+                        HINT = 'Correct that, then call ext_storage_purge_orphans().';
+                END IF;
+            END LOOP;
+        EXCEPTION WHEN integrity_constraint_violation THEN
+            RAISE WARNING USING ERRCODE = SQLSTATE,
+                MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
+                DETAIL = SQLERRM,
+                HINT = 'Change the entries so that they satisfy the constraint, then call ext_storage_purge_orphans().';
+        END;
     END LOOP;
     RETURN purged;
 END
@@ -475,7 +483,7 @@ BEGIN
     IF other IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('table %s is a table of Citus that is not distributed by a column', other),
-            HINT = 'Restore a dump into another database, where it is not: Citus does not undistribute a table of an extension.';
+            HINT = 'Restore a dump into another database, where it is an ordinary table: Citus does not undistribute a table of an extension.';
     END IF;
     IF distributed @> ARRAY[entries, counts] THEN
         RAISE NOTICE USING
@@ -581,7 +589,7 @@ REVOKE ALL ON FUNCTION @extschema@.ext_storage_list_values(text, integer, text, 
     text, text, integer, integer, boolean, timestamp without time zone, integer) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.ext_storage_list_values(text, integer, text, text, text,
     text, text, integer, integer, boolean, timestamp without time zone, integer) IS
-    'One page of the entries of a scope with their values, at most max_bytes of them, but at least one entry';
+    'One page of the entries of a scope with their values, which have at most max_bytes in all, but at least one entry';
 
 CREATE FUNCTION @extschema@.ext_storage_get_many(extension_id text, keys text[],
     user_fk integer DEFAULT NULL, resource_type text DEFAULT NULL,
@@ -765,7 +773,7 @@ BEGIN
         IF NOT has_function_privilege(role, member, 'EXECUTE') THEN
             RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
                 MESSAGE = format('permission denied to grant EXECUTE on function %s', member),
-                HINT = 'The role that holds the extension, or a superuser, can grant it.';
+                HINT = 'The owner of table "extension_storage", or a superuser, can grant it.';
         END IF;
     END LOOP;
     IF NOT has_schema_privilege(role, home, 'USAGE') THEN
@@ -846,7 +854,7 @@ BEGIN
         IF NOT pg_has_role(session_user, item.grantor, 'MEMBER') THEN
             RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
                 MESSAGE = format('role %s has rights that role %s granted', role, item.grantor),
-                HINT = 'That role or a superuser can take them back.';
+                HINT = format('Role %s or a superuser can take them back.', item.grantor);
         END IF;
         IF item.passed_to IS NOT NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',

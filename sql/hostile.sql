@@ -212,6 +212,34 @@ SELECT pg_temp.error_of($$SELECT count(*) FROM ext_storage_set_many('acme.h', '{
 SELECT pg_temp.error_of($$SELECT count(*) FROM ext_storage_delete_many('acme.h', '{k}')$$);
 SELECT pg_temp.error_of($$SELECT ext_storage_rename('acme.h', 'k', 'l')$$);
 DROP TRIGGER hostile ON extension_storage;
+-- Some that it keeps are enough, and what belongs to a deleted row is told of.
+CREATE TABLE hostile_people (id integer PRIMARY KEY);
+CREATE TABLE hostile_resources (uuid text);
+INSERT INTO hostile_people VALUES (5), (6);
+INSERT INTO hostile_resources VALUES ('x'), ('y');
+SELECT ext_storage_attach_users('hostile_people'), ext_storage_attach_resource('chart', 'hostile_resources');
+INSERT INTO extension_storage (extension_id, user_fk, resource_type, resource_uuid, key, value, created_by_fk)
+SELECT 'acme.kept', 5, 'chart', 'x', k, 'x', 5 FROM unnest(ARRAY['k1', 'k2', 'l']) k;
+CREATE TRIGGER hostile BEFORE UPDATE OR DELETE ON extension_storage
+    FOR EACH ROW WHEN (OLD.key IN ('k2', 'l')) EXECUTE FUNCTION hostile_nothing();
+SELECT c, pg_temp.error_of(c) FROM unnest(ARRAY[
+    $$SELECT ext_storage_delete_prefix('acme.kept', 'k', 5, 'chart', 'x')$$,
+    $$SELECT ext_storage_purge_extension('acme.kept')$$, $$SELECT ext_storage_purge_user(5)$$,
+    $$SELECT ext_storage_purge_resource('chart', 'x')$$]) c;
+BEGIN;
+DELETE FROM hostile_resources;
+SELECT key FROM extension_storage WHERE extension_id = 'acme.kept' ORDER BY 1;
+ROLLBACK;
+BEGIN;
+DELETE FROM hostile_people WHERE id = 5;
+SELECT ext_storage_purge_orphans();
+TRUNCATE hostile_people, hostile_resources;
+ROLLBACK;
+SELECT key FROM extension_storage WHERE extension_id = 'acme.kept' ORDER BY 1;
+DROP TRIGGER hostile ON extension_storage;
+DELETE FROM hostile_people WHERE id = 5;
+SELECT ext_storage_purge_orphans();
+DROP TABLE hostile_people, hostile_resources;
 -- Nor does one that makes another version each time.
 CREATE FUNCTION hostile_version() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -238,6 +266,8 @@ SET ROLE regress_holder;
 SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'k', 'x')$$);
 SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'k', 'x', if_version => 1)$$);
 SELECT pg_temp.error_of($$SELECT ext_storage_delete('acme.h', 'k')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_delete_prefix('acme.h', 'k')$$);
+SELECT pg_temp.error_of($$SELECT ext_storage_purge_extension('acme.h')$$);
 RESET ROLE;
 DROP POLICY hostile_read ON extension_storage;
 CREATE POLICY hostile_read ON extension_storage FOR SELECT USING (key <> 'k');

@@ -58,6 +58,40 @@ SELECT * FROM pg_temp.counted ORDER BY 1;
 -- A write that fails for another reason gives back too.
 SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.tasks', 'a', 'x', if_version => 9)$$);
 SELECT * FROM pg_temp.counted ORDER BY 1;
+-- Of several entries the sum must fit: one may need the room that a later one leaves.
+CREATE FUNCTION pg_temp.put_many(extension_id text, keys text[], bytes integer[])
+RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN string_agg(m.key || ' ' || m.value_size, ', ' ORDER BY m.key)
+    FROM ext_storage_set_many(extension_id, keys,
+        ARRAY(SELECT convert_to(repeat('x', b), 'UTF8') FROM unnest(bytes) b)) m;
+END $$;
+BEGIN;
+SELECT pg_temp.put_many('acme.tasks', '{a,b}', '{90,10}');
+SELECT pg_temp.error_of($$SELECT pg_temp.put_many('acme.tasks', '{a,b}', '{1000,1}')$$);
+SELECT pg_temp.error_of($$SELECT pg_temp.put_many('acme.tasks', '{a,b,c}', '{10,90,1}')$$);
+SELECT pg_temp.put_many('acme.tasks', '{a,b,c}', '{50,20,30}');
+SELECT * FROM pg_temp.counted ORDER BY 1;
+SELECT pg_temp.error_of($$SELECT pg_temp.put('acme.tasks', 'd', 1)$$);
+-- So must what a trigger writes meanwhile, of other extensions by itself.
+CREATE FUNCTION pg_temp.copy() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_temp.put_many(NEW.category, '{x,y}', '{1,1}');
+    RETURN NULL;
+END $$;
+CREATE TRIGGER copy AFTER UPDATE ON extension_storage
+    FOR EACH ROW WHEN (NEW.category IS NOT NULL) EXECUTE FUNCTION pg_temp.copy();
+SELECT pg_temp.error_of($$SELECT count(*) FROM ext_storage_set_many('acme.tasks', '{a,b}',
+    ARRAY[repeat('x', 51)::bytea, repeat('x', 17)::bytea], categories => '{acme.tasks,NULL}')$$);
+SELECT count(*) FROM ext_storage_set_many('acme.tasks', '{a,b}',
+    ARRAY[repeat('x', 51)::bytea, repeat('x', 17)::bytea], categories => '{acme.tasks,NULL}');
+SELECT * FROM pg_temp.counted ORDER BY 1;
+SELECT pg_temp.error_of($$SELECT count(*) FROM ext_storage_set_many('acme.tasks', '{a,b}',
+    ARRAY[repeat('x', 51)::bytea, ''::bytea], categories => '{acme.other,NULL}')$$);
+SET LOCAL extension_storage.quota_per_extension = 50;
+SELECT pg_temp.put_many('acme.tasks', '{a,b}', '{68,0}');
+SELECT pg_temp.error_of($$SELECT pg_temp.put_many('acme.tasks', '{a,b}', '{68,1}')$$);
+ROLLBACK;
 
 -- A savepoint that is rolled back gives back what was written after it.
 BEGIN;

@@ -75,6 +75,16 @@ ReportNoKey(const char *detail)
 			 errhint("Set extension_storage.encryption_keys_file.")));
 }
 
+/* Reports that entries are left which were to be deleted. */
+static inline void
+ReportEntriesKept(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("some of the entries could not be deleted"),
+			 errdetail("A trigger or a row-level security policy of table \"extension_storage\" prevents it.")));
+}
+
 /* Reports that pg_strong_random() has failed. */
 static inline void
 ReportNoRandomBytes(void)

@@ -19,7 +19,7 @@
 #include "utils/guc.h"
 #include "utils/guc_tables.h"
 
-/* An int64 in a Datum is taken for a value that nobody has to keep. */
+/* An int64 must be passed by value in a Datum: no memory is kept for one. */
 StaticAssertDecl(sizeof(Datum) >= sizeof(int64), "Datum must have 64 bits");
 
 #ifdef PG_MODULE_MAGIC_EXT

@@ -39,9 +39,10 @@ typedef struct FernetKey
 
 /*
  * Runs len bytes of whole blocks, FERNET_PIECE_LEN at most, through AES-128 in
- * CBC mode, without padding.  The result replaces the blocks.  They are aligned
- * to four bytes, and so many before them may be written to.  The iv may lie
- * in them.  Returns false on failure, and then has wiped the blocks.
+ * CBC mode, without padding.  The result replaces the blocks.  They are
+ * aligned to four bytes, and the FERNET_CIPHER_ROOM bytes before them may be
+ * overwritten.  The iv may lie within the blocks.  Returns false on failure,
+ * and then has wiped the blocks.
  */
 typedef bool (*FernetCrypt) (void *context, const uint8 *iv, uint8 *blocks,
 							 size_t len);

@@ -130,7 +130,7 @@ key_argument(FunctionCallInfo fcinfo, const ArgumentInfo *arguments, int argno)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid Fernet key"),
 				 errdetail("A Fernet key is the base64url text, with padding, of 32 bytes."),
-				 errhint("fernet_generate_key() makes one, fernet_derive_key(secret) makes one of a secret.")));
+				 errhint("fernet_generate_key() makes one, fernet_derive_key(secret) makes one from a secret.")));
 	if (kept == NULL || memcmp(&kept->key, &key, sizeof(key)) != 0)
 	{
 		flinfo->fn_extra = NULL;

@@ -22,7 +22,7 @@
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 
-/* What a purge names: all entries of these. */
+/* What a purge is given: an extension, users, or resources of a type. */
 enum
 {
 	EXTENSION_PARAM_ID,
@@ -65,6 +65,25 @@ static const StatementColumn lock_columns[] = {
 	[LOCK_LOCKED] = {"locked", INT8OID, NOT_NULL}
 };
 
+/* What the statements return that find an entry. */
+enum
+{
+	FOUND_ID,
+	NUM_FOUND_COLUMNS
+};
+
+static const StatementColumn found_columns[] = {
+	[FOUND_ID] = {"id", INT8OID, NOT_NULL}
+};
+
+/* Finds an entry that matches a condition. */
+#define FIND_ENTRY(condition, use_index, ...) \
+	{ \
+		.sql = "SELECT @columns@ FROM " SQL_TABLE " WHERE " condition " LIMIT 1", \
+		STATEMENT_COLUMNS(found_columns, NUM_FOUND_COLUMNS), \
+		.by_index = use_index, __VA_ARGS__ \
+	}
+
 /* Locks rows in their order, and counts them. */
 #define LOCK_ROWS(rows, use_index, ...) \
 	{ \
@@ -80,14 +99,16 @@ static const StatementColumn lock_columns[] = {
 			  " e.resource_type, e.resource_uuid, e.key", use_index, __VA_ARGS__)
 
 /*
- * How the entries that match a condition go: where bytes are counted, the
- * counts of their extensions are locked first, in order (see StatementLockTable).
+ * How the entries that match a condition are deleted: where bytes are counted,
+ * the counts of their extensions are locked first, in order (see
+ * StatementLockTable).
  */
 typedef struct Purge
 {
 	Statement	lock_usage;
 	Statement	lock_entries;
 	Statement	delete_entries;
+	Statement	find_entry;
 } Purge;
 
 #define PURGE(condition, use_index, ...) \
@@ -100,7 +121,8 @@ typedef struct Purge
 		.delete_entries = { \
 			.sql = "DELETE FROM " SQL_TABLE " WHERE " condition, \
 			.by_index = use_index, __VA_ARGS__ \
-		} \
+		}, \
+		.find_entry = FIND_ENTRY(condition, use_index, __VA_ARGS__) \
 	}
 
 static Purge purge_extension =
@@ -128,6 +150,9 @@ static bool expand_gone(StringInfo sql, const char *placeholder, int shape);
 static Statement lock_users_statement =
 LOCK_ENTRIES(NAMES_GONE, false, STATEMENT_PARAMS(user_params, NUM_USER_PARAMS),
 			 .expand = expand_gone);
+static Statement find_users_statement =
+FIND_ENTRY(NAMES_GONE, false, STATEMENT_PARAMS(user_params, NUM_USER_PARAMS),
+		   .expand = expand_gone);
 static Statement clear_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk ="
 	" CASE WHEN e.created_by_fk" IS_GONE " THEN NULL ELSE e.created_by_fk END,"
@@ -143,6 +168,8 @@ static Statement clear_users_statement = {
 
 static Statement lock_all_users_statement =
 LOCK_ENTRIES(NAMES_ANY, false,.params = NULL);
+static Statement find_all_users_statement =
+FIND_ENTRY(NAMES_ANY, false,.params = NULL);
 static Statement clear_all_users_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET created_by_fk = NULL, changed_by_fk = NULL"
 	" WHERE " NAMES_ANY,
@@ -252,17 +279,17 @@ lock_entries(Connection *connection, Statement *statement,
 
 /*
  * Deletes entries, with the rights of the caller or of the table's owner.
- * Returns how many.  SPI must be connected.
+ * Returns how many, and in *kept whether some are left that a trigger or a
+ * policy keeps.  SPI must be connected.
  */
 static uint64
 run_purge(Connection *connection, Purge *purge, const StatementArgs *args,
-		  bool as_owner)
+		  bool as_owner, bool *kept)
 {
 	QuotaPrepareMany(connection, &purge->lock_usage, args);
 	lock_entries(connection, &purge->lock_entries, args);
-	return as_owner ?
-		StatementRunAsOwner(connection, &purge->delete_entries, args) :
-		StatementRun(connection, &purge->delete_entries, args, false);
+	return StatementRunForAll(connection, &purge->delete_entries,
+							  &purge->find_entry, args, as_owner, kept);
 }
 
 /* Deletes entries for a purge function. */
@@ -272,9 +299,12 @@ purge_for_caller(FunctionCallInfo fcinfo, Purge *purge,
 {
 	Connection	connection;
 	uint64		npurged;
+	bool		kept;
 
 	StatementConnect(&connection, fcinfo, false);
-	npurged = run_purge(&connection, purge, args, false);
+	npurged = run_purge(&connection, purge, args, false, &kept);
+	if (kept)
+		ReportEntriesKept();
 	SPI_finish();
 	PG_RETURN_INT64((int64) npurged);
 }
@@ -429,8 +459,8 @@ user_id(const char *text, Datum *id)
 
 /*
  * Is a table that was truncated the only one that is attached with a trigger's
- * function and, if type is not NULL, for a resource type?  If not, says that
- * nothing goes: what was in which table is not known.
+ * function and, if type is not NULL, for a resource type?  If not, warns that
+ * nothing is deleted: what was in which table is not known.
  */
 static bool
 is_only_table(Connection *connection, FunctionCallInfo fcinfo, const char *type)
@@ -473,23 +503,53 @@ is_only_table(Connection *connection, FunctionCallInfo fcinfo, const char *type)
 	return false;
 }
 
+/*
+ * Deletes entries for a trigger, or says why not: what somebody has put on the
+ * table must not be what keeps a row of another one from being deleted.
+ */
+static void
+purge_deleted(Connection *connection, Purge *purge, const StatementArgs *args)
+{
+	bool		kept;
+
+	run_purge(connection, purge, args, true, &kept);
+	if (kept)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("some entries of deleted users or resources are left"),
+				 errdetail("A trigger or a row-level security policy of table \"extension_storage\" prevents their deletion."),
+				 errhint("Correct that, then call ext_storage_purge_orphans().")));
+}
+
 /* How users are cleared from the audit columns. */
 typedef struct ClearUsers
 {
 	Connection *connection;
 	Statement  *lock;
 	Statement  *clear;
+	Statement  *find;
 	const StatementArgs *args;
 } ClearUsers;
+
+#define ERRMSG_USERS_REMAIN \
+	errmsg("deleted users remain in created_by_fk or changed_by_fk of some entries")
 
 static void
 clear_users(void *state)
 {
 	ClearUsers *users = state;
+	bool		kept;
 
 	StatementLockTable(users->connection, RowExclusiveLock);
 	lock_entries(users->connection, users->lock, users->args);
-	StatementRunAsOwner(users->connection, users->clear, users->args);
+	(void) StatementRunForAll(users->connection, users->clear, users->find,
+							  users->args, true, &kept);
+	if (kept)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 ERRMSG_USERS_REMAIN,
+				 errdetail("A trigger or a row-level security policy of table \"extension_storage\" prevents the change."),
+				 errhint("Correct that, then call ext_storage_purge_orphans().")));
 }
 
 /*
@@ -498,9 +558,9 @@ clear_users(void *state)
  */
 static void
 try_clear_users(Connection *connection, Statement *lock, Statement *clear,
-				const StatementArgs *args)
+				Statement *find, const StatementArgs *args)
 {
-	ClearUsers	users = {connection, lock, clear, args};
+	ClearUsers	users = {connection, lock, clear, find, args};
 	ErrorData  *error = StatementTry(clear_users, &users);
 
 	if (error == NULL)
@@ -510,7 +570,7 @@ try_clear_users(Connection *connection, Statement *lock, Statement *clear,
 		ReThrowError(error);
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),
-			 errmsg("deleted users remain in created_by_fk or changed_by_fk of some entries"),
+			 ERRMSG_USERS_REMAIN,
 			 errdetail_internal("%s", error->message),
 			 errhint("Change the entries so that they satisfy the constraint, then call ext_storage_purge_orphans().")));
 }
@@ -537,9 +597,10 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 	{
 		if (is_only_table(&connection, fcinfo, NULL))
 		{
-			run_purge(&connection, &purge_all_users, &args, true);
+			purge_deleted(&connection, &purge_all_users, &args);
 			try_clear_users(&connection, &lock_all_users_statement,
-							&clear_all_users_statement, &args);
+							&clear_all_users_statement,
+							&find_all_users_statement, &args);
 		}
 	}
 	else if ((texts = deleted_values(trigdata,
@@ -553,11 +614,11 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 		}
 		StatementSet(&args, USER_PARAM_USERS, INT8ARRAYOID,
 					 MakeArray(users, nusers, INT8OID));
-		run_purge(&connection, &purge_users, &args, true);
+		purge_deleted(&connection, &purge_users, &args);
 		if (StatementIsDistributed(&connection))
 			args.shape = SHAPE_DISTRIBUTED;
 		try_clear_users(&connection, &lock_users_statement,
-						&clear_users_statement, &args);
+						&clear_users_statement, &find_users_statement, &args);
 	}
 	SPI_finish();
 	return PointerGetDatum(NULL);
@@ -586,7 +647,7 @@ ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 	{
 		if (is_only_table(&connection, fcinfo, trigdata->tg_trigger->tgargs[0]))
-			run_purge(&connection, &purge_all_resources, &args, true);
+			purge_deleted(&connection, &purge_all_resources, &args);
 	}
 	else if ((texts = deleted_values(trigdata,
 									 trigdata->tg_trigger->tgargs[1])) != NIL)
@@ -603,7 +664,7 @@ ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 		}
 		StatementSet(&args, RESOURCE_PARAM_UUIDS, TEXTARRAYOID,
 					 MakeArray(uuids, nuuids, TEXTOID));
-		run_purge(&connection, &purge_resources, &args, true);
+		purge_deleted(&connection, &purge_resources, &args);
 	}
 	SPI_finish();
 	return PointerGetDatum(NULL);

@@ -779,8 +779,8 @@ try_row(MoveIn *move, SourceRow *row)
 }
 
 /*
- * Takes a row, unless its address cannot be, it cannot be stored, or the last
- * row of the same entry could be.
+ * Takes a row, unless no entry can have its address, it cannot be stored, or a
+ * newer row of the same entry was taken.
  */
 static void
 take_row(MoveIn *move, SourceRow *row)

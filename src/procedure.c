@@ -56,7 +56,7 @@ ProcedureAnnounce(const Procedure *procedure)
 {
 	if (!procedure->commits)
 		ereport(NOTICE,
-				(errmsg("%s: inside a transaction block, nothing is committed until it is",
+				(errmsg("%s: inside a transaction block, nothing is committed until the block is",
 						procedure->name)));
 	if (procedure->dry_run)
 		ereport(NOTICE,

@@ -87,9 +87,9 @@ static const StatementColumn usage_columns[] = {
 
 /*
  * The bytes of an entry that count, as entry_bytes() below: the value's and the
- * description's.  Of an encrypted value they are those of the plaintext, if
- * what value_size says can be: if the token is as long as that of so many
- * bytes.  octet_length() does not fetch what is stored out of line.
+ * description's.  Of an encrypted value they are those of the plaintext, as in
+ * value_size, if that can be right: if the token is as long as one of so many
+ * bytes is.  octet_length() does not fetch what is stored out of line.
  */
 #define SQL_SIZE "CAST(e.value_size AS pg_catalog.int8)"
 #define SQL_TIMES " OPERATOR(pg_catalog.*) "
@@ -242,6 +242,9 @@ typedef struct Usage
  */
 static HTAB *usages = NULL;
 static List *changes = NIL;		/* by nest_level */
+
+/* The extension whose quota is checked when a block of QuotaCheckAtEnd ends. */
+static const Usage *checked_at_end = NULL;
 static Oid	counting_function = InvalidOid; /* that noted the last change */
 
 /*
@@ -324,8 +327,8 @@ push_change(Usage *usage, int64 bytes, int nest_level)
 }
 
 /*
- * Takes back what is not written yet: the rows that it is of have been counted
- * by a statement that sees them.
+ * Forgets the changes that are not written yet: a statement that sees their
+ * rows has counted them.
  */
 static void
 cancel_changes(void)
@@ -662,7 +665,7 @@ run_usage(Connection *connection, Statement *placed_statement,
 									 row));
 }
 
-/* Takes sizes away that can be none, of rows that their constraints accept. */
+/* Sets negative sizes to null: all of them, or none if a constraint refuses. */
 static void
 clear_sizes(void *state)
 {
@@ -734,8 +737,8 @@ check_update(const Connection *connection)
  * the tables runs with each of these statements: so they have his rights.  New
  * tables need nothing, and their owner may not have USAGE on the schema yet.
  *
- * The script locks both tables; so this one first, as a writer does, or one of
- * them would wait for the other.
+ * The script locks both tables.  That of the entries comes first, as a writer
+ * locks it first: otherwise the two could wait for each other.
  */
 Datum
 ext_storage_update_tables(PG_FUNCTION_ARGS)
@@ -780,6 +783,14 @@ QuotaPrepareMany(Connection *connection, Statement *lock_usage,
 		StatementRunAsOwner(connection, lock_usage, args);
 }
 
+/* Locks the count of an extension; returns it, -1 if there is none. */
+static int64
+lock_usage(Connection *connection, Usage *usage)
+{
+	return run_usage(connection, &lock_placed_statement, &lock_usage_statement,
+					 usage, 0);
+}
+
 /*
  * QuotaPrepare
  *		Gets ready for a change of an extension's entries: locks the table and
@@ -797,8 +808,7 @@ QuotaPrepare(Connection *connection, Datum extension_id)
 	if (quota_per_extension == 0 && !QuotaIsCounting(connection))
 		return;
 	usage = find_usage(extension_id);
-	if (run_usage(connection, &lock_placed_statement, &lock_usage_statement,
-				  usage, 0) < 0)
+	if (lock_usage(connection, usage) < 0)
 		run_usage(connection, &add_placed_statement, &add_usage_statement,
 				  usage, 0);
 }
@@ -907,21 +917,85 @@ compare_changes(const ListCell *a, const ListCell *b)
 }
 
 /*
+ * Raises an error if an extension has more than the quota, after a change by
+ * some bytes.
+ *
+ * What logical replication applies is never refused: another server has
+ * accepted it, and replication would stop here for good.
+ */
+static void
+check_quota(const Usage *usage, int64 total, int64 bytes)
+{
+	if (quota_per_extension > 0 && !IsLogicalWorker() && bytes > 0 &&
+		total > (int64) quota_per_extension)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_QUOTA),
+				 errmsg("quota of extension \"%s\" would be exceeded",
+						text_to_cstring(usage->extension_id)),
+				 errdetail("It has " INT64_FORMAT " of " INT64_FORMAT
+						   " bytes in use, and the change needs " INT64_FORMAT
+						   " more.",
+						   total - bytes, (int64) quota_per_extension, bytes),
+				 errhint("Delete entries, or raise extension_storage.quota_per_extension.")));
+}
+
+/*
+ * QuotaCheckAtEnd
+ *		Runs a block that makes several changes of an extension's entries, for
+ *		which QuotaPrepare has been called, and checks the quota when all are
+ *		made: one may need the room that a later one makes.
+ */
+void
+QuotaCheckAtEnd(Connection *connection, Datum extension_id,
+				StatementBlock block, void *state)
+{
+	const Usage *outer = checked_at_end;
+	Usage	   *usage = NULL;
+	int64		before = 0;
+
+	if (quota_per_extension > 0 && QuotaIsCounting(connection))
+	{
+		usage = find_usage(extension_id);
+		if (usage == outer)
+			usage = NULL;		/* a trigger of that block calls */
+		else
+			before = lock_usage(connection, usage);
+	}
+	if (usage == NULL)
+	{
+		block(state);
+		return;
+	}
+	PG_TRY();
+	{
+		checked_at_end = usage;
+		block(state);
+	}
+	PG_FINALLY();
+	{
+		checked_at_end = outer;
+	}
+	PG_END_TRY();
+	if (QuotaIsCounting(connection))
+	{
+		int64		after = lock_usage(connection, usage);
+
+		check_quota(usage, after, after - before);
+	}
+}
+
+/*
  * Writes the changes of this transaction level, and checks the quota.
  *
  * Those of an outer level stay: their statement is not done yet, and what is
  * written here may be rolled back without it.  The rest goes in the order of
  * the extensions, so that two writers of several do not wait for each other.
- *
- * What logical replication applies is never refused: another server has
- * accepted it, and replication would stop here for good.
  */
 static void
 write_changes(Connection *connection)
 {
 	int			level = GetCurrentTransactionNestLevel();
 	bool		counting = QuotaIsCounting(connection);
-	bool		limited = quota_per_extension > 0 && !IsLogicalWorker();
 	List	   *written = NIL;
 	ListCell   *cell;
 
@@ -950,17 +1024,8 @@ write_changes(Connection *connection)
 			continue;
 		total = run_usage(connection, &add_placed_statement,
 						  &add_usage_statement, change->usage, change->bytes);
-		if (limited && change->bytes > 0 && total > (int64) quota_per_extension)
-			ereport(ERROR,
-					(errcode(ERRCODE_ES_QUOTA),
-					 errmsg("quota of extension \"%s\" would be exceeded",
-							text_to_cstring(change->usage->extension_id)),
-					 errdetail("It has " INT64_FORMAT " of " INT64_FORMAT
-							   " bytes in use, and the change needs " INT64_FORMAT
-							   " more.",
-							   total - change->bytes,
-							   (int64) quota_per_extension, change->bytes),
-					 errhint("Delete entries, or raise extension_storage.quota_per_extension.")));
+		if (change->usage != checked_at_end)
+			check_quota(change->usage, total, change->bytes);
 		pfree(change);
 	}
 	list_free(written);

@@ -14,6 +14,8 @@ extern void QuotaInit(void);
 extern void QuotaPrepare(Connection *connection, Datum extension_id);
 extern void QuotaPrepareMany(Connection *connection, Statement *lock_usage,
 							 const StatementArgs *args);
+extern void QuotaCheckAtEnd(Connection *connection, Datum extension_id,
+							StatementBlock block, void *state);
 extern bool QuotaIsCounting(const Connection *connection);
 
 #endif							/* QUOTA_H */

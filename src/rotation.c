@@ -68,7 +68,7 @@
  */
 #define GROUP_MEMORY (512 * 1024)
 
-/* Locked rows that are remembered, and how often they are tried. */
+/* Locked rows that are remembered, and the pause between two tries. */
 #define MAX_SKIPPED 100000
 #define RETRY_MS 50
 
@@ -88,7 +88,7 @@ enum
 };
 
 static const StatementColumn row_columns[] = {
-	/* a number that no call can name stops nothing */
+	/* as a bigint: a user whom no call can name must not stop the walk */
 	ADDRESS_COLUMNS(INT8OID),
 	[ROW_ID] = {"id", INT8OID, NOT_NULL},
 	[ROW_UUID] = {"uuid", UUIDOID, NOT_NULL},
@@ -1228,7 +1228,7 @@ report_end(const Rotation *rotation)
 				(errmsg("rotate_keys: " INT64_FORMAT " locked rows and "
 						INT64_FORMAT " that cannot be written were left",
 						rotation->locked, rotation->refused),
-				 errhint("Call it again when nothing stands in their way.")));
+				 errhint("Call the procedure again when nothing locks or refuses them any more.")));
 	ereport(NOTICE,
 			(errmsg("rotate_keys: " INT64_FORMAT " scanned, " INT64_FORMAT
 					" re-encrypted, " INT64_FORMAT " already current, "
@@ -1640,10 +1640,10 @@ ext_storage_key_status(PG_FUNCTION_ARGS)
 		uses->uses[i] = unused;
 
 	/*
-	 * First the writers, then the snapshot: what one of them that is not
-	 * named has made by then is in the snapshot.  The table has been locked
-	 * before both, because a snapshot from before a rewrite of it shows none
-	 * of its rows.
+	 * First look for writers, then take the snapshot: one that has ended by
+	 * then is not named, but what it has written is in the snapshot.  The
+	 * table has been locked before both, because a snapshot from before a
+	 * rewrite of it shows none of its rows.
 	 */
 	doubt = find_doubt(&connection);
 	PushActiveSnapshot(GetLatestSnapshot());

@@ -101,7 +101,7 @@ typedef struct SecretSource
 	GucStringAssignHook assign; /* calls secrets_changed() */
 	GucShowHook show;
 	const char *place;			/* what its secrets are counted by, or NULL */
-	bool		encrypts;		/* else its keys decrypt alone */
+	bool		encrypts;		/* else its keys only decrypt */
 	void		(*load) (const struct SecretSource *source, KeyArray *array);
 	SecretSetting *setting;		/* where load_setting looks */
 	char	   *text;			/* the variable: for secrets, see above */
@@ -449,7 +449,7 @@ check_secret(char **newval, void **extra, GucSource source,
 	}
 	PG_END_TRY();
 
-	/* what came before the library is refused on its use */
+	/* a value from before the library was loaded is refused when it is used */
 	if (masked->problem != NULL && !loading)
 	{
 		char	   *detail = problem_detail(masked);

@@ -80,8 +80,8 @@ static uint64 schema_generation = 0;
 static bool schema_may_have_changed = true;
 
 /*
- * The table, InvalidOid where it has not been checked as it is now; its owner, and
- * the transaction that last changed it.
+ * The table whose columns were last checked, InvalidOid if it may have changed
+ * since; its owner, and the transaction that last changed it.
  */
 static Oid	checked_table = InvalidOid;
 static Oid	checked_owner = InvalidOid;
@@ -409,9 +409,9 @@ StatementTable(const Connection *connection)
 }
 
 /*
- * The detail of a violated constraint shows the row, with its value, and that of
- * a deadlock what others write: whatever statement or lock of ours raises the
- * error, it does not.
+ * Hides what an error of our statements and locks would show: the server's
+ * detail of a violated constraint has the row, with its value, and that of a
+ * deadlock what others write.
  */
 static void
 hide_row(void *arg pg_attribute_unused())
@@ -900,8 +900,9 @@ rewritten_here(Oid relation)
 }
 
 /*
- * Was a relation, which is locked and was last changed by a transaction, written
- * anew by another one since the active snapshot was taken?
+ * Was a relation, which is locked and was last changed by changed_xid,
+ * rewritten by a transaction other than ours since the active snapshot was
+ * taken?
  *
  * If so, as by ALTER TABLE, that snapshot shows none of its rows.  A function's
  * caller has taken his before the function could wait for the lock.  A change by
@@ -930,14 +931,14 @@ report_rewritten(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("could not serialize access because a table was written anew"),
+			 errmsg("could not serialize access because a table was rewritten"),
 			 errhint("Repeat the transaction.")));
 }
 
 /*
  * StatementRequireSnapshot
  *		Raises an error if the transaction keeps to a snapshot from before a
- *		relation, which is locked, was written anew.
+ *		relation, which is locked, was rewritten.
  */
 void
 StatementRequireSnapshot(Oid relation)
@@ -948,9 +949,9 @@ StatementRequireSnapshot(Oid relation)
 }
 
 /*
- * Makes a newer snapshot active if the table was written anew since the active one
- * was taken; true if it does so.  What is not read-only gets a snapshot of its own
- * from SPI, unless it is the transaction's.
+ * Makes a newer snapshot active if the table was rewritten since the active
+ * one was taken; true if it does so.  What is not read-only gets a snapshot of
+ * its own from SPI, unless it is the transaction's.
  */
 static bool
 push_newer_snapshot(bool read_only)
@@ -969,8 +970,9 @@ push_newer_snapshot(bool read_only)
  * as a foreign key would (ri_PerformCheck() in
  * src/backend/utils/adt/ri_triggers.c).
  *
- * So it does if a superuser calls: what the owner has put on the table, such as
- * a trigger, a policy or a view in its place, would run as the superuser.
+ * The call of a superuser gets those rights too: what the owner has put on the
+ * table, such as a trigger, a policy or a view in its place, would otherwise
+ * run as the superuser.
  */
 static void
 begin_run(Run *run, const Connection *connection, bool as_owner,
@@ -1199,9 +1201,9 @@ run_into(Connection *connection, Statement *statement,
  *		none.
  *
  * row and nulls have room for its columns, whose values are copied into the
- * memory context that the function was called in.  For the rest it is as
- * StatementRun, but for the SPI tuple table, which would cost a memory context
- * and a copy.
+ * memory context that the function was called in.  Otherwise it does what
+ * StatementRun does, without the SPI tuple table, which would cost a memory
+ * context and a copy.
  */
 bool
 StatementFetch(Connection *connection, Statement *statement,
@@ -1468,4 +1470,50 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
 	if (statement->ncolumns > 0)
 		check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
+}
+
+/* How often StatementRunForAll runs a statement, at most. */
+#define MAX_RUNS 10
+
+/*
+ * StatementRunForAll
+ *		Runs a statement that deletes or changes rows, until another statement
+ *		finds none that it is for; returns how many it was.
+ *
+ * Sets kept if it goes on to find some that the statement does not touch: a
+ * trigger or a policy of the table prevents it.  What others insert meanwhile
+ * is no reason, unless it never ends.
+ */
+uint64
+StatementRunForAll(Connection *connection, Statement *statement,
+				   Statement *find, const StatementArgs *args,
+				   bool as_owner, bool *kept)
+{
+	uint64		ntotal = 0;
+	int			in_vain = 0;
+
+	*kept = false;
+	for (int i = 0; i < MAX_RUNS && !*kept; i++)
+	{
+		uint64		nrows;
+		uint64		nfound;
+
+		CHECK_FOR_INTERRUPTS();
+		if (as_owner)
+		{
+			nrows = StatementRunAsOwner(connection, statement, args);
+			nfound = StatementRunAsOwner(connection, find, args);
+		}
+		else
+		{
+			nrows = StatementRun(connection, statement, args, false);
+			nfound = StatementRun(connection, find, args, false);
+		}
+		ntotal += nrows;
+		if (nfound == 0)
+			break;
+		if (nrows == 0)
+			*kept = ++in_vain == 2;
+	}
+	return ntotal;
 }

@@ -72,7 +72,7 @@ typedef struct Statement
 	bool		by_index;		/* never anything but an index scan */
 	bool		keeps_bytes;	/* writes entries, but no byte that a quota
 								 * counts */
-	/* Apart where FORCE ROW LEVEL SECURITY does not count: a plan has it */
+	/* [1] where FORCE ROW LEVEL SECURITY is ignored: plans depend on that */
 	struct KeptPlan
 	{
 		SPIPlanPtr	plan;
@@ -85,9 +85,9 @@ typedef struct Statement
 	((number) + 0 * sizeof(char[(condition) ? 1 : -1]))
 
 /*
- * The number of an array's elements, whose places an enum names that ends with
- * count: an array with more or fewer does not compile.  One with a gap has an
- * element without a name, on which an assertion fails.
+ * The number of elements of an array that is indexed by an enum, whose last
+ * member is count: with more or fewer elements it does not compile.  Where one
+ * is missing in between, its name is NULL, and an assertion fails.
  */
 #define NUMBER_OF(array, count) \
 	NUMBER_IF(count, lengthof(array) == (int) (count))
@@ -148,6 +148,9 @@ extern uint64 StatementRun(Connection *connection, Statement *statement,
 						   const StatementArgs *args, bool read_only);
 extern uint64 StatementRunAsOwner(Connection *connection, Statement *statement,
 								  const StatementArgs *args);
+extern uint64 StatementRunForAll(Connection *connection, Statement *statement,
+								 Statement *find, const StatementArgs *args,
+								 bool as_owner, bool *kept);
 extern void StatementRow(const Statement *statement, uint64 n, Datum *row,
 						 bool *nulls);
 extern bool StatementFetch(Connection *connection, Statement *statement,

@@ -279,7 +279,7 @@ static const StatementColumn deleted_columns[] = {
 	[DELETED_UUID] = {"uuid", UUIDOID, NULLABLE}
 };
 
-/* What the statement that deletes returns. */
+/* What the statements return that delete, or find what is to be deleted. */
 enum
 {
 	GONE_UUID,
@@ -350,6 +350,12 @@ static Statement delete_prefix_statement = {
 	STATEMENT_PARAMS(prefix_params, NUM_PREFIX_PARAMS),
 	.expand = ExpandScope, .by_index = true
 };
+static Statement find_prefix_statement = {
+	.sql = "SELECT @columns@ FROM " SQL_TABLE " WHERE @scope@ LIMIT 1",
+	STATEMENT_PARAMS(prefix_params, NUM_PREFIX_PARAMS),
+	STATEMENT_COLUMNS(gone_columns, NUM_GONE_COLUMNS),
+	.expand = ExpandScope, .by_index = true
+};
 static Statement rename_statement = {
 	.sql = "UPDATE " SQL_TABLE
 	" SET key = $new_key, version = e.version" SQL_PLUS "1,"
@@ -410,7 +416,7 @@ seal_value(const StatementArgs *args, Datum value)
 	return sealed;
 }
 
-/* What there is of an entry. */
+/* The entry in the table, if there is one. */
 typedef struct EntryState
 {
 	bool		exists;
@@ -495,9 +501,9 @@ typedef struct Tries
 } Tries;
 
 /*
- * Notes that a try has changed nothing.  Raises an error if there is the same
- * as after the last one, so that another will not either, or if it was one too
- * many: a trigger may make another version each time.
+ * Notes that a try has changed nothing.  Raises an error if the entry is as it
+ * was after the last try, because another try would change nothing either, or
+ * if there were too many: a trigger may make another version each time.
  */
 static void
 note_try(Tries *tries, const EntryState *state, const StatementArgs *args)
@@ -992,6 +998,38 @@ set_array_params(StatementArgs *args, const SetArrays *arrays, int place,
 					   place);
 }
 
+/* A call of set_many. */
+typedef struct SetMany
+{
+	Connection *connection;
+	StatementArgs *args;
+	const SetArrays *arrays;
+	const ManyItem *items;
+	text	   *default_type;
+	Datum		(*rows)[NUM_ENTRY_COLUMNS];
+	bool		(*nulls)[NUM_ENTRY_COLUMNS];
+} SetMany;
+
+/* Stores all entries of a call of set_many, in the order of their keys. */
+static void
+store_many(void *state)
+{
+	SetMany    *many = state;
+
+	for (int i = 0; i < many->arrays->nkeys; i++)
+	{
+		int			place = many->items[i].place;
+		Datum		value = many->arrays->values.elements[place];
+
+		StatementSet(many->args, PARAM_KEY, TEXTOID,
+					 PointerGetDatum(many->items[i].key));
+		set_array_params(many->args, many->arrays, place, many->default_type);
+		store_value(many->connection, many->args, value,
+					toast_raw_datum_size(value) - VARHDRSZ, many->rows[place],
+					many->nulls[place]);
+	}
+}
+
 /*
  * ext_storage_set_many(extension_id text, keys text[], new_values bytea[],
  *						value_types text[], user_fk integer,
@@ -1012,10 +1050,7 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 	Connection	connection;
 	StatementArgs args;
 	SetArrays	arrays;
-	ManyItem   *items;
-	Datum		(*rows)[NUM_ENTRY_COLUMNS];
-	bool		(*nulls)[NUM_ENTRY_COLUMNS];
-	text	   *default_type = cstring_to_text("application/json");
+	SetMany		many = {.connection = &connection,.args = &args,.arrays = &arrays};
 
 	HideStatementBegin(&hidden);
 	CheckArguments(fcinfo, set_many_arguments, NUM_SET_MANY_ARGS);
@@ -1026,30 +1061,21 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 			   SET_MANY_ARG_ACTOR_FK);
 	StatementSet(&args, SET_PARAM_NOW, TIMESTAMPOID,
 				 TimestampGetDatum(GetCurrentTimestamp()));
-	items = sort_keys(arrays.keys, arrays.nkeys);
-	rows = palloc(arrays.nkeys * sizeof(*rows));
-	nulls = palloc(arrays.nkeys * sizeof(*nulls));
+	many.items = sort_keys(arrays.keys, arrays.nkeys);
+	many.default_type = cstring_to_text("application/json");
+	many.rows = palloc(arrays.nkeys * sizeof(*many.rows));
+	many.nulls = palloc(arrays.nkeys * sizeof(*many.nulls));
 
 	InitMaterializedSRF(fcinfo, 0);
 	CheckResult(rsinfo->setDesc, entry_columns, NUM_ENTRY_COLUMNS);
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
-	for (int i = 0; i < arrays.nkeys; i++)
-	{
-		int			place = items[i].place;
-		Datum		value = arrays.values.elements[place];
-
-		StatementSet(&args, PARAM_KEY, TEXTOID,
-					 PointerGetDatum(items[i].key));
-		set_array_params(&args, &arrays, place, default_type);
-		store_value(&connection, &args, value,
-					toast_raw_datum_size(value) - VARHDRSZ, rows[place],
-					nulls[place]);
-	}
+	QuotaCheckAtEnd(&connection, args.values[PARAM_EXTENSION_ID], store_many,
+					&many);
 	SPI_finish();
 	for (int i = 0; i < arrays.nkeys; i++)
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, rows[i],
-							 nulls[i]);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc,
+							 many.rows[i], many.nulls[i]);
 	HideStatementEnd(&hidden);
 	return (Datum) 0;
 }
@@ -1298,6 +1324,7 @@ ext_storage_delete_prefix(PG_FUNCTION_ARGS)
 	StatementArgs args;
 	text	   *prefix;
 	uint64		ndeleted;
+	bool		kept;
 
 	CheckArguments(fcinfo, delete_prefix_arguments, NUM_ADDRESS_ARGS);
 	StatementArgsInit(&args);
@@ -1309,8 +1336,10 @@ ext_storage_delete_prefix(PG_FUNCTION_ARGS)
 
 	StatementConnect(&connection, fcinfo, false);
 	QuotaPrepare(&connection, args.values[PARAM_EXTENSION_ID]);
-	ndeleted = StatementRun(&connection, &delete_prefix_statement, &args,
-							false);
+	ndeleted = StatementRunForAll(&connection, &delete_prefix_statement,
+								  &find_prefix_statement, &args, false, &kept);
+	if (kept)
+		ReportEntriesKept();
 	SPI_finish();
 	PG_RETURN_INT64((int64) ndeleted);
 }

@@ -74,7 +74,9 @@ def test_no_connection(running: Superset, admin: Client) -> None:
     try:
         sql(end)
         for method in ("GET", "PUT", "DELETE"):
-            with logged(running, "not permitted", "whether the database server runs"):
+            with logged(
+                running, "not permitted", "whether the database server is running"
+            ):
                 answer = admin.request(method, "user/k", json={}, headers=html)
                 assert summary(answer) == BUSY
     finally:
@@ -86,7 +88,7 @@ def test_connection_goes_in_the_middle(running: Superset, admin: Client) -> None
     assert admin.put("user/k", "x").ok
     with (
         ThreadPoolExecutor(1) as pool,
-        logged(running, "whether the database server runs"),
+        logged(running, "whether the database server is running"),
         session() as other,
     ):
         other.execute("SELECT 1 FROM ext_storage.extension_storage FOR UPDATE")
@@ -300,6 +302,8 @@ def test_serialization_failure(running: Superset, admin: Client) -> None:
 def test_deadlock(running: Superset, admin: Client) -> None:
     """Superset has the row and waits for a lock of who waits for the row."""
     admin.put("user/k", "x")
+    log = Path(os.environ["PG_DATA"]).with_name("log")
+    start = log.stat().st_size
     sql(
         "CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS"
         " 'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END'"
@@ -314,15 +318,24 @@ def test_deadlock(running: Superset, admin: Client) -> None:
             with session() as other:
                 other.execute("SET deadlock_timeout = '1h'")
                 other.execute("SELECT pg_advisory_xact_lock(77)")
-                put = pool.submit(admin.put, "user/k", "y")
+                put = pool.submit(admin.put, "user/k", {"value": "beyond sight"})
                 wait_for_a_lock(put)
+                ((waiting,),) = sql(
+                    "SELECT query FROM pg_stat_activity"
+                    " WHERE usename = 'superset' AND wait_event_type = 'Lock'"
+                )
                 other.execute("SELECT 1 FROM ext_storage.extension_storage FOR UPDATE")
             assert put.result().status_code == 200
     finally:
         sql("DROP FUNCTION public.wait CASCADE")
-    assert admin.get("user/k").text == "y"
-    log = Path(os.environ["PG_DATA"]).with_name("log")
-    assert "deadlock detected" in log.read_text()
+    assert admin.get("user/k").text == "beyond sight"
+    # What the server shows of the statement ends before the value.
+    told = log.read_bytes()[start:].decode()
+    assert "deadlock detected" in told
+    for shown in (waiting, told):
+        assert "ext_storage_set(" in shown and "user_fk => " in shown
+        assert "beyond sight" not in shown
+        assert b"beyond sight".hex() not in shown
 
 
 def test_failure_at_commit(running: Superset, admin: Client) -> None:
@@ -391,17 +404,28 @@ OF_THE_SERVER = {
     *("54001", "55000", "55006", "55P03", "57000", "57014", "57P01", "57P02", "57P03"),
     *("57P04", "57P05", "58000", "58030", "58P01", "72000", "F0000", "P0001", "XX000"),
     *("XX001", "XX002"),
-    *("08P01", "22012", "25001", "25P04", "2BP01", "2D000", "38000", "39P01", "40002"),
+    *(
+        "08P01",
+        "22012",
+        "22P03",
+        "25001",
+        "25P04",
+        "2BP01",
+        "2D000",
+        "38000",
+        "39P01",
+        "40002",
+    ),
     *("40003", "42703", "42809", "42846", "42P10", "42P17", "54011", "54023", "55P02"),
     *("09000", "20000", "2F000", "2F002", "38002"),
     *("55P04", "58P02", "F0001", "HV000", "P0002", "P0004"),
 }
 
 # A part of the advice in the log for a class, or for one SQLSTATE of it.
-LOG = "The log of the database server says more."
+LOG = "See the log of the database server."
 ADVICE = {
     **dict.fromkeys(("ES001", "ES002", "F0"), "says where keys are configured."),
-    **dict.fromkeys(("08", "57"), "what is between Superset and it."),
+    **dict.fromkeys(("08", "57"), "what is between Superset and the server."),
     **dict.fromkeys(("0A", "25", "2B", "2D", "53", "54", "55", "58", "XX"), LOG),
     **dict.fromkeys(("21", "26", "72", "HV"), LOG),
     **dict.fromkeys(
@@ -439,7 +463,17 @@ STATUS = {
     **dict.fromkeys(("57P04", "53100", "53400"), UNAVAILABLE),
     **dict.fromkeys(("40", "57", "08", "53", "55P03", "25P03", "25P04"), BUSY),
     **dict.fromkeys(
-        ("22001", "22003", "22004", "22007", "22008", "22021", "22023", "22P02"),
+        (
+            "22001",
+            "22003",
+            "22004",
+            "22007",
+            "22008",
+            "22021",
+            "22023",
+            "22P02",
+            "22P03",
+        ),
         (400, {"message": "raised"}, False),
     ),
     # Faults of the caller's transaction, which the API never makes, or unknown ones
@@ -473,9 +507,10 @@ def raising(installed: Superset) -> Iterator[None]:
     sql(
         "DO $do$ DECLARE f regprocedure; BEGIN"
         " FOR f IN SELECT oid FROM pg_proc"
-        "   WHERE pronamespace = 'ext_storage'::regnamespace AND proname IN"
-        "   ('ext_storage_set', 'ext_storage_get_entry', 'ext_storage_delete',"
-        "    'ext_storage_list', 'ext_storage_count')"
+        "   WHERE pronamespace = 'ext_storage'::regnamespace AND prokind = 'f'"
+        "   AND proretset AND proname <> 'ext_storage_functions'"
+        "   OR proname IN ('ext_storage_set', 'ext_storage_delete',"
+        "     'ext_storage_delete_prefix', 'ext_storage_count')"
         " LOOP EXECUTE format('CREATE FUNCTION raising.%s(%s) RETURNS %s"
         "   LANGUAGE plpgsql AS %L',"
         "   (SELECT proname FROM pg_proc WHERE oid = f),"
@@ -511,25 +546,39 @@ def test_every_sqlstate(
     sql("DELETE FROM raising.raised")
     sql("INSERT INTO raising.raised VALUES (%s)", sqlstate)
     html = {"Accept": "text/html"}
+    lists = ("", "?order=newest", "?include=value", "?order=newest&include=value")
     for answer in (
         inside.get(f"{URL}/user/k", headers=html),
-        inside.get(f"{URL}/user/", headers=html),
+        *(inside.get(f"{URL}/user/{query}", headers=html) for query in lists),
+        inside.delete(f"{URL}/user/?key_prefix=k", headers=html),
         inside.put(f"{URL}/user/k", json={"value": "v"}, headers=html),
         inside.delete(f"{URL}/user/k", headers=html),
         inside.delete(f"{URL}/user/k", headers={**html, "If-Match": "*"}),
     ):
         found = answer.status_code, answer.json, "Retry-After" in answer.headers
         assert found == expected
+    status, body, again = expected
+    for operation in (
+        {"op": "get", "key": "k"},
+        {"op": "set", "key": "k", "value": "v"},
+        {"op": "delete", "key": "k"},
+    ):
+        answer = inside.post(
+            f"{URL}/user/", json={"operations": [operation]}, headers=html
+        )
+        assert answer.status_code == status
+        assert answer.json["message"] == body["message"]
+        assert ("Retry-After" in answer.headers) == again
     lines = [r.getMessage() for r in caplog.records if r.name.endswith("storage.api")]
     if expected[0] in (500, 503):
-        assert len(lines) == 5
+        assert len(lines) == 12
         # What happened, and a sentence on what to do about it
         assert re.fullmatch(
             rf"Extension storage: raised \(SQLSTATE {sqlstate}\)\. [A-Z].+\.", lines[0]
         )
         assert (ADVICE.get(sqlstate) or ADVICE[sqlstate[:2]]) in lines[0]
     else:
-        assert lines == [f"Extension storage: raised (SQLSTATE {sqlstate})"] * 5
+        assert lines == [f"Extension storage: raised (SQLSTATE {sqlstate})"] * 12
 
 
 def test_what_psycopg2_refuses(app: Any) -> None:

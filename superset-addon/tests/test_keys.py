@@ -327,6 +327,71 @@ def test_other_keys_than_configured(installed: Superset) -> None:
     engine.dispose()
 
 
+def test_one_key_of_several_is_another(installed: Superset, key_file: Path) -> None:
+    """The error says which, and what may have changed it."""
+
+    def refusal(engine: Any, keys: Keys) -> StorageUnavailable:
+        with engine.begin() as connection, pytest.raises(StorageUnavailable) as error:
+            keys.hand_over(connection)
+        return error.value
+
+    with own_engine(
+        EXTENSION_STORAGE_KEYS_BY="server",
+        EXTENSION_STORAGE_ENCRYPTION_KEYS=["old secret of the file"],
+    ) as way:
+        assert "item 1 of EXTENSION_STORAGE_ENCRYPTION_KEYS does not encrypt" in str(
+            refusal(*way)
+        )
+    sql(
+        "CREATE FUNCTION public.change() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN PERFORM set_config('extension_storage.previous_secret_key', 'x',"
+        " false); RETURN NEW; END$$"
+    )
+    sql(
+        "CREATE TRIGGER zz INSTEAD OF INSERT ON ext_storage.ext_storage_secrets"
+        " FOR EACH ROW EXECUTE FUNCTION public.change()"
+    )
+    try:
+        with own_engine(PREVIOUS_SECRET_KEY="previous") as way:
+            for _ in range(2):
+                error = refusal(*way)
+                assert "PREVIOUS_SECRET_KEY is missing" in str(error)
+                assert error.hint.startswith("Something on the way")
+    finally:
+        sql("DROP FUNCTION public.change CASCADE")
+
+
+@pytest.mark.parametrize("reset", ["RESET ALL", "DISCARD ALL"])
+def test_keys_that_were_reset(app: Any, reset: str) -> None:
+    """The call that misses them fails, and the next one has them again."""
+    with app.app_context():
+        from superset.extensions import db
+        from superset_core.common.daos import ExtensionStorageDAO as DAO
+
+        def driver() -> Any:
+            return db.session.connection().connection.dbapi_connection
+
+        DAO.set("acme.my-ext", "k", b"value", is_encrypted=True)
+        db.session.commit()
+        for _ in range(2):  # from the second on, the connection is known to keep them
+            assert DAO.get_value("acme.my-ext", "k") == b"value"
+            db.session.commit()
+        used = driver()
+        db.session.commit()
+        used.autocommit = True
+        with used.cursor() as cursor:
+            cursor.execute(reset)
+        used.autocommit = False
+        assert driver() is used
+        with pytest.raises(StorageUnavailable) as error:
+            DAO.get_value("acme.my-ext", "k")
+        assert error.value.sqlstate == "ES002"
+        db.session.rollback()
+        assert driver() is used
+        assert DAO.get_value("acme.my-ext", "k") == b"value"
+        db.session.rollback()
+
+
 @pytest.mark.parametrize("way", ["creator", "listener"])
 def test_connections_that_superset_makes_itself(second: Superset, way: str) -> None:
     second.lines = [
@@ -394,8 +459,8 @@ def test_key_file_and_configuration(second: Superset, key_file: Path) -> None:
     assert report() == [
         "Key 1, F, line 1 of the server's key file: encrypts, 1 entries; it is needed",
         "Key 2, F, line 2 of the server's key file: decrypts, 0 entries; it may be"
-        " removed as far as this database goes: the file is that of all databases of"
-        " the server, and each must be asked",
+        " removed as far as this database goes: the file serves all databases of the"
+        " server, so ask in each",
         "Key 3, F, SECRET_KEY: decrypts, 1 entries; it is needed",
     ]
 
@@ -500,8 +565,8 @@ def test_rotation_of_secret_key(second: Superset) -> None:
 # What is where
 
 
-def test_secrets_are_nowhere(second: Superset, tmp_path: Path) -> None:
-    """No file, log or catalog has a secret or a value that is stored encrypted.
+def test_secrets_are_nowhere(second: Superset, tmp_path: Path, key_file: Path) -> None:
+    """No file, log, catalog or output has a secret or a value that is encrypted.
 
     PostgreSQL, PgBouncer, gunicorn and nginx log what they log by default, and
     errors are among that.
@@ -511,29 +576,30 @@ def test_secrets_are_nowhere(second: Superset, tmp_path: Path) -> None:
         "SECRET_KEY": "marker-of-the-secret-key-0123456789",
         "PREVIOUS_SECRET_KEY": "marker-of-the-previous-secret-key",
         "value": "marker-of-the-value",
+        "key file": "secret of the file",
     }
     bouncer = PgBouncer(tmp_path / "pgbouncer")
+    second.config["EXTENSION_STORAGE_DIRECT_URI"] = (
+        f"postgresql+psycopg2://superset@/superset?host={os.environ['PGHOST']}"
+    )
     try:
         for uri in (None, bouncer.uri()):
-            for way in ("copy", "startup"):
+            for way in ("server", "startup", "copy"):
                 if uri is not None:
                     second.config["SQLALCHEMY_DATABASE_URI"] = uri
                 second.restart(
-                    EXTENSION_STORAGE_ENCRYPTION_KEYS=[
-                        markers["EXTENSION_STORAGE_ENCRYPTION_KEYS"]
-                    ],
+                    EXTENSION_STORAGE_ENCRYPTION_KEYS=[]
+                    if way == "server"
+                    else [markers["EXTENSION_STORAGE_ENCRYPTION_KEYS"]],
                     SECRET_KEY=markers["SECRET_KEY"],
                     PREVIOUS_SECRET_KEY=markers["PREVIOUS_SECRET_KEY"],
                     EXTENSION_STORAGE_KEYS_BY=way,
                 )
                 nginx = Nginx(tmp_path / f"nginx-{way}-{uri is None}", second.url)
+                refused = uri is not None and way == "startup"
                 try:
                     second.url, server = f"http://127.0.0.1:{nginx.port}", second.url
-                    _use(
-                        second,
-                        markers["value"],
-                        refused=uri is not None and way == "startup",
-                    )
+                    _use(second, markers["value"], refused)
                     second.url = server
                 finally:
                     nginx.stop()
@@ -543,9 +609,10 @@ def test_secrets_are_nowhere(second: Superset, tmp_path: Path) -> None:
                     " UNION ALL SELECT s::text FROM pg_db_role_setting s"
                 )
                 assert not found_in(str(running).encode(), markers)
+                if not refused:
+                    _rotate(second, markers)
     finally:
         bouncer.stop()
-    second.run("rotate-extension-storage-keys", check=False)
     # bytes: each database is in its own encoding
     dump = subprocess.run(
         ["pg_dumpall", "-U", "postgres"], check=True, stdout=subprocess.PIPE
@@ -568,7 +635,12 @@ def test_secrets_are_nowhere(second: Superset, tmp_path: Path) -> None:
     for path in files:
         assert not found_in(path.read_bytes(), markers), path
     # what is looked for is found where it is
-    assert found_in(configured.read_bytes(), markers)
+    assert found_in(configured.read_bytes() + key_file.read_bytes(), markers) == [
+        name for name in markers if name != "value"
+    ]
+    for shift in range(3):
+        encoded = b64encode(bytes(shift) + markers["value"].encode() + b"more")
+        assert found_in(encoded, markers) == ["value"]
 
 
 def found_in(text: bytes, markers: dict[str, str]) -> list[str]:
@@ -576,13 +648,41 @@ def found_in(text: bytes, markers: dict[str, str]) -> list[str]:
     return [
         name
         for name, marker in markers.items()
-        for spelt in (
-            marker.encode(),
-            marker.encode().hex().encode(),
-            b64encode(marker.encode()).rstrip(b"=")[:-1],
+        if any(
+            spelt in text
+            for spelt in (
+                marker.encode(),
+                marker.encode().hex().encode(),
+                # behind 0, 1 or 2 bytes, without the digits that have bits of others
+                *(
+                    b64encode(bytes(shift) + marker.encode()).rstrip(b"=")[first:-1]
+                    for shift, first in ((0, 0), (1, 2), (2, 3))
+                ),
+            )
         )
-        if spelt in text
     ]
+
+
+def _rotate(superset: Superset, markers: dict[str, str]) -> None:
+    """The commands of an operator, with an entry that an old key has encrypted."""
+    sql(
+        f"UPDATE {TABLE} SET value = %s WHERE key = 'k'",
+        fernet(
+            markers["PREVIOUS_SECRET_KEY"]
+            if superset.config["EXTENSION_STORAGE_KEYS_BY"] != "server"
+            else "old secret of the file"
+        ).encrypt(markers["value"].encode()),
+    )
+    said = ""
+    for command in (
+        "extension-storage-status",
+        "rotate-extension-storage-keys",
+        "init-extension-storage",
+    ):
+        done = superset.run(command)
+        said += done.stdout + done.stderr
+    assert "1 scanned, 1 re-encrypted, 0 already current, 0 failed\n" in said
+    assert not found_in(said.encode(), markers)
 
 
 def _use(superset: Superset, value: str, refused: bool) -> None:

@@ -145,6 +145,34 @@ def test_startup_packet_that_is_refused_in_other_words(
     way.close()
 
 
+def test_startup_packet_of_two_engines(installed: Superset, tmp_path: Path) -> None:
+    """That another engine's way is free says nothing of a pooler that refuses."""
+    server = f"{os.environ['PGHOST']}/.s.PGSQL.5432"
+    way = RefusingOptions(tmp_path, server, refusals=99)
+    refused, direct = (
+        sqlalchemy.create_engine(
+            f"postgresql+psycopg2://superset@/superset?host={folder}",
+            poolclass=sqlalchemy.pool.NullPool,
+        )
+        for folder in (tmp_path, os.environ["PGHOST"])
+    )
+    keys = Keys({**DEFAULTS, "EXTENSION_STORAGE_KEYS_BY": "startup"})
+    keys.attach(refused)
+    keys.attach(direct)
+    for _ in range(2):
+        with (
+            refused.connect() as connection,
+            pytest.raises(StorageUnavailable) as error,
+        ):
+            keys.hand_over(connection)
+        assert way.WORDS in error.value.hint
+        with direct.connect() as connection:
+            keys.hand_over(connection)
+            assert fingerprints(connection) == OWN
+    assert way.refusals == 97  # those of the one probe
+    way.close()
+
+
 def test_startup_packet_that_is_dropped(
     second: Superset, key_file: Path, tmp_path: Path
 ) -> None:
@@ -176,8 +204,13 @@ def test_key_file(behind: Superset, bouncer: PgBouncer, key_file: Path) -> None:
     assert client.put("global/k", SECRET).status_code == 200
     assert client.get("global/k").text == "value"
     assert fernet("secret of the file").decrypt(token()) == b"value"
+    sql(
+        f"UPDATE {TABLE} SET value = %s",
+        fernet("old secret of the file").encrypt(b"value"),
+    )
     done = behind.run("rotate-extension-storage-keys")
-    assert "1 scanned, 0 re-encrypted, 1 already current, 0 failed\n" in done.stdout
+    assert "1 scanned, 1 re-encrypted, 0 already current, 0 failed\n" in done.stdout
+    assert fernet("secret of the file").decrypt(token()) == b"value"
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -244,6 +277,13 @@ def test_rotation(behind: Superset, bouncer: PgBouncer) -> None:
     behind.config["EXTENSION_STORAGE_DIRECT_URI"] = (
         f"postgresql+psycopg2://superset@/superset?host={os.environ['PGHOST']}"
     )
+    # Superset itself could not read what that wrote.
+    behind.config["EXTENSION_STORAGE_KEYS_BY"] = "startup"
+    done = behind.run("rotate-extension-storage-keys", check=False)
+    assert done.returncode == 1
+    assert "A pooler refuses the startup packet" in done.stderr
+    assert token() == before
+    behind.config["EXTENSION_STORAGE_KEYS_BY"] = "copy"
     done = behind.run("rotate-extension-storage-keys")
     assert "1 scanned, 1 re-encrypted, 0 already current, 0 failed\n" in done.stdout
     assert fernet(LISTED[0]).decrypt(token()) == b"value"

@@ -154,7 +154,7 @@ $node->poll_query_until('postgres',
   or die 'the key file was not read again';
 ($rc, $out, $err) = $node->psql('postgres',
 	"BEGIN; CALL ext_storage_rotate_keys(batch_size => 300); $status; ROLLBACK; $status");
-like($err, qr/^.*NOTICE:  rotate_keys: inside a transaction block, nothing is committed until it is\n/,
+like($err, qr/^.*NOTICE:  rotate_keys: inside a transaction block, nothing is committed until the block is\n/,
 	'inside BEGIN it says that it does not commit');
 is($out, "1000|990|0|10\nencrypts|990|f\ndecrypts|0|\nunknown|10|\n"
 	  . "encrypts|0|f\ndecrypts|990|f\nunknown|10|",

@@ -218,7 +218,7 @@ is(run("BEGIN; $distribute; ROLLBACK; $state"), "BEGIN\n\nROLLBACK\n$state_befor
 
 run("INSERT INTO pg_catalog.pg_dist_partition VALUES ('extension_storage_usage', NULL, 1, 'n')", 'postgres');
 is(error($distribute), qq{ERROR:  55000: table $home.extension_storage_usage is a table of Citus that is not distributed by a column
-HINT:  Restore a dump into another database, where it is not: Citus does not undistribute a table of an extension.}, 'where one is a reference table');
+HINT:  Restore a dump into another database, where it is an ordinary table: Citus does not undistribute a table of an extension.}, 'where one is a reference table');
 run('DELETE FROM pg_catalog.pg_dist_partition', 'postgres');
 
 my $notice = qr/^NOTICE:  00000: tables \Q$home\E\.extension_storage and \Q$home\E\.extension_storage_usage are distributed by extension_id
@@ -260,8 +260,8 @@ is_deeply([ run(q{SET extension_storage.quota_per_extension = 100; SELECT ext_st
 	[ '1', '' ], 'a purge works');
 is(error('SELECT ext_storage_purge_orphans()'),
 	q{ERROR:  0A000: ext_storage_purge_orphans is not supported where table "extension_storage" is distributed
-DETAIL:  It compares the table with others, which are not spread as it is.
-HINT:  Call ext_storage_purge_user or ext_storage_purge_resource for each that is gone.},
+DETAIL:  It compares the table with others, which are not distributed in the same way.
+HINT:  Call ext_storage_purge_user or ext_storage_purge_resource for each user or resource that is gone.},
 	'ext_storage_purge_orphans');
 is(run(q{SELECT key, value_size FROM ext_storage_get_many('acme.a', '{first,none,first}')}), "first|1\nfirst|1",
 	'several keys, in their order');

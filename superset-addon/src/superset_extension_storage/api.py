@@ -777,7 +777,7 @@ def _read_body() -> bytearray:
     except RequestEntityTooLarge:
         raise Refused(413, "body is larger than Superset allows") from None
     except Exception:  # each server has its own for a client that is gone or wrong
-        raise Refused(400, "body does not arrive whole") from None
+        raise Refused(400, "body did not arrive whole") from None
     # Without its escapes, six characters of which may be one byte
     if len(body) - 5 * body.count(b"\\u") - body.count(b"\\") > MAX_PLAIN_BODY:
         raise Refused(
@@ -1006,7 +1006,7 @@ def _cursor(newest_first: bool) -> dict[str, Any]:
                 raise ValueError
             cursor["after_changed_on"] = time
     except (ValueError, TypeError, RecursionError):
-        raise Refused(400, "after is not the next of a list in this order") from None
+        raise Refused(400, "after must be the next of a list in this order") from None
     return cursor
 
 
@@ -1079,7 +1079,7 @@ def _operations_of_body() -> list[Operation]:
         try:
             one = _operation(number, part)
             if one.key in known:
-                raise Refused(400, "key has an operation before this one")
+                raise Refused(400, "an operation before this one has the same key")
         except Refused as refused:
             raise Refused(refused.status, refused.message, number) from None
         known.add(one.key)

@@ -201,7 +201,7 @@ def of_an_operator(command: Callable[..., None]) -> Callable[..., None]:
 def init() -> None:
     """Set up the store of extensions in the metadata database, or check it.
 
-    Exits with 1 where it could not, 4 where no key reads an entry.
+    Exits with 1 if it could not, 4 if there is an entry that no key can read.
     """
     from superset.utils.decorators import transaction
 
@@ -264,9 +264,9 @@ def _refusal(statements: list[str]) -> click.ClickException:
 
     listed = "".join(f"    {statement};\n" for statement in statements)
     return click.ClickException(
-        "The role of Superset may not do this. In database"
-        f" {db.session.get_bind().url.database} a superuser, or who owns the extension"
-        " and, for what attaches a table, that table, must run\n"
+        "Superset's role may not do this. In database"
+        f" {db.session.get_bind().url.database}, a superuser, or a role that owns the"
+        " extension and each table that is attached, must run\n"
         f"{listed}Then run this command again."
     )
 
@@ -437,8 +437,7 @@ def _report_keys() -> None:
 
 # What a key is still needed for is known of the entries of one database.
 OF_THE_SERVER = (
-    "this database goes: the file is that of all databases of the server, and each"
-    " must be asked"
+    "this database goes: the file serves all databases of the server, so ask in each"
 )
 
 
@@ -474,8 +473,8 @@ def key_source(source: str) -> str:
 def rotate(extension_id: str | None, batch_size: int, dry_run: bool) -> None:
     """Re-encrypt the entries of extensions with the first key.
 
-    Can be stopped and run again. Exits with 1 where it could not run, 3 where
-    it was interrupted or rows were left, 4 where no key reads an entry.
+    Can be stopped and run again. Exits with 1 if it could not run, 3 if it was
+    interrupted or rows were left, 4 if there is an entry that no key can read.
     """
     from flask import current_app
 
@@ -485,6 +484,7 @@ def rotate(extension_id: str | None, batch_size: int, dry_run: bool) -> None:
     _check_version(version)
     if extension_id is not None:
         _check_extension(extension_id)
+    _check_keys()
     progress = Progress("Checking" if dry_run else "Re-encrypting")
     try:
         with _connection() as connection:
@@ -563,6 +563,18 @@ def _check_extension(extension_id: str) -> None:
             f" {', '.join(known) or 'none'}",
             param_hint="'--extension-id'",
         )
+
+
+def _check_keys() -> None:
+    """Refuse keys that Superset's own connections do not bring.
+
+    Ends the transaction, which nobody needs while the rotation runs.
+    """
+    from flask import current_app
+    from superset.extensions import db
+
+    current_app.extensions[EXTENSION].hand_over(db.session.connection())
+    db.session.rollback()
 
 
 @contextmanager

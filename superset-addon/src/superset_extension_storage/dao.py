@@ -29,7 +29,7 @@ from .errors import (
     ValueTooLarge,
     from_database,
 )
-from .keys import hand_over, is_psycopg2
+from .keys import handed_over, is_psycopg2
 
 MAX_VALUE_SIZE = 16777215  # the maximum of extension_storage.max_value_size
 
@@ -231,8 +231,8 @@ def _select(function: str, what: str, arguments: dict[str, Any]) -> list[Any]:
     with database_errors():
         connection = db.session.connection()
         _check_encoding(connection, arguments)
-        hand_over(connection, function, arguments)
-        return connection.exec_driver_sql(statement, arguments).all()
+        with handed_over(connection, function, arguments):
+            return connection.exec_driver_sql(statement, arguments).all()
 
 
 def check_dialect() -> None:

@@ -84,13 +84,12 @@ SET_UP = (
     " what an administrator of the database must do."
 )
 _RIGHTS = (
-    f"{SET_UP} Where it finds no right missing, a row-level security policy of the"
+    f"{SET_UP} If it finds no right missing, a row-level security policy of the"
     " store's table refuses the entry."
 )
 _KEYS = "The README of superset-extension-storage says where keys are configured."
 _LOCKS = (
-    "Where it comes again and again, pg_stat_activity and pg_locks show who holds"
-    " the locks."
+    "If this keeps happening, pg_stat_activity and pg_locks show who holds the locks."
 )
 _TABLE = (
     "Something that was added to the store's table, a constraint, a trigger or a"
@@ -100,15 +99,15 @@ _COLUMNS = (
     "The store's tables must be as the extension made them: undo what was changed."
 )
 _DISK = "Give the database server more room, or purge extensions that are gone."
-_SERVER_LOG = "The log of the database server says more."
+_SERVER_LOG = "See the log of the database server."
 _DAMAGE = f"{_SERVER_LOG} It may be damage: make a backup before anything else."
 _CONNECTION = (
-    "Where it comes again and again, see whether the database server runs, what its"
-    " log says, and what is between Superset and it."
+    "If this keeps happening, see whether the database server is running, what its log"
+    " says, and what is between Superset and the server."
 )
 _TIME_OUT = (
-    "The setting {} ended the session: Superset needs a longer time, or none, which"
-    " ALTER ROLE sets for its role alone."
+    "The setting {} ended the session: give Superset's role a longer time, or none,"
+    " with ALTER ROLE."
 )
 
 # Of class 22, those that an argument of the caller's makes.
@@ -186,8 +185,8 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "40": (Conflict, _LOCKS),
     "40001": (
         Conflict,
-        "Where it comes again and again, see whether default_transaction_isolation is"
-        " stricter than read committed; on a standby, max_standby_streaming_delay ends"
+        "If this keeps happening, see whether default_transaction_isolation is stricter"
+        " than read committed; on a standby, max_standby_streaming_delay ends"
         " statements that are in the way of what comes from the primary server.",
     ),
     "55P03": (
@@ -205,7 +204,10 @@ _ERRORS: dict[str, tuple[type[ExtensionStorageError], str | None]] = {
     "25P03": (StorageBusy, _TIME_OUT.format("idle_in_transaction_session_timeout")),
     "25P04": (StorageBusy, _TIME_OUT.format("transaction_timeout")),
     "53": (StorageBusy, _SERVER_LOG),
-    "53300": (StorageBusy, "Raise max_connections, or let Superset keep fewer."),
+    "53300": (
+        StorageBusy,
+        "Raise max_connections, or let Superset keep fewer connections.",
+    ),
 }
 
 # Where the server has a hint of its own, it is about another cause than ours.

@@ -230,13 +230,24 @@ def is_psycopg2(dialect: Any) -> bool:
     return isinstance(dialect, PGDialect_psycopg2)
 
 
-def hand_over(connection: Connection, function: str, arguments: Any) -> None:
-    """Have the server use the keys in the running transaction, if a call needs one."""
+@contextmanager
+def handed_over(
+    connection: Connection, function: str, arguments: Any
+) -> Iterator[None]:
+    """Have the server use the keys in a call that needs one."""
     from flask import current_app
+    from sqlalchemy.exc import DBAPIError
 
+    keys = current_app.extensions[EXTENSION]
     unencrypted = arguments.get("is_encrypted") is False
     if function not in KEYLESS and not unencrypted:
-        current_app.extensions[EXTENSION].hand_over(connection)
+        keys.hand_over(connection)
+    try:
+        yield
+    except DBAPIError as error:
+        if error.orig.pgcode in ("ES001", "ES002"):  # not that key, or none
+            keys.forget(connection)
+        raise
 
 
 class Keys:
@@ -255,7 +266,10 @@ class Keys:
         self.way = way
         self._schema = quoted(config["EXTENSION_STORAGE_SCHEMA"])
         self.secrets = Secrets.from_config(config, of_superset=way != SERVER)
-        self.startup_problem: str | None = None
+        # of the engines that new connections were tried of, by their dialect
+        self._startup_problems: weakref.WeakKeyDictionary[Any, str | None] = (
+            weakref.WeakKeyDictionary()
+        )
         if way == STARTUP:
             size = len(self._startup_options().encode())
             if size > MAX_STARTUP_BYTES:
@@ -278,17 +292,15 @@ class Keys:
         ):
             return
         options = self._startup_options()
-        probed = False
 
         @event.listens_for(engine, "do_connect")
         def add_options(
             dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]
         ) -> None:
-            nonlocal probed
-            if not probed:
-                self.startup_problem = _probe(dialect, arguments, parameters)
-                probed = True
-            if self.startup_problem is None:
+            if dialect not in self._startup_problems:
+                problem = _probe(dialect, arguments, parameters)
+                self._startup_problems[dialect] = problem
+            if self._startup_problems[dialect] is None:
                 parameters["options"] = _joined(parameters, options)
 
         engine.dispose()  # start-up has made connections without the keys
@@ -330,6 +342,13 @@ class Keys:
         if not held.checked:
             self._check(connection)
             held.checked = True
+
+    def forget(self, connection: Connection) -> None:
+        """Hand them over anew at the next call: they are no longer there.
+
+        Something has reset the session's settings, as DISCARD ALL does.
+        """
+        connection.info.pop(self._INFO, None)
 
     def hand_over_for_session(self, connection: Connection) -> None:
         """Have the server use the keys until the connection ends."""
@@ -385,7 +404,7 @@ class Keys:
             raise StorageUnavailable(
                 "the database server has other encryption keys than superset_config.py:"
                 f" {difference}",
-                hint=self.startup_problem or _HINTS[self.way],
+                hint=self._startup_problems.get(connection.dialect) or _HINTS[self.way],
             )
 
     def _difference(self, connection: Connection) -> str | None:

@@ -35,7 +35,7 @@ NO_KEY = (
 )
 REMEDIES = {
     "ES002": NO_KEY,
-    "F0000": "Mend the key file of the database server, whose log says what is wrong.",
+    "F0000": "Correct the key file of the database server; its log says what is wrong.",
 }
 OTHER_DATABASE = "Move Superset's metadata to PostgreSQL 15 or later: the store is an extension of it."
 
@@ -129,7 +129,7 @@ def _problem(error: Exception) -> tuple[str, str]:
     if isinstance(error, StorageUnavailable):
         return error.message, REMEDIES.get(error.sqlstate) or said or OTHER_DATABASE
     logger.error("Extension storage: %s (%s)", error.message, error.sqlstate)
-    return error.message, said or "The log of Superset says more."
+    return error.message, said or "See Superset's log."
 
 
 def _size(size: float) -> str:

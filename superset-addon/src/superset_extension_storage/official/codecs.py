@@ -56,7 +56,7 @@ def encode(codec: str, value: Any, address: Mapping[str, Any]) -> bytes:
         pickled = pickle.dumps(value)
     except _Inexact as error:
         raise InvalidArgument(
-            f"value has {error}, which JSON cannot hold", "22023"
+            f"value has {error}, which JSON cannot represent", "22023"
         ) from None
     except Exception:
         raise InvalidArgument(
@@ -83,7 +83,7 @@ def decode(entry: Entry, address: Mapping[str, Any], unpickle: bool) -> Any:
             ) from None
         except ValueError:  # of int()
             raise ValueUndecodable(
-                f"{name} has a number of more digits than Python reads"
+                f"{name} has a number with more digits than Python reads"
             ) from None
     if not unpickle:
         raise ValueUndecodable(
@@ -124,7 +124,7 @@ def _check_json(value: Any) -> None:
         if callable(getattr(part, "_asdict", None)) and not isinstance(part, type):
             columns = part._asdict()  # as the encoder does with a namedtuple or a row
             if isinstance(part, Sized) and len(part) != len(columns):
-                raise _Inexact("two keys of one text")
+                raise _Inexact("two keys with the same text")
             part = columns
         if not isinstance(part, (dict, list, tuple)) or id(part) in seen:
             continue
@@ -135,7 +135,7 @@ def _check_json(value: Any) -> None:
             if any(a is not b for a, b in zip_longest(held, shown)):
                 raise _Inexact("a dict that holds more than its values() show")
             if len(set(map(_key_of, part))) < len(part):
-                raise _Inexact("two keys of one text")
+                raise _Inexact("two keys with the same text")
         left += part.values() if isinstance(part, dict) else part
 
 
@@ -153,7 +153,7 @@ def _json_of(value: Any) -> Any:
     if isinstance(value, (bytes, memoryview)):
         raise TypeError
     if value is pd.NaT:
-        raise _Inexact("a time that is none")
+        raise _Inexact("a time that is NaT")
     if isinstance(value, np.ma.MaskedArray):
         raise _Inexact("an array with masked elements")
     if isinstance(value, np.ndarray) and value.dtype.kind in "mM":

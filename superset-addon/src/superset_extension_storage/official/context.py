@@ -45,8 +45,8 @@ class ExtensionStorage:
     def ephemeral(self) -> Any:
         """Superset 7's cache."""
         raise NotImplementedError(
-            "storage.ephemeral is a cache of Superset 7, which this Superset has"
-            " not; storage.persistent and storage.secrets are there"
+            "storage.ephemeral is a cache of Superset 7, which this Superset does not"
+            " have; storage.persistent and storage.secrets are there"
         )
 
 
@@ -118,9 +118,9 @@ def get_context() -> ExtensionContext:
     if manifest := _manifest_of_request():
         return ExtensionContext(manifest)
     raise RuntimeError(
-        "get_context() must be called in an extension: while it is loaded, in a"
-        " request to its API, or in an extension_context() that was entered in the"
-        " same request, or outside of any, and not left"
+        "get_context() must be called in an extension: while it is being loaded, in a"
+        " request to its API, or in an extension_context() that has not been left and"
+        " was entered in the current request, or outside of any if there is none"
     )
 
 

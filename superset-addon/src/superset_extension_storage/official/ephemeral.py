@@ -11,5 +11,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     raise ImportError(
         f"{name}: ephemeral storage is a cache of Superset 7, which this Superset"
-        " has not"
+        " does not have"
     )
