@@ -172,6 +172,8 @@ DECLARE
     before oid[];
     former name;
     suffix text;
+    type regtype;
+    is_fixed boolean;
 BEGIN
     IF resource_type IS NULL OR resources IS NULL OR uuid_column IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
@@ -186,11 +188,23 @@ BEGIN
             MESSAGE = 'resource_type is too long',
             DETAIL = format('It has %s characters, 64 are allowed.', length(resource_type));
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_attribute
-                   WHERE attrelid = resources AND attname = uuid_column
-                       AND attnum > 0 AND NOT attisdropped) THEN
+    WITH RECURSIVE base (oid) AS (
+        SELECT a.atttypid FROM pg_attribute a
+        WHERE a.attrelid = resources AND a.attname = uuid_column AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL
+        SELECT d.typbasetype FROM base b JOIN pg_type d ON d.oid = b.oid AND d.typtype = 'd')
+    SELECT y.oid, y.typcategory NOT IN ('D', 'T') AND y.oid NOT IN ('bytea'::regtype,
+        'money'::regtype, 'real'::regtype, 'double precision'::regtype)
+    INTO type, is_fixed
+    FROM base b JOIN pg_type y ON y.oid = b.oid AND y.typtype <> 'd';
+    IF type IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_column',
             MESSAGE = format('table %s has no column %I', resources, uuid_column);
+    ELSIF NOT is_fixed THEN
+        RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+            MESSAGE = format('column "%s" of table %s has type %s', uuid_column, resources, type),
+            DETAIL = 'Its text depends on settings, so it cannot be compared with resource_uuid.',
+            HINT = 'Use a column of text, of integers or of UUIDs.';
     END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
@@ -364,13 +378,44 @@ BEGIN
             DETAIL = 'It compares the table with others, which are not distributed in the same way.',
             HINT = 'Call ext_storage_purge_user or ext_storage_purge_resource for each user or resource that is gone.';
     END IF;
+    -- a column that was renamed, or has got another type, since it was attached
+    FOR other IN
+        SELECT t.tgrelid::regclass AS id, c.name, a.attname, y.type, y.is_fixed OR t.tgfoid = users_purge AS is_fixed
+        FROM pg_trigger t
+        CROSS JOIN LATERAL (SELECT convert_from(CASE t.tgfoid WHEN users_purge
+                THEN substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1)
+                ELSE substring(t.tgargs FROM position(nul IN t.tgargs) + 1
+                    FOR length(t.tgargs) - position(nul IN t.tgargs) - 1) END, encoding) AS name) c
+        LEFT JOIN pg_attribute a ON a.attrelid = t.tgrelid AND a.attname = c.name AND a.attnum > 0
+            AND NOT a.attisdropped
+        LEFT JOIN LATERAL (
+            WITH RECURSIVE base (oid) AS (
+                SELECT a.atttypid UNION ALL
+                SELECT d.typbasetype FROM base b JOIN pg_type d ON d.oid = b.oid AND d.typtype = 'd')
+            SELECT y.oid::regtype AS type, y.typcategory NOT IN ('D', 'T') AND y.oid NOT IN ('bytea'::regtype,
+                'money'::regtype, 'real'::regtype, 'double precision'::regtype) AS is_fixed
+            FROM base b JOIN pg_type y ON y.oid = b.oid AND y.typtype <> 'd') y ON true
+        WHERE t.tgfoid = users_purge AND t.tgnargs = 1 OR t.tgfoid = resources_purge AND t.tgnargs = 2
+        ORDER BY t.tgrelid, t.oid
+    LOOP
+        IF other.attname IS NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'undefined_column',
+                MESSAGE = format('column "%s" of table %s does not exist', other.name, other.id),
+                HINT = 'Attach the table again, or detach it.';
+        ELSIF NOT other.is_fixed THEN
+            RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+                MESSAGE = format('column "%s" of table %s has type %s', other.name, other.id, other.type),
+                DETAIL = 'Its text depends on settings, so it cannot be compared with resource_uuid.',
+                HINT = 'Attach the table with another column, or detach it.';
+        END IF;
+    END LOOP;
     -- format() asks for the output of a type, as the triggers do: a cast may be
     -- code of whoever owns the type.  char(n) is padded with blanks by it.
     FOR kind IN
         SELECT a.resource_type, string_agg(a.ids, ' UNION ALL ') AS present
         FROM (
             SELECT NULL::text AS resource_type,
-                format('SELECT nullif(format(''%%s'', %I), '''')::numeric AS id FROM %s',
+                format('SELECT nullif(format(''%%s'', t.%I), '''')::numeric AS id FROM %s t',
                     convert_from(substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1), encoding),
                     t.tgrelid::regclass) AS ids
             FROM pg_trigger t
@@ -379,7 +424,7 @@ BEGIN
             UNION
             SELECT convert_from(substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1), encoding),
                 format('SELECT %s AS id FROM (SELECT unnest(ARRAY[v.id, rtrim(v.id)]) AS id'
-                    ' FROM (SELECT format(''%%s'', %I) COLLATE "C" AS id FROM %s) v) r', canonical,
+                    ' FROM (SELECT format(''%%s'', t.%I) COLLATE "C" AS id FROM %s t) v) r', canonical,
                     convert_from(substring(t.tgargs FROM position(nul IN t.tgargs) + 1
                         FOR length(t.tgargs) - position(nul IN t.tgargs) - 1), encoding),
                     t.tgrelid::regclass)
@@ -400,7 +445,7 @@ BEGIN
         IF kept THEN
             RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
                 MESSAGE = 'some entries of deleted users or resources are left',
-                DETAIL = 'A trigger or a row-level security policy of table "extension_storage" prevents their deletion.',
+                DETAIL = 'A trigger, a rule or a row-level security policy of table "extension_storage" prevents their deletion.',
                 HINT = 'Correct that, then call ext_storage_purge_orphans().';
         END IF;
         CONTINUE WHEN kind.resource_type IS NOT NULL;
@@ -415,7 +460,7 @@ BEGIN
                 IF kept THEN
                     RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
                         MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
-                        DETAIL = 'A trigger or a row-level security policy of table "extension_storage" prevents the change.',
+                        DETAIL = 'A trigger, a rule or a row-level security policy of table "extension_storage" prevents the change.',
                         HINT = 'Correct that, then call ext_storage_purge_orphans().';
                 END IF;
             END LOOP;
@@ -910,6 +955,13 @@ BEGIN
     JOIN pg_class c ON c.oid = d.objid AND c.relnamespace = x.extnamespace
     WHERE x.extname = 'extension_storage'
     GROUP BY x.extnamespace;
+    IF entries IS NULL OR counts IS NULL OR secrets IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('table "%s" does not belong to extension "extension_storage"',
+                CASE WHEN entries IS NULL THEN 'extension_storage' WHEN counts IS NULL THEN 'extension_storage_usage'
+                    ELSE 'ext_storage_secrets' END),
+            HINT = 'Put it back with ALTER EXTENSION extension_storage ADD.';
+    END IF;
     SELECT relowner INTO STRICT holder FROM pg_class WHERE oid = entries;
     IF NOT pg_has_role(session_user, holder, 'MEMBER') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
@@ -938,6 +990,7 @@ BEGIN
         SELECT o.what, g.grantee, g.is_grantable
         FROM (
             SELECT format('EXECUTE ON ROUTINE %s', p.oid::regprocedure) AS what,
+                'EXECUTE' AS privilege,
                 p.proowner AS owner, p.proacl AS acl
             FROM pg_depend d
             JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
@@ -947,19 +1000,25 @@ BEGIN
                 -- not those of level trigger and public
                 AND p.prorettype <> 'trigger'::regtype AND p.proname <> 'ext_storage_take_over'
             UNION ALL
-            SELECT format('USAGE ON TYPE %s', t.oid::regtype), t.typowner, t.typacl
+            SELECT format('USAGE ON TYPE %s', t.oid::regtype), 'USAGE', t.typowner, t.typacl
             FROM pg_type t WHERE t.oid = entry_type
             UNION ALL
-            SELECT format('INSERT ON TABLE %s', c.oid::regclass), c.relowner, c.relacl
+            SELECT format('INSERT ON TABLE %s', c.oid::regclass), 'INSERT', c.relowner, c.relacl
             FROM pg_class c WHERE c.oid = secrets) o,
             LATERAL (
                 SELECT holder::oid AS grantee, true AS is_grantable
                 UNION ALL
+                -- what a former holder has granted, who has the right to from the owner
                 SELECT a.grantee, a.is_grantable FROM aclexplode(o.acl) a
-                JOIN pg_roles r ON r.oid = a.grantee
-                WHERE a.grantee NOT IN (o.owner, holder) AND a.grantor NOT IN (o.owner, holder)) g
+                LEFT JOIN pg_roles r ON r.oid = a.grantee
+                WHERE (r.oid IS NOT NULL OR a.grantee = 0) AND a.privilege_type = o.privilege
+                    AND a.grantee NOT IN (o.owner, holder) AND a.grantor NOT IN (o.owner, holder)
+                    AND EXISTS (SELECT FROM aclexplode(o.acl) f
+                        WHERE f.grantee = a.grantor AND f.grantor = o.owner AND f.is_grantable
+                            AND f.privilege_type = o.privilege)) g
     LOOP
-        EXECUTE format('GRANT %s TO %s%s', item.what, item.grantee::regrole,
+        EXECUTE format('GRANT %s TO %s%s', item.what,
+            CASE item.grantee WHEN 0 THEN 'PUBLIC' ELSE item.grantee::regrole::text END,
             CASE WHEN item.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
     END LOOP;
     -- triggers, constraints, defaults, indexes, rules and policies of the tables
@@ -979,6 +1038,42 @@ BEGIN
             MESSAGE = format('%s calls a function of role %s', item.what, item.owner),
             DETAIL = format('It may run with the rights of role %s.', holder),
             HINT = 'Drop it, unless you trust that role.';
+    END LOOP;
+
+    -- rules, whose tables may have triggers, and what others own or may change
+    FOR item IN
+        SELECT format('rule %I of table %s', r.rulename, r.ev_class::regclass) AS what, 'may call anything' AS does
+        FROM pg_rewrite r WHERE r.ev_class IN (entries, counts)
+        UNION ALL
+        SELECT format('table %s', c.oid::regclass), format('inherits and belongs to role %s', r.rolname)
+        FROM (WITH RECURSIVE children (oid) AS (
+                SELECT inhrelid FROM pg_inherits WHERE inhparent IN (entries, counts)
+                UNION
+                SELECT i.inhrelid FROM pg_inherits i JOIN children p ON i.inhparent = p.oid)
+            SELECT oid FROM children) i
+        JOIN pg_class c ON c.oid = i.oid
+        JOIN pg_roles r ON r.oid = c.relowner AND r.oid <> holder AND NOT r.rolsuper
+        UNION ALL
+        SELECT format('column %I of table %s', a.attname, a.attrelid::regclass),
+            format('has a type of role %s', r.rolname)
+        FROM pg_attribute a
+        JOIN pg_type t ON t.oid = a.atttypid
+        LEFT JOIN pg_type e ON e.oid = t.typelem
+        JOIN pg_roles r ON r.oid IN (t.typowner, e.typowner) AND r.oid <> holder AND NOT r.rolsuper
+        WHERE a.attrelid IN (entries, counts) AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL
+        SELECT format('table %s', c.oid::regclass),
+            format('lets %s make triggers', coalesce('role ' || quote_ident(r.rolname), 'PUBLIC'))
+        FROM pg_class c, aclexplode(c.relacl) a
+        LEFT JOIN pg_roles r ON r.oid = a.grantee
+        WHERE c.oid IN (entries, counts) AND a.privilege_type = 'TRIGGER' AND a.grantee <> holder
+            AND r.rolsuper IS NOT TRUE
+        ORDER BY 1, 2
+    LOOP
+        RAISE WARNING USING
+            MESSAGE = format('%s %s', item.what, item.does),
+            DETAIL = format('What it runs may run with the rights of role %s.', holder),
+            HINT = 'Drop or revoke it, unless you trust who made it.';
     END LOOP;
 
     -- There is no ALTER EXTENSION ... OWNER TO.
@@ -1030,7 +1125,7 @@ DECLARE
     holder pg_catalog.regrole;
     member pg_catalog.regprocedure;
     member_level pg_catalog.text;
-    other pg_catalog.regrole;
+    other pg_catalog.text;
 BEGIN
     SELECT relowner INTO STRICT holder FROM pg_catalog.pg_class
     WHERE oid OPERATOR(pg_catalog.=) '@extschema@.extension_storage'::pg_catalog.regclass;
@@ -1042,7 +1137,8 @@ BEGIN
             -- a trigger runs its function whoever writes, so nobody needs
             -- EXECUTE, with which they could make triggers of their own
             FOR other IN
-                SELECT DISTINCT a.grantee
+                SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC'
+                    ELSE CAST(CAST(a.grantee AS pg_catalog.regrole) AS pg_catalog.text) END
                 FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a
                 WHERE p.oid OPERATOR(pg_catalog.=) member
                     AND a.grantee OPERATOR(pg_catalog.<>) p.proowner

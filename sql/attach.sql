@@ -139,6 +139,13 @@ ORDER BY user_fk;
 DELETE FROM extension_storage WHERE extension_id = 'acme.both';
 DROP FUNCTION regress_app.note() CASCADE;
 
+-- A column whose text depends on settings cannot be compared.
+CREATE DOMAIN regress_app.day AS date;
+CREATE TABLE regress_app.typed (day date, own regress_app.day, at timestamptz, span interval, bytes bytea, price money, x real, y float8);
+SELECT attname, pg_temp.error_of(format('SELECT ext_storage_attach_resource(''typed'', ''regress_app.typed'', %L)', attname))
+FROM pg_attribute WHERE attrelid = 'regress_app.typed'::regclass AND attnum > 0 ORDER BY attnum;
+DROP TABLE regress_app.typed;
+
 -- Detaching: true where there was something.
 SELECT ext_storage_detach('regress_app.people'), ext_storage_detach('regress_app.people'),
     ext_storage_detach(relation => 'regress_app.dashboards');
@@ -550,22 +557,55 @@ DROP DATABASE regression_renamed;
 DROP ROLE regress_stranger;
 RESET client_min_messages;
 
--- The library's file is gone: deletes fail until the triggers are disabled;
--- what is left over then goes when it is back.
+-- The library's file is gone: deletes fail until the table's owner disables the
+-- triggers, but not those of foreign keys; what is left over then goes when it is
+-- back.
 INSERT INTO regress_app.ab_user VALUES (70, 'user70'), (71, 'user71');
 SELECT count(*) FROM generate_series(70, 71) i, ext_storage_set('acme.gone', 'k', 'x', user_fk => i);
 BEGIN;
 UPDATE pg_proc SET probin = 'no_such_library' WHERE proname = 'ext_storage_users_deleted';
 SELECT pg_temp.error_of('DELETE FROM regress_app.ab_user WHERE id = 70');
-ALTER TABLE regress_app.ab_user DISABLE TRIGGER extension_storage_users_deleted,
-    DISABLE TRIGGER extension_storage_users_truncated;
+CREATE TABLE regress_app.favorites (user_id integer REFERENCES regress_app.ab_user ON DELETE CASCADE);
+INSERT INTO regress_app.favorites VALUES (70), (71);
+CREATE ROLE regress_dba;
+ALTER TABLE regress_app.ab_user OWNER TO regress_dba;
+GRANT USAGE ON SCHEMA regress_app TO regress_dba;
+SET ROLE regress_dba;
+SELECT left(pg_temp.error_of('ALTER TABLE regress_app.ab_user DISABLE TRIGGER ALL'), 5);
+ALTER TABLE regress_app.ab_user DISABLE TRIGGER USER;
 DELETE FROM regress_app.ab_user WHERE id = 70;
+RESET ROLE;
+SELECT * FROM regress_app.favorites;
 UPDATE pg_proc SET probin = '$libdir/extension_storage' WHERE proname = 'ext_storage_users_deleted';
-ALTER TABLE regress_app.ab_user ENABLE TRIGGER extension_storage_users_deleted,
-    ENABLE TRIGGER extension_storage_users_truncated;
+SET ROLE regress_dba;
+ALTER TABLE regress_app.ab_user ENABLE TRIGGER USER;
+RESET ROLE;
+ALTER TABLE regress_app.ab_user OWNER TO CURRENT_USER;
 SELECT ext_storage_detach('regress_app.wide');
 SELECT ext_storage_purge_orphans();
 SELECT user_fk FROM extension_storage;
+-- A column that was renamed since, or has another type, is an error: no other
+-- one of that name is taken for it.
+CREATE TABLE regress_app.renamed (uuid text, day text);
+INSERT INTO regress_app.renamed VALUES ('a', '1.1.2026');
+SELECT ext_storage_attach_resource('renamed', 'regress_app.renamed'),
+    ext_storage_attach_resource('day', 'regress_app.renamed', 'day');
+SELECT count(ext_storage_set('acme.gone', t, 'x', resource_type => t, resource_uuid => u))
+FROM (VALUES ('renamed', 'a'), ('day', '1.1.2026')) r (t, u);
+ALTER TABLE regress_app.renamed RENAME uuid TO called;
+SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
+SELECT pg_temp.error_of('DELETE FROM regress_app.renamed');
+ALTER TABLE regress_app.renamed RENAME called TO uuid;
+ALTER TABLE regress_app.renamed DROP uuid;
+SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
+ALTER TABLE regress_app.renamed ADD uuid text DEFAULT 'a', ALTER day TYPE date USING '2026-01-01';
+SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
+ALTER TABLE regress_app.renamed ALTER day TYPE text USING '1.1.2026';
+ALTER TABLE regress_app.ab_user RENAME id TO user_id;
+SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
+ALTER TABLE regress_app.ab_user RENAME user_id TO id;
+SELECT ext_storage_purge_orphans();
+SELECT key FROM extension_storage WHERE extension_id = 'acme.gone' ORDER BY key;
 ROLLBACK;
 DELETE FROM extension_storage WHERE extension_id = 'acme.gone';
 DELETE FROM regress_app.ab_user WHERE id IN (70, 71);

@@ -326,6 +326,35 @@ CREATE RULE hostile AS ON DELETE TO extension_storage
 SELECT pg_temp.error_of($$SELECT ext_storage_delete('acme.h', 'rule1')$$);
 SELECT pg_temp.error_of($$SELECT ext_storage_purge_extension('acme.h')$$);
 DROP RULE hostile ON extension_storage;
+-- Of several, the last of its kind counts, which need not be the one that returns rows.
+CREATE TABLE hostile_other (x integer);
+INSERT INTO hostile_other VALUES (1), (2);
+CREATE RULE hostile AS ON UPDATE TO extension_storage DO INSTEAD (
+    UPDATE hostile_sink SET key = key WHERE false RETURNING hostile_sink.*;
+    UPDATE hostile_other SET x = x);
+CREATE RULE hostile_delete AS ON DELETE TO extension_storage DO INSTEAD (
+    DELETE FROM hostile_sink WHERE false RETURNING hostile_sink.*;
+    DELETE FROM hostile_other);
+CREATE RULE hostile_insert AS ON INSERT TO extension_storage DO INSTEAD (
+    INSERT INTO hostile_sink SELECT NEW.* RETURNING *;
+    INSERT INTO hostile_other VALUES (3));
+SELECT c, pg_temp.error_of(c) FROM unnest(ARRAY[
+    $$SELECT ext_storage_set('acme.h', 'rule1', 'y')$$,
+    $$SELECT ext_storage_set('acme.h', 'rule1', 'y', if_version => 1)$$,
+    $$SELECT ext_storage_set('acme.h', 'new', 'y')$$,
+    $$SELECT count(*) FROM ext_storage_set_many('acme.h', '{rule1,rule2}', '{x,y}')$$,
+    $$SELECT ext_storage_rename('acme.h', 'rule1', 'rule9')$$,
+    $$SELECT ext_storage_delete('acme.h', 'rule1')$$,
+    $$SELECT count(*) FROM ext_storage_delete_many('acme.h', '{rule1,rule2}')$$,
+    $$SELECT ext_storage_delete_prefix('acme.h', 'rule')$$,
+    $$SELECT ext_storage_purge_extension('acme.h')$$]) c;
+SET client_min_messages = error;
+CALL ext_storage_rotate_keys();
+RESET client_min_messages;
+DROP RULE hostile ON extension_storage;
+DROP RULE hostile_delete ON extension_storage;
+DROP RULE hostile_insert ON extension_storage;
+DROP TABLE hostile_other;
 SET extension_storage.encryption_keys = 'a secret';
 DELETE FROM extension_storage WHERE key LIKE 'rule%';
 DROP TABLE hostile_sink;

@@ -12,8 +12,20 @@ SELECT version FROM ext_storage_set('acme.a', 'secret', 'secret', is_encrypted =
 SELECT nextval(pg_get_serial_sequence('extension_storage', 'id')) AS before \gset
 SELECT count(ext_storage_set('acme.a', 'plain', 'plain')),
     count(ext_storage_set('acme.a', 'secret', 'secret')),
-    count(ext_storage_set('acme.a', 'secret', 'secret', is_encrypted => true))
+    count(ext_storage_set('acme.a', 'secret', 'secret', is_encrypted => true)),
+    count(ext_storage_set_json('acme.a', 'plain', '"json"'))
 FROM generate_series(1, 100);
+SELECT count(*) FROM generate_series(1, 100) i, ext_storage_set_many('acme.a', '{plain,secret}', '{plain,secret}');
+SELECT version FROM ext_storage_set('acme.a', 'plain', 'plain', if_version => 202);
+SELECT version FROM ext_storage_rename('acme.a', 'plain', 'renamed');
+SELECT version FROM ext_storage_rename('acme.a', 'renamed', 'plain');
+CREATE TEMP TABLE source AS SELECT id + 1000 AS id, gen_random_uuid() AS uuid, extension_id, user_fk, resource_type,
+    resource_uuid, key, category, description, value, value_type, is_encrypted, created_on,
+    changed_on + interval '1 day' AS changed_on, created_by_fk, changed_by_fk FROM extension_storage;
+SET client_min_messages = warning;
+CALL ext_storage_move_in('source');
+RESET client_min_messages;
+DROP TABLE source;
 SELECT nextval(pg_get_serial_sequence('extension_storage', 'id')) - :before AS ids_taken;
 
 -- Nor do they need one when there are no more; a new entry does.

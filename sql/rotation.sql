@@ -201,6 +201,17 @@ BEGIN;
 CALL ext_storage_rotate_keys();
 COMMIT;
 DROP TRIGGER regress_refuse ON extension_storage;
+-- Nor is a row rotated that would not be found as encrypted, or as this extension's.
+CREATE FUNCTION regress_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    new.is_encrypted := new.key NOT LIKE 'null%' AND new.key <> 'raise-large';
+    new.extension_id := CASE WHEN new.key IN ('raise', 'old-large') THEN 'acme.b' ELSE new.extension_id END;
+    RETURN new;
+END $$;
+CREATE TRIGGER regress_change BEFORE UPDATE ON extension_storage FOR EACH ROW EXECUTE FUNCTION regress_change();
+CALL ext_storage_rotate_keys();
+DROP TRIGGER regress_change ON extension_storage;
+SELECT role, entries FROM ext_storage_key_status();
 ALTER TABLE extension_storage DROP CONSTRAINT regress_check;
 CALL ext_storage_rotate_keys();
 

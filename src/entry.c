@@ -93,7 +93,8 @@ AssertArguments(FunctionCallInfo fcinfo pg_attribute_unused(),
 	char	  **names;
 	char	   *modes;
 
-	Assert(HeapTupleIsValid(function));
+	if (!HeapTupleIsValid(function))
+		return;					/* another session has just dropped it */
 	Assert(PG_NARGS() == narguments);
 	Assert(get_func_arg_info(function, &types, &names, &modes) >= narguments);
 	for (int i = 0; i < narguments; i++)

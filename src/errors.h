@@ -82,7 +82,7 @@ ReportEntriesKept(void)
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("some of the entries could not be deleted"),
-			 errdetail("A trigger or a row-level security policy of table \"extension_storage\" prevents it.")));
+			 errdetail("A trigger, a rule or a row-level security policy of table \"extension_storage\" prevents it.")));
 }
 
 /* Reports that pg_strong_random() has failed. */

@@ -517,7 +517,7 @@ purge_deleted(Connection *connection, Purge *purge, const StatementArgs *args)
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("some entries of deleted users or resources are left"),
-				 errdetail("A trigger or a row-level security policy of table \"extension_storage\" prevents their deletion."),
+				 errdetail("A trigger, a rule or a row-level security policy of table \"extension_storage\" prevents their deletion."),
 				 errhint("Correct that, then call ext_storage_purge_orphans().")));
 }
 
@@ -548,7 +548,7 @@ clear_users(void *state)
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 ERRMSG_USERS_REMAIN,
-				 errdetail("A trigger or a row-level security policy of table \"extension_storage\" prevents the change."),
+				 errdetail("A trigger, a rule or a row-level security policy of table \"extension_storage\" prevents the change."),
 				 errhint("Correct that, then call ext_storage_purge_orphans().")));
 }
 

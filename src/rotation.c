@@ -168,12 +168,16 @@ static const StatementColumn id_columns[] = {
 enum
 {
 	WRITTEN_ID,
+	WRITTEN_EXTENSION_ID,
+	WRITTEN_IS_ENCRYPTED,
 	WRITTEN_VALUE,
 	NUM_WRITTEN_COLUMNS
 };
 
 static const StatementColumn written_columns[] = {
 	[WRITTEN_ID] = {"id", INT8OID, NOT_NULL},
+	[WRITTEN_EXTENSION_ID] = {"extension_id", TEXTOID, NOT_NULL},
+	[WRITTEN_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NOT_NULL},
 	[WRITTEN_VALUE] = {"value", BYTEAOID, NOT_NULL}
 };
 
@@ -260,7 +264,8 @@ static Statement write_one_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET value = $new_value"
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "$id"
 	AND_IS_ENCRYPTED " AND e.value" SQL_EQ "$old_value"
-	" RETURNING e.value" SQL_EQ "$new_value",
+	" RETURNING (e.value" SQL_EQ "$new_value AND e.is_encrypted"
+	" AND e.extension_id" SQL_EQ "$extension_id) IS TRUE",
 	STATEMENT_PARAMS(one_params, NUM_WRITE_PARAMS),
 	STATEMENT_COLUMNS(one_columns, NUM_ONE_COLUMNS),
 	.by_index = true, .keeps_bytes = true
@@ -608,6 +613,8 @@ require_new(bool is_new)
 static void
 note_written(Write *write, const int64 *ids, const Datum *sealed)
 {
+	text	   *extension_id = write->rotation->extension_id;
+
 	memset(write->written, 0, sizeof(write->written));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -620,6 +627,13 @@ note_written(Write *write, const int64 *ids, const Datum *sealed)
 		id = DatumGetInt64(ColumnValue(written_columns, WRITTEN_ID, INT8OID, row));
 		place = bsearch(&id, ids, write->nrows, sizeof(int64), compare_ids);
 		require_new(place != NULL &&
+					DatumGetBool(ColumnValue(written_columns,
+											 WRITTEN_IS_ENCRYPTED, BOOLOID,
+											 row)) &&
+					CompareTexts(DatumGetTextPP(ColumnValue(written_columns,
+															WRITTEN_EXTENSION_ID,
+															TEXTOID, row)),
+								 extension_id) == 0 &&
 					CompareTexts(DatumGetTextPP(ColumnValue(written_columns,
 															WRITTEN_VALUE,
 															BYTEAOID, row)),

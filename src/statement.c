@@ -1012,16 +1012,44 @@ restore_caller(const Run *run)
 	error_context_stack = run->hidden.previous;
 }
 
+/*
+ * Is the result of the executor one of a statement that returns rows, or of one
+ * that returns none?
+ *
+ * Rules may put several in its place, of which the one that counts returns no
+ * rows, or make it one of another kind: then there is no row to read, whatever
+ * SPI_processed says.
+ */
+static bool
+is_result_of(const Statement *statement, int result)
+{
+	switch (result)
+	{
+		case SPI_OK_SELECT:
+		case SPI_OK_UTILITY:	/* of a SELECT with a receiver of ours */
+			return true;
+		case SPI_OK_INSERT_RETURNING:
+		case SPI_OK_UPDATE_RETURNING:
+		case SPI_OK_DELETE_RETURNING:
+			return statement->ncolumns > 0;
+		case SPI_OK_INSERT:
+		case SPI_OK_UPDATE:
+		case SPI_OK_DELETE:
+			return statement->ncolumns == 0;
+		default:
+			return false;
+	}
+}
+
 /* The same, with an error if the statement was not run as it is. */
 static void
-end_run(const Run *run, int result)
+end_run(const Run *run, const Statement *statement, int result)
 {
 	restore_caller(run);
 	if (result < 0)
 		elog(ERROR, "statement of the extension failed: %s",
 			 SPI_result_code_string(result));
-	/* the rewritten statement may have returned no tuple table to read from */
-	if (result == SPI_OK_REWRITTEN)
+	if (!is_result_of(statement, result))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("a rule replaces a statement of the extension"),
@@ -1072,7 +1100,7 @@ run_plan(Connection *connection, Statement *statement,
 	begin_run(&run, connection, false, read_only);
 	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
 									   &options);
-	end_run(&run, result);
+	end_run(&run, statement, result);
 	pfree(params);
 }
 
@@ -1122,6 +1150,7 @@ typedef struct RowReceiver
 	MemoryContext context;		/* for a copy of one row */
 	Datum	   *row;
 	bool	   *nulls;
+	bool		has_row;		/* are they set? */
 	Tuplestorestate *store;		/* for all rows */
 	StatementVisitor visit;
 	void	   *state;			/* of the visitor */
@@ -1152,6 +1181,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 										 TupleDescAttr(tupdesc, i)->attbyval,
 										 TupleDescAttr(tupdesc, i)->attlen);
 	}
+	receiver->has_row = true;
 	MemoryContextSwitchTo(old_context);
 	return true;
 }
@@ -1218,7 +1248,7 @@ StatementFetch(Connection *connection, Statement *statement,
 	};
 
 	run_into(connection, statement, args, read_only, &receiver);
-	return SPI_processed > 0;
+	return receiver.has_row;
 }
 
 /*
@@ -1466,7 +1496,7 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
 								  unconstify(StatementArgs *, args)->values,
 								  args->nulls, GetLatestSnapshot(),
 								  InvalidSnapshot, false, true, 0);
-	end_run(&run, result);
+	end_run(&run, statement, result);
 	if (statement->ncolumns > 0)
 		check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
@@ -1483,6 +1513,9 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
  * Sets kept if it goes on to find some that the statement does not touch: a
  * trigger or a policy of the table prevents it.  What others insert meanwhile
  * is no reason, unless it never ends.
+ *
+ * A distributed table is not asked: over all shards Citus has no generic plan
+ * of a SELECT with parameters.
  */
 uint64
 StatementRunForAll(Connection *connection, Statement *statement,
@@ -1491,23 +1524,26 @@ StatementRunForAll(Connection *connection, Statement *statement,
 {
 	uint64		ntotal = 0;
 	int			in_vain = 0;
+	bool		find_left = !StatementIsDistributed(connection);
 
 	*kept = false;
 	for (int i = 0; i < MAX_RUNS && !*kept; i++)
 	{
 		uint64		nrows;
-		uint64		nfound;
+		uint64		nfound = 0;
 
 		CHECK_FOR_INTERRUPTS();
 		if (as_owner)
 		{
 			nrows = StatementRunAsOwner(connection, statement, args);
-			nfound = StatementRunAsOwner(connection, find, args);
+			if (find_left)
+				nfound = StatementRunAsOwner(connection, find, args);
 		}
 		else
 		{
 			nrows = StatementRun(connection, statement, args, false);
-			nfound = StatementRun(connection, find, args, false);
+			if (find_left)
+				nfound = StatementRun(connection, find, args, false);
 		}
 		ntotal += nrows;
 		if (nfound == 0)

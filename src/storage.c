@@ -720,8 +720,8 @@ store_one(FunctionCallInfo fcinfo, StatementArgs *args, Datum value, Size size)
 	bool		nulls[NUM_ENTRY_COLUMNS];
 
 	check_size(args, size);
-	value_type_param(args, PG_ARGISNULL(SET_ARG_VALUE_TYPE) ? NULL :
-					 PG_GETARG_TEXT_PP(SET_ARG_VALUE_TYPE), "value_type");
+	RequireArgument(fcinfo, set_arguments, SET_ARG_VALUE_TYPE);
+	value_type_param(args, PG_GETARG_TEXT_PP(SET_ARG_VALUE_TYPE), "value_type");
 	TextParam(args, SET_PARAM_CATEGORY, fcinfo, set_arguments,
 			  SET_ARG_CATEGORY);
 	TextParam(args, SET_PARAM_DESCRIPTION, fcinfo, set_arguments,

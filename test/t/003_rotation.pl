@@ -162,5 +162,19 @@ is($out, "1000|990|0|10\nencrypts|990|f\ndecrypts|0|\nunknown|10|\n"
   or diag($err);
 is(query($read_all), "ES001|10\nright|990", 'and all is as before');
 
+# Moving in says the same of itself.
+query(q{CREATE TABLE legacy AS SELECT id, uuid, 'acme.moved' AS extension_id, user_fk, resource_type, resource_uuid, key,
+	category, description, value, value_type, is_encrypted, created_on, changed_on, created_by_fk, changed_by_fk
+	FROM extension_storage});
+my $progress = 'NOTICE:  move_in: \d+ of \d+ rows done, \d+ rows/s, \d+ s left\n';
+my $call = 'CALL ext_storage_move_in(\'legacy\', batch_size => 300';
+($rc, $out, $err) = $node->psql('postgres', "$call, dry_run => true)");
+like($err, qr/^.*NOTICE:  move_in: dry run, nothing is written\n(?s:.*)$progress(?s:.*)NOTICE:  move_in: 1000 scanned, 1000 moved, /,
+	'a dry run says so, and what it would do');
+($rc, $out, $err) = $node->psql('postgres', "BEGIN; $call); ROLLBACK");
+like($err, qr/^.*NOTICE:  move_in: inside a transaction block, nothing is committed until the block is\n(?s:.*)$progress/,
+	'inside BEGIN it says that it does not commit');
+is(query(q{SELECT count(*) FROM extension_storage WHERE extension_id = 'acme.moved'}), 0, 'and does not');
+
 $node->stop;
 done_testing();

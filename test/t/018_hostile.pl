@@ -44,6 +44,16 @@ sub percent
 	return rand(100) < $_[0];
 }
 
+my $many;    # which of the arrays in a call have the same number of elements
+
+# One of two arrays, the same of each argument of a call, or another one.
+sub of_many
+{
+	my ($three, $one, @others) = @_;
+
+	return percent(10) ? one_of(@others) : $many == 3 ? $three : $one;
+}
+
 my $columns = [
 	qw(id uuid extension_id user_fk resource_type resource_uuid key category description value
 	  value_type is_encrypted created_on changed_on created_by_fk changed_by_fk version value_size)
@@ -61,7 +71,7 @@ my %good = (
 	new_key => sub { "'k" . int(rand 8) . "'" },
 	after_key => sub { "'k" . int(rand 8) . "'" },
 	key_prefix => sub { one_of("'k'", "'k1'", "''") },
-	keys => sub { one_of(q('{k1,k2,k3}'), q('{k4}'), q('{}'), q('{k1,k1}')) },
+	keys => sub { of_many(q('{k1,k2,k3}'), q('{k4}'), q('{}'), q('{k1,k1}')) },
 	value_type => sub { one_of("'text/plain'", "'application/json'") },
 	resource_type => sub { one_of("'chart'", 'NULL') },
 	resource_uuid => sub { one_of($uuid, 'NULL') },
@@ -77,8 +87,8 @@ my %good = (
 	batch_size => sub { one_of(1, 2, 500) },
 	max_bytes => sub { one_of(1, 1000, 1048576) },
 	if_version => sub { int rand 4 },
-	if_versions => sub { one_of(q('{0,1,2}'), q('{1}'), q('{NULL,NULL,NULL}')) },
-	new_values => sub { one_of(q('{a,b,c}'), q('{\\x00}'), q('{}')) },
+	if_versions => sub { of_many(q('{NULL,NULL,1}'), q('{1}'), q('{0,1,2}')) },
+	new_values => sub { of_many(q('{a,b,c}'), q('{\\x00}'), q('{}')) },
 	token => sub { "fernet_encrypt('words', $key)" },
 	secret => sub { one_of("'a'", "'old'") });
 $good{old_key} = $good{key};
@@ -108,6 +118,7 @@ sub arguments
 	my ($function) = @_;
 	my @arguments;
 
+	$many = one_of(1, 3);
 	for my $i (0 .. $#{ $function->{names} })
 	{
 		my ($name, $type) = ($function->{names}[$i], $function->{types}[$i]);
@@ -115,7 +126,7 @@ sub arguments
 		next unless percent($needed ? 98 : 30);
 		my $value =
 			percent(3) ? 'NULL'
-		  : $good{$name} && percent(85) ? $good{$name}->()
+		  : $good{$name} && percent(85) ? ($function->{name} =~ /^fernet_/ && $name eq 'key' ? $key : $good{$name}->())
 		  : $of_type{$type} ? one_of(@{ $of_type{$type} })
 		  :                   'NULL';
 		push @arguments, "$name => $value";
@@ -206,6 +217,20 @@ sub function
 	  . " AS $tag BEGIN $body END $tag";
 }
 
+# What a rule does by several statements, of which the last of its kind counts.
+sub rule_of_two
+{
+	my @statements = map {
+		one_of(
+			'UPDATE moved SET key = key WHERE ' . one_of('true', 'false') . one_of('', ' RETURNING moved.*'),
+			'DELETE FROM moved WHERE ' . one_of('true', 'false') . one_of('', ' RETURNING moved.*'),
+			'UPDATE extension_storage SET key = key WHERE false RETURNING extension_storage.*',
+			'UPDATE people SET id = id', 'DELETE FROM charts', 'INSERT INTO charts VALUES (1, NULL)')
+	} 1 .. 2;
+
+	return one_of('ALSO', 'INSTEAD', 'INSTEAD') . ' (' . join('; ', @statements) . ')';
+}
+
 # A change of the table, or of what is around it.
 sub change
 {
@@ -252,7 +277,7 @@ sub change
 		sub { 'CREATE CONSTRAINT TRIGGER d_hostile AFTER INSERT OR UPDATE ON extension_storage DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hostile_trigger()' },
 		sub { "$alter " . one_of('DISABLE', 'ENABLE', 'ENABLE ALWAYS', 'ENABLE REPLICA') . ' TRIGGER ' . one_of('USER', 'a_hostile', 'extension_storage_count') =~ s/(ALWAYS|REPLICA) TRIGGER USER/$1 TRIGGER a_hostile/r },
 		sub { 'DROP TRIGGER ' . one_of('a_hostile', 'z_hostile', 'r_hostile', 'd_hostile', 'extension_storage_count', 'extension_storage_count_rows') . " ON $table" },
-		sub { 'CREATE RULE hostile AS ON ' . one_of('INSERT', 'UPDATE', 'DELETE') . " TO $table DO " . one_of('INSTEAD NOTHING', "ALSO SELECT hostile_check()", "INSTEAD SELECT 1") },
+		sub { 'CREATE RULE hostile AS ON ' . one_of('INSERT', 'UPDATE', 'DELETE') . " TO $table DO " . one_of('INSTEAD NOTHING', "ALSO SELECT hostile_check()", "INSTEAD SELECT 1", rule_of_two()) },
 		sub { "DROP RULE hostile ON $table" },
 		sub { "$alter " . one_of('ENABLE', 'FORCE', 'DISABLE', 'NO FORCE') . ' ROW LEVEL SECURITY' },
 		sub { "CREATE POLICY p" . int(rand 3) . " ON $table USING (" . one_of('true', 'hostile_check()', "key <> 'k1'", "hostile_check() OR key = 'k2'") . ')' . one_of('', ' WITH CHECK (hostile_check())') },
@@ -367,8 +392,9 @@ CREATE VIEW hostile_view AS SELECT * FROM people;
 CREATE TABLE legacy AS SELECT id, uuid, extension_id, user_fk, resource_type, resource_uuid, key, category,
 	description, value, value_type, is_encrypted, created_on, changed_on, created_by_fk, changed_by_fk
 	FROM extension_storage;
-INSERT INTO legacy SELECT i, gen_random_uuid(), 'acme.a', NULL, NULL, NULL, 'l' || i, NULL, NULL, 'x', 'text/plain',
-	false, now(), now(), 1, 1 FROM generate_series(1, 5) i;
+INSERT INTO legacy SELECT i, gen_random_uuid(), 'acme.a', NULL, NULL, NULL, 'l' || i, NULL, NULL,
+	CASE WHEN i % 2 = 0 THEN fernet_encrypt('x', fernet_derive_key('old'))::bytea ELSE 'x' END, 'text/plain',
+	i % 2 = 0, now(), now(), 1, 1 FROM generate_series(1, 5) i;
 SET extension_storage.encryption_keys = 'old';
 SELECT FROM generate_series(0, 7) i, ext_storage_set('acme.a', 'k' || i, 'words', is_encrypted => i % 2 = 0);
 SELECT ext_storage_set('acme.a', 'k1', 'words', user_fk => 1, resource_type => 'chart', resource_uuid => 'x');

@@ -142,6 +142,58 @@ $node->safe_psql('d', q{ALTER TABLE es.extension_storage_usage DROP CONSTRAINT n
 	DROP POLICY note ON es.extension_storage_usage; DROP RULE note ON es.extension_storage_usage; DROP INDEX es.note});
 $node->safe_psql('d', "DROP TRIGGER note ON es.extension_storage_usage; $set");
 
+# So he is of what calls nothing by itself, but may come to call something.
+$node->safe_psql('d', q{
+	CREATE ROLE friend; GRANT CREATE ON DATABASE d TO friend; SET ROLE friend;
+	CREATE SCHEMA mine; CREATE DOMAIN mine.number AS integer; CREATE TABLE mine.log (k text);
+	RESET ROLE;
+	CREATE TABLE mine.child () INHERITS (es.extension_storage); ALTER TABLE mine.child OWNER TO friend;
+	ALTER TABLE es.extension_storage ADD COLUMN extra mine.number, ADD COLUMN several mine.number[];
+	CREATE RULE log AS ON DELETE TO es.extension_storage DO ALSO INSERT INTO mine.log VALUES ('x');
+	GRANT TRIGGER ON es.extension_storage TO friend; GRANT TRIGGER ON es.extension_storage_usage TO PUBLIC});
+($rc, $out, $err) = $node->psql('d', 'SELECT es.ext_storage_take_over()');
+is(join('', $err =~ /WARNING:  (.*\n)/g), <<'END', 'the new owner is told of rules, types, children and rights, too') || diag($err);
+column extra of table es.extension_storage has a type of role friend
+column several of table es.extension_storage has a type of role friend
+rule log of table es.extension_storage may call anything
+table es.extension_storage lets role friend make triggers
+table es.extension_storage_usage lets PUBLIC make triggers
+table mine.child inherits and belongs to role friend
+END
+$node->safe_psql('d', q{DROP TABLE mine.child; DROP RULE log ON es.extension_storage;
+	ALTER TABLE es.extension_storage DROP COLUMN extra, DROP COLUMN several;
+	REVOKE TRIGGER ON es.extension_storage FROM friend; REVOKE TRIGGER ON es.extension_storage_usage FROM PUBLIC});
+
+# What a former holder has granted becomes the superuser's, to PUBLIC too; what
+# others have passed on stays theirs, and goes with what they have.
+$node->safe_psql('d', q{
+	CREATE ROLE first_holder; CREATE ROLE second_holder; CREATE ROLE passer; CREATE ROLE last_one;
+	ALTER TABLE es.extension_storage OWNER TO first_holder; ALTER TABLE es.extension_storage_usage OWNER TO first_holder;
+	GRANT USAGE ON SCHEMA es TO first_holder, second_holder, passer;
+	SELECT es.ext_storage_take_over();
+	SET ROLE first_holder;
+	GRANT EXECUTE ON FUNCTION es.ext_storage_count TO PUBLIC;
+	GRANT EXECUTE ON FUNCTION es.ext_storage_get TO passer WITH GRANT OPTION;
+	SET ROLE passer;
+	GRANT EXECUTE ON FUNCTION es.ext_storage_get TO last_one;
+	RESET ROLE; SET ROLE first_holder;
+	SELECT es.ext_storage_take_over()});
+my $granted = q{SELECT string_agg(concat_ws(' ', nullif(grantee, 0)::regrole, 'from', grantor::regrole), ', ' ORDER BY grantee)
+	FROM pg_proc, aclexplode(proacl) WHERE oid = 'es.%s'::regproc AND grantee <> proowner
+		AND (grantee = 0 OR grantee::regrole::text IN ('passer', 'last_one'))};
+is($node->safe_psql('d', sprintf $granted, 'ext_storage_get'), 'passer from first_holder, last_one from passer',
+	'while the holder is the same, grants stay as they are');
+$node->safe_psql('d', q{REASSIGN OWNED BY first_holder TO second_holder; SELECT es.ext_storage_take_over();
+	DROP OWNED BY first_holder});
+is($node->safe_psql('d', sprintf $granted, 'ext_storage_get'), "passer from $superuser, last_one from passer",
+	'what the former holder has granted stays');
+is($node->safe_psql('d', sprintf $granted, 'ext_storage_count'), "from $superuser", 'to PUBLIC too');
+$node->safe_psql('d', "ALTER TABLE es.extension_storage OWNER TO $superuser; ALTER TABLE es.extension_storage_usage OWNER TO $superuser");
+($rc, $out, $err) = $node->psql('d', q{BEGIN; ALTER EXTENSION extension_storage DROP TABLE es.extension_storage_usage;
+	SELECT es.ext_storage_take_over()});
+like($err, qr/ERROR:  table "extension_storage_usage" does not belong to extension "extension_storage"\nHINT:  Put it back/,
+	'a table that was taken out of the extension is named');
+
 # Release 1.0 has no table of the counts, so that anybody may have made one.
 $node->safe_psql('d', 'DROP TABLE app.ab_user, app.boards; DROP FUNCTION other.note; DROP EXTENSION extension_storage;'
 	. q{CREATE EXTENSION extension_storage SCHEMA es VERSION '1.0'; SET ROLE schema_owner;

@@ -197,7 +197,7 @@ $node->safe_psql('public_only', q{SELECT ext_storage.ext_storage_grant('leaver',
 like(
 	($node->psql('public_only', q{SELECT ext_storage.ext_storage_revoke('leaver')},
 		extra_params => [ '-U', 'app_owner' ]))[2],
-	qr/ERROR:  role leaver has rights that role postgres granted\n.*HINT:  That role or a superuser can take them back\./s,
+	qr/ERROR:  role leaver has rights that role postgres granted\n.*HINT:  Role postgres or a superuser can take them back\./s,
 	'the holder cannot take back what a superuser granted');
 like(
 	($node->psql('public_only', q{SELECT ext_storage.ext_storage_revoke('app_owner')}))[2],

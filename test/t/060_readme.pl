@@ -242,6 +242,13 @@ my ($ours, $peers) = $readme =~ /a rotation re-encrypts ([\d,]+) rows per second
 is($ours, rounded(median(@{ $rotation->{ours} })), 'rows per second of a rotation');
 is($peers, rounded(median(@{ $rotation->{peer} })), 'and those of the first implementation');
 
+# -- where the page's block has put pgcrypto: other programs look for it there --
+
+is( $node->safe_psql('postgres', q{
+		SELECT string_agg(extname || ' in ' || extnamespace::regnamespace, ', ' ORDER BY extname)
+		FROM pg_extension WHERE extname <> 'plpgsql'}),
+	'extension_storage in ext_storage, pgcrypto in public', 'schemas of the extensions');
+
 # -- the way out, which the page's last block is --
 
 $node->safe_psql('postgres', $uninstall);
