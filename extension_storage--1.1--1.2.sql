@@ -193,8 +193,8 @@ BEGIN
         WHERE a.attrelid = resources AND a.attname = uuid_column AND a.attnum > 0 AND NOT a.attisdropped
         UNION ALL
         SELECT d.typbasetype FROM base b JOIN pg_type d ON d.oid = b.oid AND d.typtype = 'd')
-    SELECT y.oid, y.typcategory NOT IN ('D', 'T') AND y.oid NOT IN ('bytea'::regtype,
-        'money'::regtype, 'real'::regtype, 'double precision'::regtype)
+    SELECT y.oid, y.typcategory = 'S' OR y.typtype = 'e' OR y.oid IN ('uuid'::regtype,
+        'smallint'::regtype, 'integer'::regtype, 'bigint'::regtype, 'numeric'::regtype)
     INTO type, is_fixed
     FROM base b JOIN pg_type y ON y.oid = b.oid AND y.typtype <> 'd';
     IF type IS NULL THEN
@@ -203,7 +203,7 @@ BEGIN
     ELSIF NOT is_fixed THEN
         RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
             MESSAGE = format('column "%s" of table %s has type %s', uuid_column, resources, type),
-            DETAIL = 'Its text depends on settings, so it cannot be compared with resource_uuid.',
+            DETAIL = 'Its text may depend on settings, so it cannot be compared with resource_uuid.',
             HINT = 'Use a column of text, of integers or of UUIDs.';
     END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
@@ -392,8 +392,8 @@ BEGIN
             WITH RECURSIVE base (oid) AS (
                 SELECT a.atttypid UNION ALL
                 SELECT d.typbasetype FROM base b JOIN pg_type d ON d.oid = b.oid AND d.typtype = 'd')
-            SELECT y.oid::regtype AS type, y.typcategory NOT IN ('D', 'T') AND y.oid NOT IN ('bytea'::regtype,
-                'money'::regtype, 'real'::regtype, 'double precision'::regtype) AS is_fixed
+            SELECT y.oid::regtype AS type, y.typcategory = 'S' OR y.typtype = 'e' OR y.oid IN ('uuid'::regtype,
+                'smallint'::regtype, 'integer'::regtype, 'bigint'::regtype, 'numeric'::regtype) AS is_fixed
             FROM base b JOIN pg_type y ON y.oid = b.oid AND y.typtype <> 'd') y ON true
         WHERE t.tgfoid = users_purge AND t.tgnargs = 1 OR t.tgfoid = resources_purge AND t.tgnargs = 2
         ORDER BY t.tgrelid, t.oid
@@ -405,7 +405,7 @@ BEGIN
         ELSIF NOT other.is_fixed THEN
             RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
                 MESSAGE = format('column "%s" of table %s has type %s', other.name, other.id, other.type),
-                DETAIL = 'Its text depends on settings, so it cannot be compared with resource_uuid.',
+                DETAIL = 'Its text may depend on settings, so it cannot be compared with resource_uuid.',
                 HINT = 'Attach the table with another column, or detach it.';
         END IF;
     END LOOP;
@@ -1008,59 +1008,49 @@ BEGIN
             LATERAL (
                 SELECT holder::oid AS grantee, true AS is_grantable
                 UNION ALL
-                -- what a former holder has granted, who has the right to from the owner
+                -- what a former holder has granted, who has the right to from the
+                -- owner; the present one has it already at any later call
                 SELECT a.grantee, a.is_grantable FROM aclexplode(o.acl) a
                 LEFT JOIN pg_roles r ON r.oid = a.grantee
                 WHERE (r.oid IS NOT NULL OR a.grantee = 0) AND a.privilege_type = o.privilege
                     AND a.grantee NOT IN (o.owner, holder) AND a.grantor NOT IN (o.owner, holder)
                     AND EXISTS (SELECT FROM aclexplode(o.acl) f
                         WHERE f.grantee = a.grantor AND f.grantor = o.owner AND f.is_grantable
+                            AND f.privilege_type = o.privilege)
+                    AND NOT EXISTS (SELECT FROM aclexplode(o.acl) f
+                        WHERE f.grantee = holder AND f.grantor = o.owner AND f.is_grantable
                             AND f.privilege_type = o.privilege)) g
     LOOP
         EXECUTE format('GRANT %s TO %s%s', item.what,
             CASE item.grantee WHEN 0 THEN 'PUBLIC' ELSE item.grantee::regrole::text END,
             CASE WHEN item.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
     END LOOP;
-    -- triggers, constraints, defaults, indexes, rules and policies of the tables
+    -- What is on the tables and uses anything that is neither the server's, as
+    -- which nothing is in pg_depend, nor the extension's: its code may be
+    -- another role's, or become so.
     FOR item IN
-        SELECT DISTINCT pg_describe_object(o.classid, o.objid, 0) AS what, r.oid::regrole AS owner
-        FROM pg_depend o
-        JOIN pg_depend u ON u.classid = o.classid AND u.objid = o.objid
-        JOIN pg_proc p ON p.oid = CASE u.refclassid
-            WHEN 'pg_proc'::regclass THEN u.refobjid
-            WHEN 'pg_operator'::regclass THEN (SELECT oprcode FROM pg_operator WHERE oid = u.refobjid) END
-        JOIN pg_roles r ON r.oid = p.proowner
-        WHERE o.refclassid = 'pg_class'::regclass AND o.refobjid IN (entries, counts)
-            AND r.oid <> holder AND NOT r.rolsuper
-        ORDER BY what
-    LOOP
-        RAISE WARNING USING
-            MESSAGE = format('%s calls a function of role %s', item.what, item.owner),
-            DETAIL = format('It may run with the rights of role %s.', holder),
-            HINT = 'Drop it, unless you trust that role.';
-    END LOOP;
-
-    -- rules, whose tables may have triggers, and what others own or may change
-    FOR item IN
-        SELECT format('rule %I of table %s', r.rulename, r.ev_class::regclass) AS what, 'may call anything' AS does
-        FROM pg_rewrite r WHERE r.ev_class IN (entries, counts)
+        WITH on_tables (class, id) AS (
+            SELECT 'pg_class'::regclass::oid, t.oid FROM unnest(ARRAY[entries, counts]) t (oid)
+            UNION ALL SELECT 'pg_class'::regclass, indexrelid FROM pg_index WHERE indrelid IN (entries, counts)
+            UNION ALL SELECT 'pg_trigger'::regclass, oid FROM pg_trigger WHERE tgrelid IN (entries, counts)
+            UNION ALL SELECT 'pg_constraint'::regclass, oid FROM pg_constraint WHERE conrelid IN (entries, counts)
+            UNION ALL SELECT 'pg_attrdef'::regclass, oid FROM pg_attrdef WHERE adrelid IN (entries, counts)
+            UNION ALL SELECT 'pg_policy'::regclass, oid FROM pg_policy WHERE polrelid IN (entries, counts)
+            UNION ALL SELECT 'pg_rewrite'::regclass, oid FROM pg_rewrite WHERE ev_class IN (entries, counts)
+            UNION ALL SELECT 'pg_statistic_ext'::regclass, oid FROM pg_statistic_ext WHERE stxrelid IN (entries, counts))
+        SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid) AS what,
+            'uses ' || pg_describe_object(d.refclassid, d.refobjid, 0) AS does
+        FROM on_tables o
+        JOIN pg_depend d ON d.classid = o.class AND d.objid = o.id
+        WHERE d.refclassid NOT IN ('pg_namespace'::regclass, 'pg_extension'::regclass)
+            AND NOT EXISTS (SELECT FROM on_tables r WHERE r.class = d.refclassid AND r.id = d.refobjid)
+            AND NOT EXISTS (
+                SELECT FROM pg_depend m JOIN pg_extension x ON x.oid = m.refobjid AND x.extname = 'extension_storage'
+                WHERE m.classid = d.refclassid AND m.objid = d.refobjid
+                    AND m.refclassid = 'pg_extension'::regclass AND m.deptype = 'e')
         UNION ALL
-        SELECT format('table %s', c.oid::regclass), format('inherits and belongs to role %s', r.rolname)
-        FROM (WITH RECURSIVE children (oid) AS (
-                SELECT inhrelid FROM pg_inherits WHERE inhparent IN (entries, counts)
-                UNION
-                SELECT i.inhrelid FROM pg_inherits i JOIN children p ON i.inhparent = p.oid)
-            SELECT oid FROM children) i
-        JOIN pg_class c ON c.oid = i.oid
-        JOIN pg_roles r ON r.oid = c.relowner AND r.oid <> holder AND NOT r.rolsuper
-        UNION ALL
-        SELECT format('column %I of table %s', a.attname, a.attrelid::regclass),
-            format('has a type of role %s', r.rolname)
-        FROM pg_attribute a
-        JOIN pg_type t ON t.oid = a.atttypid
-        LEFT JOIN pg_type e ON e.oid = t.typelem
-        JOIN pg_roles r ON r.oid IN (t.typowner, e.typowner) AND r.oid <> holder AND NOT r.rolsuper
-        WHERE a.attrelid IN (entries, counts) AND a.attnum > 0 AND NOT a.attisdropped
+        SELECT format('table %s', inhrelid::regclass), format('inherits from table %s', inhparent::regclass)
+        FROM pg_inherits WHERE inhparent IN (entries, counts)
         UNION ALL
         SELECT format('table %s', c.oid::regclass),
             format('lets %s make triggers', coalesce('role ' || quote_ident(r.rolname), 'PUBLIC'))
@@ -1072,8 +1062,8 @@ BEGIN
     LOOP
         RAISE WARNING USING
             MESSAGE = format('%s %s', item.what, item.does),
-            DETAIL = format('What it runs may run with the rights of role %s.', holder),
-            HINT = 'Drop or revoke it, unless you trust who made it.';
+            DETAIL = format('This may run code of others with the rights of role %s.', holder),
+            HINT = 'Drop or revoke it, unless you trust who made it and who owns what it uses.';
     END LOOP;
 
     -- There is no ALTER EXTENSION ... OWNER TO.

@@ -141,7 +141,9 @@ DROP FUNCTION regress_app.note() CASCADE;
 
 -- A column whose text depends on settings cannot be compared.
 CREATE DOMAIN regress_app.day AS date;
-CREATE TABLE regress_app.typed (day date, own regress_app.day, at timestamptz, span interval, bytes bytea, price money, x real, y float8);
+CREATE TYPE regress_app.pair AS (a date, b bytea);
+CREATE TABLE regress_app.typed (day date, own regress_app.day, at timestamptz, span interval, bytes bytea, price money,
+    x real, y float8, days date[], range daterange, pair regress_app.pair, class regclass, place point);
 SELECT attname, pg_temp.error_of(format('SELECT ext_storage_attach_resource(''typed'', ''regress_app.typed'', %L)', attname))
 FROM pg_attribute WHERE attrelid = 'regress_app.typed'::regclass AND attnum > 0 ORDER BY attnum;
 DROP TABLE regress_app.typed;
@@ -452,7 +454,7 @@ ROLLBACK;
 DELETE FROM extension_storage WHERE key = 'long';
 -- A cast that the owner of an attached table has made of its column is not used.
 BEGIN;
-CREATE TYPE regress_app.own AS (id text);
+CREATE TYPE regress_app.own AS ENUM ('one', '(one)');
 CREATE FUNCTION regress_app.own_cast(regress_app.own) RETURNS bigint LANGUAGE plpgsql
 AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
 CREATE FUNCTION regress_app.own_text(regress_app.own) RETURNS text LANGUAGE plpgsql
@@ -463,13 +465,13 @@ CREATE TABLE regress_app.owned (id integer PRIMARY KEY, "sl\üg" text, padded ch
 SELECT ext_storage_attach_users('regress_app.owned'),
     ext_storage_attach_resource('owned', 'regress_app.owned', 'sl\üg'),
     ext_storage_attach_resource('padded', 'regress_app.owned', 'padded');
-ALTER TABLE regress_app.owned ALTER "sl\üg" TYPE regress_app.own USING ROW("sl\üg");
-INSERT INTO regress_app.owned VALUES (1, ROW('one'), 'one');
+ALTER TABLE regress_app.owned ALTER "sl\üg" TYPE regress_app.own USING 'one';
+INSERT INTO regress_app.owned VALUES (1, '(one)', 'one');
 SELECT count(*) FROM (VALUES ('owned', '(one)'), ('owned', 'one'), ('padded', 'one'), ('padded', 'two')) v (type, uuid),
     ext_storage_set('acme.owned', 'k', 'x', resource_type => type, resource_uuid => uuid);
 SELECT ext_storage_purge_orphans();
 SELECT resource_type, resource_uuid FROM extension_storage WHERE extension_id = 'acme.owned' ORDER BY 1;
-ALTER TABLE regress_app.owned ALTER id TYPE regress_app.own USING ROW(id);
+ALTER TABLE regress_app.owned ALTER id TYPE regress_app.own USING 'one';
 SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
 ROLLBACK;
 -- Nor is a part of such a table that another role owns read by anybody else.

@@ -237,6 +237,19 @@ TRUNCATE hostile_people, hostile_resources;
 ROLLBACK;
 SELECT key FROM extension_storage WHERE extension_id = 'acme.kept' ORDER BY 1;
 DROP TRIGGER hostile ON extension_storage;
+-- So is what comes back each time.
+CREATE FUNCTION hostile_again() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO extension_storage SELECT old.*;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER hostile AFTER DELETE ON extension_storage
+    FOR EACH ROW WHEN (OLD.key = 'l') EXECUTE FUNCTION hostile_again();
+SELECT pg_temp.error_of($$SELECT ext_storage_purge_extension('acme.kept')$$);
+BEGIN;
+DELETE FROM hostile_people WHERE id = 5;
+ROLLBACK;
+DROP FUNCTION hostile_again() CASCADE;
 DELETE FROM hostile_people WHERE id = 5;
 SELECT ext_storage_purge_orphans();
 DROP TABLE hostile_people, hostile_resources;

@@ -88,6 +88,9 @@ SELECT count(*) FROM ext_storage_set_many('acme.tasks', '{a,b}',
 SELECT * FROM pg_temp.counted ORDER BY 1;
 SELECT pg_temp.error_of($$SELECT count(*) FROM ext_storage_set_many('acme.tasks', '{a,b}',
     ARRAY[repeat('x', 51)::bytea, ''::bytea], categories => '{acme.other,NULL}')$$);
+SELECT ext_storage_delete('acme.other', 'b');
+SELECT count(*) FROM ext_storage_set_many('acme.tasks', '{a,b}',
+    ARRAY[repeat('x', 68)::bytea, ''::bytea], categories => '{acme.other,NULL}');
 SET LOCAL extension_storage.quota_per_extension = 50;
 SELECT pg_temp.put_many('acme.tasks', '{a,b}', '{68,0}');
 SELECT pg_temp.error_of($$SELECT pg_temp.put_many('acme.tasks', '{a,b}', '{68,1}')$$);

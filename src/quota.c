@@ -243,8 +243,17 @@ typedef struct Usage
 static HTAB *usages = NULL;
 static List *changes = NIL;		/* by nest_level */
 
-/* The extension whose quota is checked when a block of QuotaCheckAtEnd ends. */
-static const Usage *checked_at_end = NULL;
+/*
+ * The extensions whose quotas are checked when a block of QuotaCheckAtEnd ends,
+ * the innermost block's first.
+ */
+typedef struct CheckedAtEnd
+{
+	const Usage *usage;
+	const struct CheckedAtEnd *outer;
+} CheckedAtEnd;
+
+static const CheckedAtEnd *checked_at_end = NULL;
 static Oid	counting_function = InvalidOid; /* that noted the last change */
 
 /*
@@ -939,6 +948,16 @@ check_quota(const Usage *usage, int64 total, int64 bytes)
 				 errhint("Delete entries, or raise extension_storage.quota_per_extension.")));
 }
 
+/* Is the quota of an extension checked later? */
+static bool
+is_checked_at_end(const Usage *usage)
+{
+	for (const CheckedAtEnd *block = checked_at_end; block != NULL; block = block->outer)
+		if (block->usage == usage)
+			return true;
+	return false;
+}
+
 /*
  * QuotaCheckAtEnd
  *		Runs a block that makes several changes of an extension's entries, for
@@ -949,31 +968,31 @@ void
 QuotaCheckAtEnd(Connection *connection, Datum extension_id,
 				StatementBlock block, void *state)
 {
-	const Usage *outer = checked_at_end;
-	Usage	   *usage = NULL;
-	int64		before = 0;
+	CheckedAtEnd checked = {.outer = checked_at_end};
+	Usage	   *usage;
+	int64		before;
 
-	if (quota_per_extension > 0 && QuotaIsCounting(connection))
-	{
-		usage = find_usage(extension_id);
-		if (usage == outer)
-			usage = NULL;		/* a trigger of that block calls */
-		else
-			before = lock_usage(connection, usage);
-	}
-	if (usage == NULL)
+	if (quota_per_extension == 0 || !QuotaIsCounting(connection))
 	{
 		block(state);
 		return;
 	}
+	usage = find_usage(extension_id);
+	if (is_checked_at_end(usage))
+	{
+		block(state);			/* called by a trigger of an outer block */
+		return;
+	}
+	before = lock_usage(connection, usage);
+	checked.usage = usage;
 	PG_TRY();
 	{
-		checked_at_end = usage;
+		checked_at_end = &checked;
 		block(state);
 	}
 	PG_FINALLY();
 	{
-		checked_at_end = outer;
+		checked_at_end = checked.outer;
 	}
 	PG_END_TRY();
 	if (QuotaIsCounting(connection))
@@ -1024,7 +1043,7 @@ write_changes(Connection *connection)
 			continue;
 		total = run_usage(connection, &add_placed_statement,
 						  &add_usage_statement, change->usage, change->bytes);
-		if (change->usage != checked_at_end)
+		if (!is_checked_at_end(change->usage))
 			check_quota(change->usage, total, change->bytes);
 		pfree(change);
 	}

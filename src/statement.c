@@ -1510,9 +1510,9 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
  *		Runs a statement that deletes or changes rows, until another statement
  *		finds none that it is for; returns how many it was.
  *
- * Sets kept if it goes on to find some that the statement does not touch: a
- * trigger or a policy of the table prevents it.  What others insert meanwhile
- * is no reason, unless it never ends.
+ * Sets kept if it goes on to find some: a trigger, a rule or a policy of the
+ * table keeps them, or puts them back.  What others insert meanwhile is no
+ * reason, unless it never ends.
  *
  * A distributed table is not asked: over all shards Citus has no generic plan
  * of a SELECT with parameters.
@@ -1523,14 +1523,13 @@ StatementRunForAll(Connection *connection, Statement *statement,
 				   bool as_owner, bool *kept)
 {
 	uint64		ntotal = 0;
+	uint64		nfound = 0;
 	int			in_vain = 0;
 	bool		find_left = !StatementIsDistributed(connection);
 
-	*kept = false;
-	for (int i = 0; i < MAX_RUNS && !*kept; i++)
+	for (int i = 0; i < MAX_RUNS && in_vain < 2; i++)
 	{
 		uint64		nrows;
-		uint64		nfound = 0;
 
 		CHECK_FOR_INTERRUPTS();
 		if (as_owner)
@@ -1549,7 +1548,8 @@ StatementRunForAll(Connection *connection, Statement *statement,
 		if (nfound == 0)
 			break;
 		if (nrows == 0)
-			*kept = ++in_vain == 2;
+			in_vain++;
 	}
+	*kept = nfound > 0;
 	return ntotal;
 }
