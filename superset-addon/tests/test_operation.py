@@ -379,8 +379,8 @@ def test_init_without_rights(tmp_path: Path) -> None:
         done = superset.run("init-extension-storage", check=False)
         assert done.returncode == 1
         assert (
-            "In database other a superuser, or who owns the extension and, for what"
-            " attaches a table, that table, must run\n" in done.stderr
+            "In database other, a superuser, or a role that owns the extension and each"
+            " table that is attached, must run\n" in done.stderr
         )
         assert "Server:" not in done.stdout
         statements = left(done.stderr)
