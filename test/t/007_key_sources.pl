@@ -193,6 +193,9 @@ like(answer('SELECT count(*) FROM ext_storage_configured_keys()', 'SELECT 1/0'),
 write_file($broken =~ s/\n(.*)\n/\n"$1"\n/r);
 like(answer('SELECT count(*) FROM ext_storage_configured_keys()', 'SELECT 1/0'),
 	qr/^ERROR:/, 'and none where the second line is in double quotes');
+write_file($broken =~ s/Yg==\n/YmF!\n/r);
+like(answer('SELECT count(*) FROM ext_storage_configured_keys()', 'SELECT 1/0'),
+	qr/^ERROR:/, 'or ends with what is no base64');
 # A file that is longer than it was a moment ago, as a file that is being
 # written: those of /proc say that they are empty.
 symlink '/proc/self/auxv', "$file.auxv" or die "symlink: $!";
