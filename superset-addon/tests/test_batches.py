@@ -183,20 +183,20 @@ def test_values_are_bounded_by_bytes(admin: Client) -> None:
         ("include=values", "include must be value"),
         ("after=a&after_key=b", "exclude each other"),
         ("order=newest&after_key=b", "after_key is for lists by key"),
-        ("after=", "after is not the next"),
-        ("after=%C3%A9", "after is not the next"),
-        ("after=eA==", "after is not the next"),
+        ("after=", "after must be the next"),
+        ("after=%C3%A9", "after must be the next"),
+        ("after=eA==", "after must be the next"),
         *(
             (
                 "after=" + base64.urlsafe_b64encode(text).decode(),
-                "after is not the next",
+                "after must be the next",
             )
             for text in (b"null", b"[]", b"[1]", b'["a", 1]', b"\xff", b"[" * 2500)
         ),
         *(
             (
                 "order=newest&after=" + base64.urlsafe_b64encode(text).decode(),
-                "after is not the next",
+                "after must be the next",
             )
             for text in (
                 *(b'["a"]', b'["a", 1]', b'["a", "x"]', b'["a", null, null]'),
@@ -398,8 +398,8 @@ GOOD = {"op": "set", "key": "good", "value": "x"}
         ({"op": "set", "key": "a/b"}, "key must have 1 to 255"),
         ({"op": "set", "key": ".."}, "key must not be"),
         ({"op": "set", "key": "a\0b"}, "key must not be"),
-        ({"op": "get", "key": "good"}, "key has an operation before"),
-        ({"op": "set", "key": "good"}, "key has an operation before"),
+        ({"op": "get", "key": "good"}, "an operation before this one has the same key"),
+        ({"op": "set", "key": "good"}, "an operation before this one has the same key"),
         ({"op": "get", "key": "k", "value": "x"}, "unknown field 'value'"),
         ({"op": "delete", "key": "k", "surprise": 1}, "unknown field 'surprise'"),
         ({"op": "get", "key": "k", "if_match": "*"}, "if_match"),
