@@ -40,12 +40,25 @@ static const struct
 {
 	const char *name;
 	GucContext	context;
-}			guarded_settings[] =
+}			other_settings[] =
 
 {
 	{"extension_storage.max_value_size", PGC_SUSET},
 	{"extension_storage.quota_per_extension", PGC_SUSET},
 };
+
+/*
+ * Returns the name of the nth of these and of the sources' settings, from 0,
+ * and in *context who can set it; NULL if there are not so many.
+ */
+static const char *
+guarded_setting(size_t n, GucContext *context)
+{
+	if (n >= lengthof(other_settings))
+		return SecretsSetting(n - lengthof(other_settings), context);
+	*context = other_settings[n].context;
+	return other_settings[n].name;
+}
 
 /* Returns the placeholder of a setting that is not defined, NULL if none. */
 static const struct config_generic *
@@ -108,10 +121,7 @@ refuse_displaced_settings(void)
 	const char *name;
 	GucContext	context;
 
-	for (size_t i = 0; i < lengthof(guarded_settings); i++)
-		refuse_displaced_setting(guarded_settings[i].name,
-								 guarded_settings[i].context);
-	for (size_t i = 0; (name = SecretsSetting(i, &context)) != NULL; i++)
+	for (size_t i = 0; (name = guarded_setting(i, &context)) != NULL; i++)
 		refuse_displaced_setting(name, context);
 }
 
@@ -123,10 +133,7 @@ is_guarded(const struct config_generic *option)
 	const char *name;
 	GucContext	context;
 
-	for (size_t i = 0; i < lengthof(guarded_settings); i++)
-		if (strcmp(guarded_settings[i].name, option->name) == 0)
-			return guarded_settings[i].context == option->context;
-	for (size_t i = 0; (name = SecretsSetting(i, &context)) != NULL; i++)
+	for (size_t i = 0; (name = guarded_setting(i, &context)) != NULL; i++)
 		if (strcmp(name, option->name) == 0)
 			return context == option->context;
 	return false;

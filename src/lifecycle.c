@@ -147,33 +147,43 @@ static bool expand_gone(StringInfo sql, const char *placeholder, int shape);
 
 #define NAMES_GONE "e.created_by_fk" IS_GONE " OR e.changed_by_fk" IS_GONE
 
-static Statement lock_users_statement =
-LOCK_ENTRIES(NAMES_GONE, false, STATEMENT_PARAMS(user_params, NUM_USER_PARAMS),
-			 .expand = expand_gone);
-static Statement find_users_statement =
-FIND_ENTRY(NAMES_GONE, false, STATEMENT_PARAMS(user_params, NUM_USER_PARAMS),
-		   .expand = expand_gone);
-static Statement clear_users_statement = {
-	.sql = "UPDATE " SQL_TABLE " SET created_by_fk ="
-	" CASE WHEN e.created_by_fk" IS_GONE " THEN NULL ELSE e.created_by_fk END,"
-	" changed_by_fk ="
-	" CASE WHEN e.changed_by_fk" IS_GONE " THEN NULL ELSE e.changed_by_fk END"
-	" WHERE " NAMES_GONE,
-	STATEMENT_PARAMS(user_params, NUM_USER_PARAMS),
-	.expand = expand_gone,
-	.keeps_bytes = true
+/* How users are cleared from the audit columns of entries. */
+typedef struct Clearing
+{
+	Statement	lock_entries;
+	Statement	clear_entries;
+	Statement	find_entry;
+} Clearing;
+
+static Clearing clear_gone = {
+	.lock_entries = LOCK_ENTRIES(NAMES_GONE, false,
+								 STATEMENT_PARAMS(user_params, NUM_USER_PARAMS),
+								 .expand = expand_gone),
+	.clear_entries = {
+		.sql = "UPDATE " SQL_TABLE " SET created_by_fk ="
+		" CASE WHEN e.created_by_fk" IS_GONE " THEN NULL ELSE e.created_by_fk END,"
+		" changed_by_fk ="
+		" CASE WHEN e.changed_by_fk" IS_GONE " THEN NULL ELSE e.changed_by_fk END"
+		" WHERE " NAMES_GONE,
+		STATEMENT_PARAMS(user_params, NUM_USER_PARAMS),
+		.expand = expand_gone,
+		.keeps_bytes = true
+	},
+	.find_entry = FIND_ENTRY(NAMES_GONE, false,
+							 STATEMENT_PARAMS(user_params, NUM_USER_PARAMS),
+							 .expand = expand_gone)
 };
 
 #define NAMES_ANY "e.created_by_fk IS NOT NULL OR e.changed_by_fk IS NOT NULL"
 
-static Statement lock_all_users_statement =
-LOCK_ENTRIES(NAMES_ANY, false,.params = NULL);
-static Statement find_all_users_statement =
-FIND_ENTRY(NAMES_ANY, false,.params = NULL);
-static Statement clear_all_users_statement = {
-	.sql = "UPDATE " SQL_TABLE " SET created_by_fk = NULL, changed_by_fk = NULL"
-	" WHERE " NAMES_ANY,
-	.keeps_bytes = true
+static Clearing clear_all = {
+	.lock_entries = LOCK_ENTRIES(NAMES_ANY, false, .params = NULL),
+	.clear_entries = {
+		.sql = "UPDATE " SQL_TABLE " SET created_by_fk = NULL, changed_by_fk = NULL"
+		" WHERE " NAMES_ANY,
+		.keeps_bytes = true
+	},
+	.find_entry = FIND_ENTRY(NAMES_ANY, false, .params = NULL)
 };
 
 /* Other tables that are attached for the same, by the arguments of triggers. */
@@ -521,13 +531,11 @@ purge_deleted(Connection *connection, Purge *purge, const StatementArgs *args)
 				 errhint("Correct that, then call ext_storage_purge_orphans().")));
 }
 
-/* How users are cleared from the audit columns. */
+/* What clear_users is told. */
 typedef struct ClearUsers
 {
 	Connection *connection;
-	Statement  *lock;
-	Statement  *clear;
-	Statement  *find;
+	Clearing   *clearing;
 	const StatementArgs *args;
 } ClearUsers;
 
@@ -541,9 +549,11 @@ clear_users(void *state)
 	bool		kept;
 
 	StatementLockTable(users->connection, RowExclusiveLock);
-	lock_entries(users->connection, users->lock, users->args);
-	(void) StatementRunForAll(users->connection, users->clear, users->find,
-							  users->args, true, &kept);
+	lock_entries(users->connection, &users->clearing->lock_entries, users->args);
+	(void) StatementRunForAll(users->connection,
+							  &users->clearing->clear_entries,
+							  &users->clearing->find_entry, users->args, true,
+							  &kept);
 	if (kept)
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -557,10 +567,10 @@ clear_users(void *state)
  * later constraint refuses must not be what keeps a user from being deleted.
  */
 static void
-try_clear_users(Connection *connection, Statement *lock, Statement *clear,
-				Statement *find, const StatementArgs *args)
+try_clear_users(Connection *connection, Clearing *clearing,
+				const StatementArgs *args)
 {
-	ClearUsers	users = {connection, lock, clear, find, args};
+	ClearUsers	users = {connection, clearing, args};
 	ErrorData  *error = StatementTry(clear_users, &users);
 
 	if (error == NULL)
@@ -598,9 +608,7 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 		if (is_only_table(&connection, fcinfo, NULL))
 		{
 			purge_deleted(&connection, &purge_all_users, &args);
-			try_clear_users(&connection, &lock_all_users_statement,
-							&clear_all_users_statement,
-							&find_all_users_statement, &args);
+			try_clear_users(&connection, &clear_all, &args);
 		}
 	}
 	else if ((texts = deleted_values(trigdata,
@@ -617,8 +625,7 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 		purge_deleted(&connection, &purge_users, &args);
 		if (StatementIsDistributed(&connection))
 			args.shape = SHAPE_DISTRIBUTED;
-		try_clear_users(&connection, &lock_users_statement,
-						&clear_users_statement, &find_users_statement, &args);
+		try_clear_users(&connection, &clear_gone, &args);
 	}
 	SPI_finish();
 	return PointerGetDatum(NULL);

@@ -242,6 +242,7 @@ typedef struct Usage
  */
 static HTAB *usages = NULL;
 static List *changes = NIL;		/* by nest_level */
+static Oid	counting_function = InvalidOid; /* that noted the last change */
 
 /*
  * The extensions whose quotas are checked when a block of QuotaCheckAtEnd ends,
@@ -254,7 +255,6 @@ typedef struct CheckedAtEnd
 } CheckedAtEnd;
 
 static const CheckedAtEnd *checked_at_end = NULL;
-static Oid	counting_function = InvalidOid; /* that noted the last change */
 
 /*
  * The setting.  A real number, because an integer one ends at 2 GB; below 2^53

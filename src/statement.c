@@ -1502,6 +1502,15 @@ StatementRunAsOwner(Connection *connection, Statement *statement,
 	return SPI_processed;
 }
 
+/* Runs a statement with the rights of the table's owner, or the caller's. */
+static uint64
+run_with_rights(Connection *connection, Statement *statement,
+				const StatementArgs *args, bool as_owner)
+{
+	return as_owner ? StatementRunAsOwner(connection, statement, args) :
+		StatementRun(connection, statement, args, false);
+}
+
 /* How often StatementRunForAll runs a statement, at most. */
 #define MAX_RUNS 10
 
@@ -1532,19 +1541,10 @@ StatementRunForAll(Connection *connection, Statement *statement,
 		uint64		nrows;
 
 		CHECK_FOR_INTERRUPTS();
-		if (as_owner)
-		{
-			nrows = StatementRunAsOwner(connection, statement, args);
-			if (find_left)
-				nfound = StatementRunAsOwner(connection, find, args);
-		}
-		else
-		{
-			nrows = StatementRun(connection, statement, args, false);
-			if (find_left)
-				nfound = StatementRun(connection, find, args, false);
-		}
+		nrows = run_with_rights(connection, statement, args, as_owner);
 		ntotal += nrows;
+		if (find_left)
+			nfound = run_with_rights(connection, find, args, as_owner);
 		if (nfound == 0)
 			break;
 		if (nrows == 0)
