@@ -300,9 +300,11 @@ DECLARE
     holder regrole;
     users_purge regprocedure;
     resources_purge regprocedure;
+    triggers oid[];
     other record;
     kind record;
     gone text;
+    locked bigint[];
     kept boolean;
     author text;
     n bigint := 0;
@@ -325,6 +327,7 @@ BEGIN
     WHERE proname = 'ext_storage_users_deleted' AND pronargs = 0 AND pronamespace = home;
     SELECT oid INTO STRICT resources_purge FROM pg_proc
     WHERE proname = 'ext_storage_resources_deleted' AND pronargs = 0 AND pronamespace = home;
+    triggers := ARRAY(SELECT oid FROM pg_trigger WHERE tgfoid IN (users_purge, resources_purge) ORDER BY oid);
     IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
         AND NOT (SELECT rolsuper FROM pg_roles WHERE oid = holder) THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
@@ -340,7 +343,7 @@ BEGIN
     JOIN pg_roles r ON r.oid = CASE p.rolname WHEN 'pg_database_owner' THEN d.datdba ELSE p.oid END
     WHERE (n.oid = home OR n.oid IN (
             SELECT c.relnamespace FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-            WHERE t.tgfoid IN (users_purge, resources_purge)))
+            WHERE t.oid = ANY (triggers)))
         AND r.oid <> holder AND r.rolname <> current_user AND NOT r.rolsuper
     ORDER BY n.nspname LIMIT 1;
     IF FOUND THEN
@@ -354,7 +357,7 @@ BEGIN
     -- partition may have another owner
     WITH RECURSIVE attached AS (
         SELECT tgrelid AS oid FROM pg_trigger
-        WHERE tgfoid IN (users_purge, resources_purge)
+        WHERE oid = ANY (triggers)
         UNION
         SELECT i.inhrelid FROM attached a JOIN pg_inherits i ON i.inhparent = a.oid)
     SELECT c.oid::regclass AS id, r.oid::regrole AS owner INTO other
@@ -395,7 +398,8 @@ BEGIN
             SELECT y.oid::regtype AS type, y.typcategory = 'S' OR y.typtype = 'e' OR y.oid IN ('uuid'::regtype,
                 'smallint'::regtype, 'integer'::regtype, 'bigint'::regtype, 'numeric'::regtype) AS is_fixed
             FROM base b JOIN pg_type y ON y.oid = b.oid AND y.typtype <> 'd') y ON true
-        WHERE t.tgfoid = users_purge AND t.tgnargs = 1 OR t.tgfoid = resources_purge AND t.tgnargs = 2
+        WHERE t.oid = ANY (triggers)
+            AND t.tgnargs = CASE t.tgfoid WHEN users_purge THEN 1 ELSE 2 END
         ORDER BY t.tgrelid, t.oid
     LOOP
         IF other.attname IS NULL THEN
@@ -419,7 +423,7 @@ BEGIN
                     convert_from(substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1), encoding),
                     t.tgrelid::regclass) AS ids
             FROM pg_trigger t
-            WHERE t.tgfoid = users_purge
+            WHERE t.oid = ANY (triggers) AND t.tgfoid = users_purge
                 AND t.tgnargs = 1
             UNION
             SELECT convert_from(substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1), encoding),
@@ -429,7 +433,7 @@ BEGIN
                         FOR length(t.tgargs) - position(nul IN t.tgargs) - 1), encoding),
                     t.tgrelid::regclass)
             FROM pg_trigger t
-            WHERE t.tgfoid = resources_purge
+            WHERE t.oid = ANY (triggers) AND t.tgfoid = resources_purge
                 AND t.tgnargs = 2) a
         GROUP BY a.resource_type
     LOOP
@@ -438,10 +442,15 @@ BEGIN
                 ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.user_fk)', home, kind.present)
             ELSE format('%s.extension_storage e WHERE e.resource_type = $1'
                 ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.resource_uuid)', home, kind.present) END;
-        EXECUTE 'DELETE FROM ' || gone USING kind.resource_type;
+        -- Who had to be waited for may have made the user or the resource again,
+        -- which only a snapshot from after the locks shows.
+        EXECUTE 'SELECT array_agg(l.id) FROM (SELECT e.id FROM ' || gone || ' FOR UPDATE OF e) l'
+            INTO locked USING kind.resource_type;
+        gone := gone || ' AND e.id = ANY ($2)';
+        EXECUTE 'DELETE FROM ' || gone USING kind.resource_type, locked;
         GET DIAGNOSTICS n = ROW_COUNT;
         purged := purged + n;
-        EXECUTE 'SELECT EXISTS (SELECT FROM ' || gone || ')' INTO kept USING kind.resource_type;
+        EXECUTE 'SELECT EXISTS (SELECT FROM ' || gone || ')' INTO kept USING kind.resource_type, locked;
         IF kept THEN
             RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
                 MESSAGE = 'some entries of deleted users or resources are left',
@@ -455,8 +464,12 @@ BEGIN
             FOREACH author IN ARRAY ARRAY['created_by_fk', 'changed_by_fk'] LOOP
                 gone := format('e.%I IS NOT NULL AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.%1$I)',
                     author, kind.present);
-                EXECUTE format('UPDATE %s.extension_storage e SET %I = NULL WHERE %s', home, author, gone);
-                EXECUTE format('SELECT EXISTS (SELECT FROM %s.extension_storage e WHERE %s)', home, gone) INTO kept;
+                EXECUTE format('SELECT array_agg(l.id) FROM (SELECT e.id FROM %s.extension_storage e WHERE %s FOR UPDATE) l',
+                    home, gone) INTO locked;
+                gone := gone || ' AND e.id = ANY ($1)';
+                EXECUTE format('UPDATE %s.extension_storage e SET %I = NULL WHERE %s', home, author, gone) USING locked;
+                EXECUTE format('SELECT EXISTS (SELECT FROM %s.extension_storage e WHERE %s)', home, gone) INTO kept
+                    USING locked;
                 IF kept THEN
                     RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
                         MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
@@ -471,6 +484,11 @@ BEGIN
                 HINT = 'Change the entries so that they satisfy the constraint, then call ext_storage_purge_orphans().';
         END;
     END LOOP;
+    IF triggers <> ARRAY(SELECT oid FROM pg_trigger WHERE tgfoid IN (users_purge, resources_purge) ORDER BY oid) THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'could not serialize access because a table was attached or detached',
+            HINT = 'Repeat the transaction.';
+    END IF;
     RETURN purged;
 END
 $$;
@@ -1027,7 +1045,8 @@ BEGIN
     END LOOP;
     -- What is on the tables and uses anything that is neither the server's, as
     -- which nothing is in pg_depend, nor the extension's: its code may be
-    -- another role's, or become so.
+    -- another role's, or become so.  Some functions of the server run what they
+    -- get as text.
     FOR item IN
         WITH on_tables (class, id) AS (
             SELECT 'pg_class'::regclass::oid, t.oid FROM unnest(ARRAY[entries, counts]) t (oid)
@@ -1052,6 +1071,22 @@ BEGIN
         SELECT format('table %s', inhrelid::regclass), format('inherits from table %s', inhparent::regclass)
         FROM pg_inherits WHERE inhparent IN (entries, counts)
         UNION ALL
+        SELECT DISTINCT pg_describe_object(o.class, o.id, 0), 'runs the query that function ' || p.proname || ' is given'
+        FROM on_tables o
+        JOIN (
+            SELECT 'pg_class'::regclass::oid, indexrelid, concat(indexprs, indpred) FROM pg_index
+            UNION ALL SELECT 'pg_trigger'::regclass, oid, tgqual::text FROM pg_trigger
+            UNION ALL SELECT 'pg_constraint'::regclass, oid, conbin::text FROM pg_constraint
+            UNION ALL SELECT 'pg_attrdef'::regclass, oid, adbin::text FROM pg_attrdef
+            UNION ALL SELECT 'pg_policy'::regclass, oid, concat(polqual, polwithcheck) FROM pg_policy
+            UNION ALL SELECT 'pg_rewrite'::regclass, oid, concat(ev_qual, ev_action) FROM pg_rewrite
+            UNION ALL SELECT 'pg_statistic_ext'::regclass, oid, stxexprs::text FROM pg_statistic_ext) e (class, id, nodes)
+            ON e.class = o.class AND e.id = o.id
+        JOIN pg_proc p ON e.nodes ~ format(':funcid %s ', p.oid)
+        WHERE p.pronamespace = 'pg_catalog'::regnamespace
+            AND (p.proname IN ('ts_rewrite', 'ts_stat') AND 'text'::regtype = ANY (p.proargtypes)
+                OR p.proname ~ '^(cursor|database|query|schema|table)_to_xml')
+        UNION ALL
         SELECT format('table %s', c.oid::regclass),
             format('lets %s make triggers', coalesce('role ' || quote_ident(r.rolname), 'PUBLIC'))
         FROM pg_class c, aclexplode(c.relacl) a
@@ -1064,6 +1099,23 @@ BEGIN
             MESSAGE = format('%s %s', item.what, item.does),
             DETAIL = format('This may run code of others with the rights of role %s.', holder),
             HINT = 'Drop or revoke it, unless you trust who made it and who owns what it uses.';
+    END LOOP;
+
+    FOR item IN
+        SELECT DISTINCT t.tgrelid::regclass AS id, r.oid::regrole AS owner
+        FROM pg_trigger t
+        JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = t.tgfoid
+            AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+        JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+        JOIN pg_class c ON c.oid = t.tgrelid
+        JOIN pg_roles r ON r.oid = c.relowner
+        WHERE t.tgparentid = 0 AND t.tgrelid NOT IN (entries, counts, secrets) AND r.oid <> holder AND NOT r.rolsuper
+        ORDER BY 1
+    LOOP
+        RAISE WARNING USING
+            MESSAGE = format('table %s, which role %s owns, is attached', item.id, item.owner),
+            DETAIL = 'Whoever may delete its rows deletes entries with them.',
+            HINT = format('Detach it, unless you trust that role: SELECT %s.ext_storage_detach(%L)', home, item.id);
     END LOOP;
 
     -- There is no ALTER EXTENSION ... OWNER TO.

@@ -306,6 +306,29 @@ SELECT ext_storage_count('acme.h', 7) AS owner_counts;
 SELECT ext_storage_purge_user(7) AS owner_purges;
 RESET ROLE;
 SELECT ext_storage_count('acme.h', 7) AS superuser_counts;
+-- What the owner has put on the table could use a superuser's cursors.
+BEGIN;
+DECLARE mine CURSOR FOR SELECT 'mine';
+SELECT pg_temp.error_of('SELECT ext_storage_count(''acme.h'')') AS error;
+SELECT DISTINCT pg_temp.error_of(call) AS error FROM hostile_calls;
+SET LOCAL ROLE regress_holder;
+SELECT ext_storage_count('acme.h') AS owner_counts;
+RESET ROLE;
+FETCH mine;
+CLOSE mine;
+SELECT ext_storage_count('acme.h') AS superuser_counts;
+COMMIT;
+DO $$
+DECLARE
+    n integer;
+BEGIN
+    FOREACH n IN ARRAY ARRAY[1, 2] LOOP
+        PERFORM ext_storage_purge_user(n);
+    END LOOP;
+    FOR n IN SELECT 1 LOOP
+        PERFORM ext_storage_purge_user(n);
+    END LOOP;
+END $$;
 DELETE FROM hostile_users;
 SELECT count(*) FROM extension_storage WHERE user_fk = 7;
 DROP POLICY hostile_some ON extension_storage;
@@ -371,6 +394,25 @@ DROP TABLE hostile_other;
 SET extension_storage.encryption_keys = 'a secret';
 DELETE FROM extension_storage WHERE key LIKE 'rule%';
 DROP TABLE hostile_sink;
+
+-- A row that comes and goes does not make a rotation endless.
+SELECT FROM ext_storage_set('acme.h', 'flickers', 'secret', is_encrypted => true);
+ALTER TABLE extension_storage RENAME TO hostile_real;
+CREATE SEQUENCE hostile_turn;
+CREATE FUNCTION hostile_show() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN nextval(''hostile_turn'') % 3 <> 0; END';
+CREATE VIEW extension_storage AS SELECT * FROM hostile_real WHERE key <> 'flickers' OR hostile_show();
+SET extension_storage.encryption_keys = 'another secret,a secret';
+SET extension_storage.rotation_lock_wait = 0;
+SET client_min_messages = error;
+CALL ext_storage_rotate_keys();
+RESET client_min_messages;
+RESET extension_storage.rotation_lock_wait;
+SET extension_storage.encryption_keys = 'a secret';
+DROP VIEW extension_storage;
+ALTER TABLE hostile_real RENAME TO extension_storage;
+DROP FUNCTION hostile_show;
+DROP SEQUENCE hostile_turn;
+DELETE FROM extension_storage WHERE key = 'flickers';
 
 -- Half a resource can still be named.
 ALTER TABLE extension_storage DROP CONSTRAINT ck_extension_storage_resource;

@@ -122,6 +122,9 @@ RESET ROLE;
 SET application_name = 'mine';
 CALL ext_storage_move_in('first.extension_storage');
 SHOW application_name;
+DECLARE mine CURSOR WITH HOLD FOR SELECT 1;
+SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.extension_storage', dry_run => true)$$);
+CLOSE mine;
 DROP FUNCTION first.hostile(integer) CASCADE;
 -- But not what a partition's owner has put on that.
 CREATE TABLE first.parted (LIKE first.extension_storage) PARTITION BY RANGE (id);

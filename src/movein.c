@@ -379,6 +379,7 @@ check_source(MoveIn *move)
 						GetUserNameFromId(move->source_owner, false),
 						get_rel_name(oid)),
 				 errhint("Let that role, a member of it or a superuser move it in.")));
+	RequireNoCursor(move->source_owner);
 	if (check_enable_rls(oid, InvalidOid, true) == RLS_ENABLED ||
 		check_enable_rls(oid, move->source_owner, true) == RLS_ENABLED)
 		ereport(ERROR,

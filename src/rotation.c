@@ -374,6 +374,7 @@ typedef struct Rotation
 	MemoryContext group_context;	/* reset after each group */
 	text	   *extension_id;
 	bool		rows_are_locked;	/* were they locked before they were read? */
+	bool		is_last_try;	/* are rows that cannot be locked left? */
 	int			ngroup;
 	Size		group_bytes;
 	EncryptedRow rows[GROUP_ROWS];
@@ -495,13 +496,20 @@ warn_of_row(const EncryptedRow *row, int sqlstate, const char *problem,
 			 detail != NULL ? errdetail_internal("%s", detail) : 0));
 }
 
-/* Remembers a row for the end of the walk. */
+/* Remembers a row for the end of the walk, or leaves it in the last try. */
 static void
-skip_row(Rotation *rotation, int64 id)
+skip_row(Rotation *rotation, const EncryptedRow *row)
 {
 	MemoryContext old_context;
 	SkippedRow *skipped;
 
+	if (rotation->is_last_try)
+	{
+		rotation->locked++;
+		warn_of_row(row, ERRCODE_LOCK_NOT_AVAILABLE,
+					"is locked by another transaction", NULL);
+		return;
+	}
 	if (list_length(rotation->skipped) >= MAX_SKIPPED)
 	{
 		rotation->locked++;		/* that many are not waited for */
@@ -510,7 +518,7 @@ skip_row(Rotation *rotation, int64 id)
 	old_context = MemoryContextSwitchTo(rotation->context);
 	skipped = palloc(sizeof(SkippedRow));
 	skipped->extension_id = rotation->extension_id;
-	skipped->id = id;
+	skipped->id = row->id;
 	rotation->skipped = lappend(rotation->skipped, skipped);
 	MemoryContextSwitchTo(old_context);
 }
@@ -706,7 +714,7 @@ record_outcome(Rotation *rotation, int row, bool written)
 	if (written)
 		rotation->rotated++;
 	else if (!rotation->rows_are_locked)
-		skip_row(rotation, rotation->rows[row].id); /* overtaken */
+		skip_row(rotation, &rotation->rows[row]);	/* overtaken */
 	else
 		refuse_row(rotation, &rotation->rows[row],
 				   ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
@@ -765,7 +773,7 @@ write_group(Rotation *rotation)
 			continue;
 		rotation->batch_bytes += VARSIZE(sealed);
 		if (!is_among(rotation->rows[i].id, locked, nlocked))
-			skip_row(rotation, rotation->rows[i].id);
+			skip_row(rotation, &rotation->rows[i]);
 		else if (VARSIZE(sealed) >= WRITE_ALONE_BYTES)
 			write_or_refuse(rotation, &i, 1);
 		else
@@ -1092,11 +1100,10 @@ walk_all(Rotation *rotation, List *extensions)
 
 /*
  * Tries rows of one extension again: those that can be locked now are rotated
- * as they are by now, the others are skipped once more.  last is true if they
- * will not be tried again.
+ * as they are by now, the others are skipped once more.
  */
 static void
-retry_rows(Rotation *rotation, const int64 *ids, int nids, bool last)
+retry_rows(Rotation *rotation, const int64 *ids, int nids)
 {
 	MemoryContext old_context;
 	StatementArgs args;
@@ -1125,14 +1132,8 @@ retry_rows(Rotation *rotation, const int64 *ids, int nids, bool last)
 			if (group_is_full(rotation))
 				rotate_group(rotation);
 		}
-		else if (!last)
-			skip_row(rotation, row.id);
 		else
-		{
-			rotation->locked++;
-			warn_of_row(&row, ERRCODE_LOCK_NOT_AVAILABLE,
-						"is locked by another transaction", NULL);
-		}
+			skip_row(rotation, &row);
 	}
 	rotate_group(rotation);
 	SPI_freetuptable(table);
@@ -1143,7 +1144,7 @@ retry_rows(Rotation *rotation, const int64 *ids, int nids, bool last)
 
 /* Tries the skipped rows once more. */
 static void
-retry_skipped(Rotation *rotation, bool last)
+retry_skipped(Rotation *rotation)
 {
 	List	   *skipped = rotation->skipped;
 	int64		ids[GROUP_ROWS];
@@ -1161,7 +1162,7 @@ retry_skipped(Rotation *rotation, bool last)
 			next->extension_id == row->extension_id)
 			continue;
 		rotation->extension_id = row->extension_id;
-		retry_rows(rotation, ids, nids, last);
+		retry_rows(rotation, ids, nids);
 		nids = 0;
 	}
 	list_free_deep(skipped);
@@ -1173,7 +1174,6 @@ rotate_skipped(Rotation *rotation)
 {
 	TimestampTz deadline =
 	TimestampTzPlusMilliseconds(GetCurrentTimestamp(), rotation_lock_wait);
-	bool		last = false;
 
 	rotation->rows_are_locked = true;
 	if (rotation->skipped != NIL && rotation_lock_wait > 0)
@@ -1185,8 +1185,8 @@ rotate_skipped(Rotation *rotation)
 	{
 		int			before = list_length(rotation->skipped);
 
-		last = last || GetCurrentTimestamp() >= deadline;
-		retry_skipped(rotation, last);
+		rotation->is_last_try = GetCurrentTimestamp() >= deadline;
+		retry_skipped(rotation);
 		if (rotation->skipped == NIL || list_length(rotation->skipped) < before)
 			continue;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

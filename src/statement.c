@@ -49,6 +49,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
+#include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/rls.h"
 #include "utils/ruleutils.h"
@@ -515,6 +516,28 @@ check_table(const Connection *connection)
 }
 
 /*
+ * RequireNoCursor
+ *		Raises an error if a superuser, who is going to use the table of owner
+ *		with that role's rights, has a cursor open.
+ *
+ * What the owner has put on the table can fetch from any cursor of the session,
+ * or close it and open another of that name, which then runs as the superuser.
+ */
+void
+RequireNoCursor(Oid owner)
+{
+	if (!superuser() || superuser_arg(owner) || ThereAreNoReadyPortals())
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("a superuser cannot call this while a cursor is open"),
+			 errdetail("What role \"%s\" has put on its table could read the cursor's rows, or put another one in its place.",
+					   GetUserNameFromId(owner, false)),
+			 errhint("Close the cursor, or connect as role \"%s\". A loop over a query in PL/pgSQL is a cursor, one over an array is none.",
+					 GetUserNameFromId(owner, false))));
+}
+
+/*
  * StatementConnect
  *		Connects to SPI, which all below need, and locks and checks the table;
  *		SPI_finish ends it.
@@ -532,6 +555,8 @@ StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 	if (SPI_connect_ext(nonatomic ? SPI_OPT_NONATOMIC : 0) != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect_ext failed");
 	check_table(connection);
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		RequireNoCursor(checked_owner);
 }
 
 /* Appends the declared columns. */

@@ -142,6 +142,7 @@ extern void StatementSetNull(StatementArgs *args, int param);
 extern Datum MakeArray(Datum *elements, int nelements, Oid type);
 extern void StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 							 bool nonatomic);
+extern void RequireNoCursor(Oid owner);
 extern void OwnerRightsBegin(OwnerRights *caller, Oid owner, int flags);
 extern void OwnerRightsEnd(const OwnerRights *caller);
 extern uint64 StatementRun(Connection *connection, Statement *statement,

@@ -157,29 +157,41 @@ $node->safe_psql('d', q{
 	CREATE DOMAIN mine.mine AS mine.number; CREATE COLLATION mine.c FROM "C";
 	CREATE FUNCTION mine.own() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 	CREATE TABLE mine.child () INHERITS (es.extension_storage);
-	ALTER TABLE es.extension_storage ADD COLUMN extra mine.mine, ADD COLUMN several mine.number[], ADD COLUMN pair mine.pair,
-		ADD CONSTRAINT casts CHECK (version::integer::mine.number > 0);
+	ALTER TABLE es.extension_storage ADD COLUMN note boolean; ALTER TABLE es.extension_storage ADD COLUMN extra mine.mine, ADD COLUMN several mine.number[], ADD COLUMN pair mine.pair,
+		ADD CONSTRAINT casts CHECK (version::integer::mine.number > 0),
+		ADD CONSTRAINT rewrites CHECK (ts_rewrite('a'::tsquery, 'SELECT ''b''::tsquery, mine.f()') IS NOT NULL) NOT VALID,
+		ALTER note SET DEFAULT (query_to_xml('SELECT mine.f()', true, true, '') IS NULL);
+	CREATE INDEX counts ON es.extension_storage (key) WHERE ts_rewrite('a'::tsquery, 'b', 'c') IS NULL;
 	CREATE POLICY reads ON es.extension_storage USING (key IN (SELECT key FROM mine.seen));
 	CREATE RULE log AS ON DELETE TO es.extension_storage DO ALSO INSERT INTO mine.log VALUES ('x');
 	CREATE TRIGGER own BEFORE UPDATE ON es.extension_storage FOR EACH ROW EXECUTE FUNCTION mine.own();
 	CREATE INDEX plain ON es.extension_storage (key, length(key) DESC);
-	GRANT TRIGGER ON es.extension_storage TO friend; GRANT TRIGGER ON es.extension_storage_usage TO PUBLIC});
+	GRANT TRIGGER ON es.extension_storage TO friend; GRANT TRIGGER ON es.extension_storage_usage TO PUBLIC;
+	CREATE TABLE mine.people (id integer PRIMARY KEY) PARTITION BY LIST (id);
+	CREATE TABLE mine.some_people PARTITION OF mine.people DEFAULT;
+	SELECT es.ext_storage_attach_users('mine.people');
+	ALTER TABLE mine.people OWNER TO friend; ALTER TABLE mine.some_people OWNER TO friend});
 ($rc, $out, $err) = $node->psql('d', 'SELECT es.ext_storage_take_over()');
 is(join('', $err =~ /WARNING:  (.*\n)/g), <<'END', 'the new owner is told of rules, types, children and rights, too') || diag($err);
 column extra of table es.extension_storage uses type mine.mine
 column pair of table es.extension_storage uses type mine.pair
 column several of table es.extension_storage uses type mine.number[]
 constraint casts on table es.extension_storage uses type mine.number
+constraint rewrites on table es.extension_storage runs the query that function ts_rewrite is given
+default value for column note of table es.extension_storage runs the query that function query_to_xml is given
 policy reads on table es.extension_storage uses view mine.seen
 rule log on table es.extension_storage uses table mine.log
 table es.extension_storage lets role friend make triggers
 table es.extension_storage_usage lets PUBLIC make triggers
 table mine.child inherits from table es.extension_storage
 trigger own on table es.extension_storage uses function mine.own()
+table mine.people, which role friend owns, is attached
 END
+like($err, qr/^HINT:  Detach it, unless you trust that role: SELECT es\.ext_storage_detach\('mine\.people'\)$/m, 'what to do');
 $node->safe_psql('d', q{DROP TABLE mine.child; DROP RULE log ON es.extension_storage; DROP POLICY reads ON es.extension_storage;
-	DROP TRIGGER own ON es.extension_storage; DROP INDEX es.plain;
-	ALTER TABLE es.extension_storage DROP CONSTRAINT casts, DROP COLUMN extra, DROP COLUMN several, DROP COLUMN pair;
+	DROP TRIGGER own ON es.extension_storage; DROP INDEX es.plain, es.counts;
+	ALTER TABLE es.extension_storage DROP CONSTRAINT casts, DROP CONSTRAINT rewrites, DROP COLUMN note, DROP COLUMN extra, DROP COLUMN several, DROP COLUMN pair;
+	SELECT es.ext_storage_detach('mine.people'); DROP TABLE mine.people;
 	REVOKE TRIGGER ON es.extension_storage FROM friend; REVOKE TRIGGER ON es.extension_storage_usage FROM PUBLIC});
 
 # What a former holder has granted becomes the superuser's, to PUBLIC too; what
