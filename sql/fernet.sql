@@ -68,6 +68,18 @@ FROM (SELECT decode(translate(:key, '-_', '+/'), 'base64')) b (bytes),
     LATERAL (VALUES ('signing', set_byte(bytes, 0, get_byte(bytes, 0) # 1)),
     ('encryption', set_byte(bytes, 16, get_byte(bytes, 16) # 1))) h (what, k);
 
+-- A debug message tells which it was.
+\set SHOW_CONTEXT never
+SET client_min_messages = debug1;
+SELECT what, pg_temp.error_of(format('SELECT fernet_decrypt(%L, %L, %L)', token, key, ttl)) AS error
+FROM (VALUES (1, 'blank before', ' ' || :token, :key, NULL), (2, 'cut', left(:token, 40), :key, NULL),
+    (3, 'wrong key', :token, fernet_derive_key('new-secret'), NULL),
+    (4, 'half of the key wrong', :token, overlay(:key PLACING CASE substr(:key, 30, 1) WHEN 'A' THEN 'B' ELSE 'A' END FROM 30), NULL),
+    (5, 'old', :token, :key, '1 minute')) t (n, what, token, key, ttl)
+ORDER BY n;
+RESET client_min_messages;
+\set SHOW_CONTEXT errors
+
 -- Strict base64url: where padding leaves bits over, they must be zero.  The
 -- lengths of messages here give tokens with 0, 1 and 2 characters of it.
 SELECT n, padding, count(*) AS others, count(*) FILTER (WHERE error = '22023 invalid Fernet token') AS refused

@@ -318,7 +318,10 @@ CREATE FUNCTION pg_temp.nested() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.extension_id = 'acme.outer' THEN
         BEGIN
-            PERFORM pg_temp.put('acme.inner', 'k', 7);
+            BEGIN
+                PERFORM pg_temp.put('acme.inner', 'k', 7);
+            EXCEPTION WHEN division_by_zero THEN NULL;
+            END;
             PERFORM pg_temp.put('acme.outer2', 'k' || NEW.key, 3);
             IF NEW.key <> 'good' THEN
                 RAISE EXCEPTION 'back';
