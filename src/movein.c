@@ -347,7 +347,7 @@ check_children(const MoveIn *move)
 
 /*
  * Locks the source until the transaction ends, and checks that it is a table of
- * which the caller and its owner see every row.
+ * which its owner, who reads it, sees every row.
  *
  * Each transaction does that again: in between, the owner can change anything.
  */
@@ -372,6 +372,8 @@ check_source(MoveIn *move)
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, get_rel_name(oid));
 	source = table_open(oid, NoLock);
 	move->source_owner = source->rd_rel->relowner;
+	name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(source)),
+									  RelationGetRelationName(source));
 	if (!has_privs_of_role(GetUserId(), move->source_owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -380,13 +382,13 @@ check_source(MoveIn *move)
 						get_rel_name(oid)),
 				 errhint("Let that role, a member of it or a superuser move it in.")));
 	RequireNoCursor(move->source_owner);
-	if (check_enable_rls(oid, InvalidOid, true) == RLS_ENABLED ||
-		check_enable_rls(oid, move->source_owner, true) == RLS_ENABLED)
+	if (check_enable_rls(oid, move->source_owner, true) == RLS_ENABLED)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("row-level security of table \"%s\" would hide rows",
 						get_rel_name(oid)),
-				 errhint("Let its owner, or a role with BYPASSRLS, move it in.")));
+				 errhint("Let its owner run: ALTER TABLE %s NO FORCE ROW LEVEL SECURITY",
+						 name)));
 	if (oid == StatementTable(&move->connection))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -394,8 +396,6 @@ check_source(MoveIn *move)
 	StatementRequireSnapshot(oid);
 	check_children(move);
 	check_columns(source);
-	name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(source)),
-									  RelationGetRelationName(source));
 	if (move->source != NULL && strcmp(move->source, name) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
