@@ -6,6 +6,7 @@ import os
 import random
 import re
 import string
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -300,13 +301,22 @@ def test_serialization_failure(running: Superset, admin: Client) -> None:
 
 
 def test_deadlock(running: Superset, admin: Client) -> None:
-    """Superset has the row and waits for a lock of who waits for the row."""
+    """Superset has the row and waits for a lock of who waits for the row.
+
+    The second attempt waits for nothing, or it could come to the row before who
+    waits for it.  So that Superset finds the deadlock, it waits for another lock
+    until the other one waits, too.
+    """
     admin.put("user/k", "x")
     log = Path(os.environ["PG_DATA"]).with_name("log")
     start = log.stat().st_size
     sql(
-        "CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS"
-        " 'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END'"
+        "CREATE SEQUENCE public.attempts;"
+        "CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql"
+        " SECURITY DEFINER AS"
+        " 'BEGIN IF nextval(''public.attempts'') = 1 THEN"
+        " PERFORM pg_advisory_xact_lock(78); PERFORM pg_advisory_xact_lock(77);"
+        " END IF; RETURN NULL; END'"
     )
     sql(
         "CREATE TRIGGER wait AFTER UPDATE ON ext_storage.extension_storage"
@@ -314,8 +324,9 @@ def test_deadlock(running: Superset, admin: Client) -> None:
         " EXECUTE FUNCTION public.wait()"
     )
     try:
-        with ThreadPoolExecutor(1) as pool:
-            with session() as other:
+        with ThreadPoolExecutor(2) as pool:
+            with session() as first, session() as other:
+                first.execute("SELECT pg_advisory_xact_lock(78)")
                 other.execute("SET deadlock_timeout = '1h'")
                 other.execute("SELECT pg_advisory_xact_lock(77)")
                 put = pool.submit(admin.put, "user/k", {"value": "beyond sight"})
@@ -324,10 +335,22 @@ def test_deadlock(running: Superset, admin: Client) -> None:
                     "SELECT query FROM pg_stat_activity"
                     " WHERE usename = 'superset' AND wait_event_type = 'Lock'"
                 )
-                other.execute("SELECT 1 FROM ext_storage.extension_storage FOR UPDATE")
+                lock = pool.submit(
+                    other.execute,
+                    "SELECT 1 FROM ext_storage.extension_storage FOR UPDATE",
+                )
+                while not sql(
+                    "SELECT 1 FROM pg_stat_activity"
+                    " WHERE pid = %s AND wait_event_type = 'Lock'",
+                    other.connection.info.backend_pid,
+                ):
+                    assert not lock.done(), lock.result()
+                    time.sleep(0.01)
+                first.connection.rollback()
+                lock.result()
             assert put.result().status_code == 200
     finally:
-        sql("DROP FUNCTION public.wait CASCADE")
+        sql("DROP FUNCTION public.wait CASCADE; DROP SEQUENCE public.attempts")
     assert admin.get("user/k").text == "beyond sight"
     # What the server shows of the statement ends before the value.
     told = log.read_bytes()[start:].decode()
