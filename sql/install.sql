@@ -345,7 +345,9 @@ ROLLBACK;
 
 -- It stays in that schema, which may be renamed under a running session.
 ALTER EXTENSION extension_storage SET SCHEMA public;
+SELECT "100% Ext @Storage".ext_storage_count('acme.tasks');
 ALTER SCHEMA "100% Ext @Storage" RENAME TO ext_storage;
+SELECT ext_storage.ext_storage_count('acme.tasks');
 SELECT version FROM ext_storage.ext_storage_set('acme.tasks', 'k', 'y',
     'text/plain');
 SELECT ext_storage.ext_storage_get('acme.tasks', 'k');
