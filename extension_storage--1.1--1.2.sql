@@ -295,6 +295,9 @@ DECLARE
         ' ELSE id END',
         '^((urn:uuid:)?([0-9a-f]{4}-?){7}[0-9a-f]{4}|[{]([0-9a-f]{4}-?){7}[0-9a-f]{4}[}])$', '^urn:uuid:', '', 'i', '{}-', '',
         '^(.{8})(.{4})(.{4})(.{4})(.{12})$', E'\\1-\\2-\\3-\\4-\\5');
+    lock_entries CONSTANT text :=
+        'SELECT array_agg(l.id) FROM (SELECT e.id FROM %s.extension_storage e WHERE %s FOR UPDATE) l';
+    find_entry CONSTANT text := 'SELECT EXISTS (SELECT FROM %s.extension_storage e WHERE %s)';
     home regnamespace;
     entries regclass;
     holder regrole;
@@ -438,19 +441,18 @@ BEGIN
         GROUP BY a.resource_type
     LOOP
         gone := CASE WHEN kind.resource_type IS NULL
-            THEN format('%s.extension_storage e WHERE e.user_fk IS NOT NULL'
-                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.user_fk)', home, kind.present)
-            ELSE format('%s.extension_storage e WHERE e.resource_type = $1'
-                ' AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.resource_uuid)', home, kind.present) END;
+            THEN format('e.user_fk IS NOT NULL AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.user_fk)',
+                kind.present)
+            ELSE format('e.resource_type = %L AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.resource_uuid)',
+                kind.resource_type, kind.present) END;
         -- Who had to be waited for may have made the user or the resource again,
         -- which only a snapshot from after the locks shows.
-        EXECUTE 'SELECT array_agg(l.id) FROM (SELECT e.id FROM ' || gone || ' FOR UPDATE OF e) l'
-            INTO locked USING kind.resource_type;
-        gone := gone || ' AND e.id = ANY ($2)';
-        EXECUTE 'DELETE FROM ' || gone USING kind.resource_type, locked;
+        EXECUTE format(lock_entries, home, gone) INTO locked;
+        gone := gone || ' AND e.id = ANY ($1)';
+        EXECUTE format('DELETE FROM %s.extension_storage e WHERE %s', home, gone) USING locked;
         GET DIAGNOSTICS n = ROW_COUNT;
         purged := purged + n;
-        EXECUTE 'SELECT EXISTS (SELECT FROM ' || gone || ')' INTO kept USING kind.resource_type, locked;
+        EXECUTE format(find_entry, home, gone) INTO kept USING locked;
         IF kept THEN
             RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
                 MESSAGE = 'some entries of deleted users or resources are left',
@@ -464,12 +466,10 @@ BEGIN
             FOREACH author IN ARRAY ARRAY['created_by_fk', 'changed_by_fk'] LOOP
                 gone := format('e.%I IS NOT NULL AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.%1$I)',
                     author, kind.present);
-                EXECUTE format('SELECT array_agg(l.id) FROM (SELECT e.id FROM %s.extension_storage e WHERE %s FOR UPDATE) l',
-                    home, gone) INTO locked;
+                EXECUTE format(lock_entries, home, gone) INTO locked;
                 gone := gone || ' AND e.id = ANY ($1)';
                 EXECUTE format('UPDATE %s.extension_storage e SET %I = NULL WHERE %s', home, author, gone) USING locked;
-                EXECUTE format('SELECT EXISTS (SELECT FROM %s.extension_storage e WHERE %s)', home, gone) INTO kept
-                    USING locked;
+                EXECUTE format(find_entry, home, gone) INTO kept USING locked;
                 IF kept THEN
                     RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
                         MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
@@ -1048,15 +1048,22 @@ BEGIN
     -- another role's, or become so.  Some functions of the server run what they
     -- get as text.
     FOR item IN
-        WITH on_tables (class, id) AS (
-            SELECT 'pg_class'::regclass::oid, t.oid FROM unnest(ARRAY[entries, counts]) t (oid)
-            UNION ALL SELECT 'pg_class'::regclass, indexrelid FROM pg_index WHERE indrelid IN (entries, counts)
-            UNION ALL SELECT 'pg_trigger'::regclass, oid FROM pg_trigger WHERE tgrelid IN (entries, counts)
-            UNION ALL SELECT 'pg_constraint'::regclass, oid FROM pg_constraint WHERE conrelid IN (entries, counts)
-            UNION ALL SELECT 'pg_attrdef'::regclass, oid FROM pg_attrdef WHERE adrelid IN (entries, counts)
-            UNION ALL SELECT 'pg_policy'::regclass, oid FROM pg_policy WHERE polrelid IN (entries, counts)
-            UNION ALL SELECT 'pg_rewrite'::regclass, oid FROM pg_rewrite WHERE ev_class IN (entries, counts)
-            UNION ALL SELECT 'pg_statistic_ext'::regclass, oid FROM pg_statistic_ext WHERE stxrelid IN (entries, counts))
+        WITH on_tables (class, id, nodes) AS (
+            SELECT 'pg_class'::regclass::oid, t.oid, NULL FROM unnest(ARRAY[entries, counts]) t (oid)
+            UNION ALL SELECT 'pg_class'::regclass, indexrelid, concat(indexprs, indpred)
+            FROM pg_index WHERE indrelid IN (entries, counts)
+            UNION ALL SELECT 'pg_trigger'::regclass, oid, tgqual::text
+            FROM pg_trigger WHERE tgrelid IN (entries, counts)
+            UNION ALL SELECT 'pg_constraint'::regclass, oid, conbin::text
+            FROM pg_constraint WHERE conrelid IN (entries, counts)
+            UNION ALL SELECT 'pg_attrdef'::regclass, oid, adbin::text
+            FROM pg_attrdef WHERE adrelid IN (entries, counts)
+            UNION ALL SELECT 'pg_policy'::regclass, oid, concat(polqual, polwithcheck)
+            FROM pg_policy WHERE polrelid IN (entries, counts)
+            UNION ALL SELECT 'pg_rewrite'::regclass, oid, concat(ev_qual, ev_action)
+            FROM pg_rewrite WHERE ev_class IN (entries, counts)
+            UNION ALL SELECT 'pg_statistic_ext'::regclass, oid, stxexprs::text
+            FROM pg_statistic_ext WHERE stxrelid IN (entries, counts))
         SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid) AS what,
             'uses ' || pg_describe_object(d.refclassid, d.refobjid, 0) AS does
         FROM on_tables o
@@ -1073,16 +1080,7 @@ BEGIN
         UNION ALL
         SELECT DISTINCT pg_describe_object(o.class, o.id, 0), 'runs the query that function ' || p.proname || ' is given'
         FROM on_tables o
-        JOIN (
-            SELECT 'pg_class'::regclass::oid, indexrelid, concat(indexprs, indpred) FROM pg_index
-            UNION ALL SELECT 'pg_trigger'::regclass, oid, tgqual::text FROM pg_trigger
-            UNION ALL SELECT 'pg_constraint'::regclass, oid, conbin::text FROM pg_constraint
-            UNION ALL SELECT 'pg_attrdef'::regclass, oid, adbin::text FROM pg_attrdef
-            UNION ALL SELECT 'pg_policy'::regclass, oid, concat(polqual, polwithcheck) FROM pg_policy
-            UNION ALL SELECT 'pg_rewrite'::regclass, oid, concat(ev_qual, ev_action) FROM pg_rewrite
-            UNION ALL SELECT 'pg_statistic_ext'::regclass, oid, stxexprs::text FROM pg_statistic_ext) e (class, id, nodes)
-            ON e.class = o.class AND e.id = o.id
-        JOIN pg_proc p ON e.nodes ~ format(':funcid %s ', p.oid)
+        JOIN pg_proc p ON o.nodes ~ format(':funcid %s ', p.oid)
         WHERE p.pronamespace = 'pg_catalog'::regnamespace
             AND (p.proname IN ('ts_rewrite', 'ts_stat') AND 'text'::regtype = ANY (p.proargtypes)
                 OR p.proname ~ '^(cursor|database|query|schema|table)_to_xml')

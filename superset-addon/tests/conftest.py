@@ -65,13 +65,12 @@ def session() -> Iterator[Any]:
         connection.close()
 
 
-def wait_for_a_lock(future: Future[Any]) -> None:
-    """Wait until Superset waits for a lock."""
+def wait_for_a_lock(future: Future[Any], who: str = "usename = 'superset'") -> None:
+    """Wait until Superset, or another session, waits for a lock."""
     while not sql(
-        "SELECT 1 FROM pg_stat_activity"
-        " WHERE usename = 'superset' AND wait_event_type = 'Lock'"
+        f"SELECT 1 FROM pg_stat_activity WHERE {who} AND wait_event_type = 'Lock'"
     ):
-        assert not future.done(), future.result().text
+        assert not future.done(), getattr(future.result(), "text", None)
         time.sleep(0.01)
 
 

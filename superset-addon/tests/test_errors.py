@@ -6,7 +6,6 @@ import os
 import random
 import re
 import string
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -339,13 +338,7 @@ def test_deadlock(running: Superset, admin: Client) -> None:
                     other.execute,
                     "SELECT 1 FROM ext_storage.extension_storage FOR UPDATE",
                 )
-                while not sql(
-                    "SELECT 1 FROM pg_stat_activity"
-                    " WHERE pid = %s AND wait_event_type = 'Lock'",
-                    other.connection.info.backend_pid,
-                ):
-                    assert not lock.done(), lock.result()
-                    time.sleep(0.01)
+                wait_for_a_lock(lock, f"pid = {other.connection.info.backend_pid}")
                 first.connection.rollback()
                 lock.result()
             assert put.result().status_code == 200
