@@ -295,6 +295,11 @@ DROP POLICY hostile_insert ON extension_storage;
 SELECT relowner::regrole AS owner FROM pg_class WHERE oid = 'extension_storage'::regclass \gset
 INSERT INTO extension_storage (extension_id, user_fk, key, category, value)
 VALUES ('acme.h', 7, 'hidden', 'hidden', 'x');
+-- (A superuser who owns the table may have a cursor open.)
+BEGIN;
+DECLARE mine CURSOR FOR SELECT 'mine';
+SELECT ext_storage_count('acme.h', 7) AS superuser_counts;
+COMMIT;
 ALTER TABLE extension_storage OWNER TO regress_holder;
 ALTER TABLE extension_storage_usage OWNER TO regress_holder;
 ALTER TABLE extension_storage FORCE ROW LEVEL SECURITY;
