@@ -158,6 +158,73 @@ FROM (VALUES ('get', ''), ('set', $$, new_values => '{x,y}'$$), ('delete', '')) 
 ORDER BY n, function;
 SELECT key, version FROM ext_storage_list('acme.b');
 
+-- Many entries: those that exist are written together, up to a key that has none.
+CREATE FUNCTION pg_temp.set_numbered(value text, encrypted boolean[] DEFAULT NULL, versions bigint[] DEFAULT NULL)
+    RETURNS TABLE (entries bigint, in_order boolean, versions text, encrypted bigint, sizes bigint) LANGUAGE sql AS
+$$
+    SELECT count(*), array_agg(s.key ORDER BY s.place) = array_agg('n' || s.place ORDER BY s.place),
+        string_agg(DISTINCT s.version::text, ',' ORDER BY s.version::text),
+        count(*) FILTER (WHERE s.is_encrypted), sum(s.value_size)
+    FROM ROWS FROM (ext_storage_set_many('acme.n', ARRAY(SELECT 'n' || i FROM generate_series(1, 250) i),
+        ARRAY(SELECT convert_to(value || i, 'UTF8') FROM generate_series(1, 250) i),
+        ARRAY(SELECT 'text/plain; n=' || i FROM generate_series(1, 250) i),
+        categories => ARRAY(SELECT CASE WHEN i % 2 = 0 THEN 'c' || i END FROM generate_series(1, 250) i),
+        descriptions => ARRAY(SELECT CASE WHEN i % 3 = 0 THEN 'd' || i END FROM generate_series(1, 250) i),
+        is_encrypted => encrypted, actor_fk => 9, if_versions => versions)) WITH ORDINALITY
+        AS s (key, uuid, value_type, category, description, is_encrypted, user_fk, value_size, version,
+              created_on, changed_on, place)
+$$;
+-- What there is is not what was given for its key.
+CREATE VIEW pg_temp.not_as_given AS
+    SELECT e.key FROM ext_storage_get_many('acme.n', ARRAY(SELECT 'n' || i FROM generate_series(1, 250) i)) e,
+        substr(e.key, 2) i, extension_storage t
+    WHERE t.uuid = e.uuid AND (convert_from(e.value, 'UTF8') NOT IN ('x' || i, 'yy' || i)
+        OR e.value_size <> octet_length(e.value) OR e.value_type <> 'text/plain; n=' || i
+        OR e.category IS DISTINCT FROM CASE WHEN i::int % 2 = 0 THEN 'c' || i END
+        OR e.description IS DISTINCT FROM CASE WHEN i::int % 3 = 0 THEN 'd' || i END
+        OR t.changed_by_fk <> 9 OR t.is_encrypted <> (get_byte(t.value, 0) = ascii('g')));
+SELECT * FROM pg_temp.set_numbered('x', ARRAY(SELECT i % 5 = 0 FROM generate_series(1, 250) i));
+SELECT * FROM pg_temp.set_numbered('yy');
+SELECT * FROM pg_temp.not_as_given;
+SELECT ext_storage_delete('acme.n', 'n180');
+SELECT * FROM pg_temp.set_numbered('x');
+SELECT * FROM pg_temp.set_numbered('yy', ARRAY(SELECT i % 7 = 0 FROM generate_series(1, 250) i));
+SELECT * FROM pg_temp.not_as_given;
+SELECT pg_temp.error_of($$SELECT * FROM pg_temp.set_numbered('x', versions => ARRAY(
+    SELECT CASE i WHEN 240 THEN 7 WHEN 7 THEN 4 END FROM generate_series(1, 250) i))$$);
+SELECT pg_temp.error_of($$SELECT * FROM pg_temp.set_numbered('x', versions => ARRAY(
+    SELECT CASE i WHEN 240 THEN 0 END FROM generate_series(1, 250) i))$$);
+SELECT string_agg(DISTINCT version::text, ',') FROM extension_storage WHERE extension_id = 'acme.n' AND key <> 'n180';
+SELECT count(*) FROM ext_storage_set_many('acme.n', '{large1,large2,large3,small}', ARRAY['a', 'b', 'c', 'd']::bytea[]);
+SELECT key, version, value_size FROM ext_storage_set_many('acme.n', '{large1,large2,large3,small}',
+    ARRAY[repeat('1', 600000), repeat('2', 600000), repeat('3', 1600000), 's']::bytea[]);
+SELECT key, left(convert_from(value, 'UTF8'), 1) FROM ext_storage_get_many('acme.n', '{large1,large2,large3,small}');
+-- What the holder's triggers keep from being written is an error, and so is a row that is not the one meant.
+CREATE FUNCTION pg_temp.interfere() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.key = 'n7' AND TG_ARGV[0] = 'skip' THEN RETURN NULL; END IF;
+    IF NEW.key = 'n7' AND TG_ARGV[0] = 'id' THEN NEW.id := -7; END IF;
+    IF TG_ARGV[0] = 'key' THEN NEW.key := 'other ' || NEW.key; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER interfere BEFORE UPDATE ON extension_storage FOR EACH ROW EXECUTE FUNCTION pg_temp.interfere('skip');
+SELECT pg_temp.error_of($$SELECT * FROM pg_temp.set_numbered('x')$$);
+CREATE OR REPLACE TRIGGER interfere BEFORE UPDATE ON extension_storage FOR EACH ROW
+    EXECUTE FUNCTION pg_temp.interfere('id');
+SELECT pg_temp.error_of($$SELECT * FROM pg_temp.set_numbered('x')$$);
+CREATE OR REPLACE TRIGGER interfere BEFORE UPDATE ON extension_storage FOR EACH ROW
+    EXECUTE FUNCTION pg_temp.interfere('key');
+SELECT key FROM ext_storage_set_many('acme.n', '{n1,n2}', '{a,b}');
+BEGIN;
+ALTER TABLE extension_storage DROP CONSTRAINT extension_storage_pkey, DISABLE TRIGGER interfere;
+UPDATE extension_storage SET id = 1 WHERE extension_id = 'acme.n';
+SELECT pg_temp.error_of($$SELECT * FROM ext_storage_set_many('acme.n', '{n3,n4}', '{a,b}')$$);
+ROLLBACK;
+DROP TRIGGER interfere ON extension_storage;
+SELECT * FROM pg_temp.not_as_given;
+DROP VIEW pg_temp.not_as_given;
+DELETE FROM extension_storage WHERE extension_id = 'acme.n';
+
 -- Quota: counted as single calls are, and refused as a whole.
 SET extension_storage.quota_per_extension = 10;
 SELECT count(*) FROM ext_storage_set_many('acme.q', ARRAY['a', 'b'], ARRAY['12345', '1234']::bytea[]);

@@ -194,6 +194,13 @@ extern const AddressArguments scope_address;
 	" changed_on = " changed_on ", changed_by_fk = " changed_by "," \
 	" value_size = $value_size, version = e.version" SQL_PLUS "1" THE_ENTRY
 
+/*
+ * Where the values of a row are in arrays: $ids is sorted.  A join with the
+ * arrays would leave the planner the choice of going through all of them for
+ * each row.
+ */
+#define ITS_PLACE "[pg_catalog.width_bucket(CAST(e.id AS pg_catalog.int8), $ids)]"
+
 /* How many keys one call can name in an array. */
 #define MAX_KEYS 1000
 

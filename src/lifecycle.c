@@ -352,7 +352,7 @@ ext_storage_purge_user(PG_FUNCTION_ARGS)
 													 PURGE_ARG_USER_FK, INT4OID)));
 	StatementArgsInit(&args);
 	StatementSet(&args, USER_PARAM_USERS, INT8ARRAYOID,
-				 MakeArray(&user, 1, INT8OID));
+				 MakeArray(&user, NULL, 1, INT8OID));
 	return purge_for_caller(fcinfo, &purge_users, &args);
 }
 
@@ -375,7 +375,7 @@ ext_storage_purge_resource(PG_FUNCTION_ARGS)
 												purge_resource_arguments,
 												PURGE_ARG_RESOURCE_UUID));
 	StatementSet(&args, RESOURCE_PARAM_UUIDS, TEXTARRAYOID,
-				 MakeArray(&uuid, 1, TEXTOID));
+				 MakeArray(&uuid, NULL, 1, TEXTOID));
 	return purge_for_caller(fcinfo, &purge_resources, &args);
 }
 
@@ -621,7 +621,7 @@ ext_storage_users_deleted(PG_FUNCTION_ARGS)
 				nusers++;
 		}
 		StatementSet(&args, USER_PARAM_USERS, INT8ARRAYOID,
-					 MakeArray(users, nusers, INT8OID));
+					 MakeArray(users, NULL, nusers, INT8OID));
 		purge_deleted(&connection, &purge_users, &args);
 		if (StatementIsDistributed(&connection))
 			args.shape = SHAPE_DISTRIBUTED;
@@ -670,7 +670,7 @@ ext_storage_resources_deleted(PG_FUNCTION_ARGS)
 			uuids[nuuids++] = CStringGetTextDatum(text);
 		}
 		StatementSet(&args, RESOURCE_PARAM_UUIDS, TEXTARRAYOID,
-					 MakeArray(uuids, nuuids, TEXTOID));
+					 MakeArray(uuids, NULL, nuuids, TEXTOID));
 		purge_deleted(&connection, &purge_resources, &args);
 	}
 	SPI_finish();

@@ -825,7 +825,7 @@ take_row(MoveIn *move, SourceRow *row)
 static void
 move_batch(MoveIn *move, Datum *ids, int nids)
 {
-	Datum		array = MakeArray(ids, nids, INT8OID);
+	Datum		array = MakeArray(ids, NULL, nids, INT8OID);
 	SPITupleTable *table;
 	uint64		nrows;
 	OwnerRights caller;

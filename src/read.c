@@ -818,7 +818,7 @@ return_values(Connection *connection, Statement *statement,
 										  ALLOCSET_DEFAULT_SIZES);
 	CheckResult(batch.rsinfo->setDesc, problem_entry_columns,
 				NUM_PROBLEM_ENTRY_COLUMNS);
-	StatementVisit(connection, statement, args, take_row, &batch);
+	StatementVisit(connection, statement, args, true, take_row, &batch);
 	return_batch(&batch);
 	MemoryContextDelete(batch.context);
 }
@@ -899,7 +899,7 @@ ext_storage_get_many(PG_FUNCTION_ARGS)
 	AddressParams(&args, fcinfo, get_many_arguments, &keys_address);
 	nkeys = KeysArgument(fcinfo, get_many_arguments, ADDRESS_ARG_KEY, &keys);
 	StatementSet(&args, MANY_PARAM_KEYS, TEXTARRAYOID,
-				 MakeArray(keys, nkeys, TEXTOID));
+				 MakeArray(keys, NULL, nkeys, TEXTOID));
 
 	StatementStartDecrypted(fcinfo);
 	StatementConnect(&connection, fcinfo, false);

@@ -244,13 +244,6 @@ static Statement lock_statement = {
 	.by_index = true
 };
 
-/*
- * Where a row's tokens are in the arrays: the ids are sorted.  A join with the
- * arrays would leave the planner the choice of going through all of them for
- * each row.
- */
-#define ITS_PLACE "[pg_catalog.width_bucket(CAST(e.id AS pg_catalog.int8), $ids)]"
-
 static Statement write_statement = {
 	.sql = "UPDATE " SQL_TABLE " SET value = ($new_values)" ITS_PLACE
 	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
@@ -561,7 +554,7 @@ ids_param(StatementArgs *args, const Rotation *rotation, const int64 *ids,
 	StatementSet(args, WRITE_PARAM_EXTENSION_ID, TEXTOID,
 				 PointerGetDatum(rotation->extension_id));
 	StatementSet(args, WRITE_PARAM_IDS, INT8ARRAYOID,
-				 MakeArray(datums, nids, INT8OID));
+				 MakeArray(datums, NULL, nids, INT8OID));
 }
 
 /*
@@ -699,9 +692,9 @@ write_rows(void *state)
 	}
 	ids_param(&args, rotation, ids, nrows);
 	StatementSet(&args, WRITE_PARAM_OLD_VALUES, BYTEAARRAYOID,
-				 MakeArray(tokens, nrows, BYTEAOID));
+				 MakeArray(tokens, NULL, nrows, BYTEAOID));
 	StatementSet(&args, WRITE_PARAM_NEW_VALUES, BYTEAARRAYOID,
-				 MakeArray(sealed, nrows, BYTEAOID));
+				 MakeArray(sealed, NULL, nrows, BYTEAOID));
 	StatementRun(&rotation->connection, &write_statement, &args, false);
 	note_written(write, ids, sealed);
 	SPI_freetuptable(SPI_tuptable);

@@ -294,18 +294,20 @@ StatementSetNull(StatementArgs *args, int param)
 
 /*
  * MakeArray
- *		Makes an array, for a parameter, of elements of a type, none of them null.
+ *		Makes an array, for a parameter, of elements of a type; nulls says which
+ *		are null, and is NULL if none is.
  */
 Datum
-MakeArray(Datum *elements, int nelements, Oid type)
+MakeArray(Datum *elements, bool *nulls, int nelements, Oid type)
 {
+	int			first = 1;
 	int16		len;
 	bool		byval;
 	char		align;
 
 	get_typlenbyvalalign(type, &len, &byval, &align);
-	return PointerGetDatum(construct_array(elements, nelements, type, len,
-										   byval, align));
+	return PointerGetDatum(construct_md_array(elements, nulls, 1, &nelements,
+											  &first, type, len, byval, align));
 }
 
 /* Makes a schema that of the plans. */
@@ -1188,24 +1190,45 @@ start_receiver(DestReceiver *self, int operation pg_attribute_unused(),
 	check_result(((RowReceiver *) self)->statement, tupdesc);
 }
 
-/* Copies the columns of a row. */
+/* Gets the columns of a row out of its tuple, and checks them for nulls. */
+static void
+deform_row(const Statement *statement, TupleTableSlot *slot)
+{
+	slot_getallattrs(slot);
+	for (int i = 0; i < slot->tts_tupleDescriptor->natts; i++)
+		check_null(statement, i, slot->tts_isnull[i]);
+}
+
+/*
+ * StatementCopyRow
+ *		Copies the first columns of a row, which a visitor has got, into the
+ *		current memory context.
+ */
+void
+StatementCopyRow(const TupleTableSlot *slot, int ncolumns, Datum *row,
+				 bool *nulls)
+{
+	for (int i = 0; i < ncolumns; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(slot->tts_tupleDescriptor, i);
+
+		nulls[i] = slot->tts_isnull[i];
+		if (!nulls[i])
+			row[i] = datumCopy(slot->tts_values[i], att->attbyval,
+							   att->attlen);
+	}
+}
+
+/* Copies a row for the caller of StatementFetch. */
 static bool
 receive_row(TupleTableSlot *slot, DestReceiver *self)
 {
 	RowReceiver *receiver = (RowReceiver *) self;
-	TupleDesc	tupdesc = slot->tts_tupleDescriptor;
 	MemoryContext old_context = MemoryContextSwitchTo(receiver->context);
 
-	slot_getallattrs(slot);
-	for (int i = 0; i < tupdesc->natts; i++)
-	{
-		check_null(receiver->statement, i, slot->tts_isnull[i]);
-		receiver->nulls[i] = slot->tts_isnull[i];
-		if (!slot->tts_isnull[i])
-			receiver->row[i] = datumCopy(slot->tts_values[i],
-										 TupleDescAttr(tupdesc, i)->attbyval,
-										 TupleDescAttr(tupdesc, i)->attlen);
-	}
+	deform_row(receiver->statement, slot);
+	StatementCopyRow(slot, slot->tts_tupleDescriptor->natts, receiver->row,
+					 receiver->nulls);
 	receiver->has_row = true;
 	MemoryContextSwitchTo(old_context);
 	return true;
@@ -1226,9 +1249,7 @@ visit_row(TupleTableSlot *slot, DestReceiver *self)
 	RowReceiver *receiver = (RowReceiver *) self;
 
 	CHECK_FOR_INTERRUPTS();
-	slot_getallattrs(slot);
-	for (int i = 0; i < slot->tts_tupleDescriptor->natts; i++)
-		check_null(receiver->statement, i, slot->tts_isnull[i]);
+	deform_row(receiver->statement, slot);
 	return receiver->visit(slot, receiver->state);
 }
 
@@ -1295,11 +1316,13 @@ StatementReturn(Connection *connection, Statement *statement,
 
 /*
  * StatementVisit
- *		Runs a statement that only reads, and calls the visitor with each row.
+ *		Runs a statement and calls the visitor with each row, in the memory
+ *		context of the executor.
  */
 void
 StatementVisit(Connection *connection, Statement *statement,
-			   const StatementArgs *args, StatementVisitor visit, void *state)
+			   const StatementArgs *args, bool read_only,
+			   StatementVisitor visit, void *state)
 {
 	RowReceiver receiver = {
 		.pub = {.receiveSlot = visit_row},
@@ -1307,7 +1330,7 @@ StatementVisit(Connection *connection, Statement *statement,
 		.state = state
 	};
 
-	run_into(connection, statement, args, true, &receiver);
+	run_into(connection, statement, args, read_only, &receiver);
 }
 
 /*

@@ -139,7 +139,7 @@ extern void StatementInit(void);
 extern void StatementArgsInit(StatementArgs *args);
 extern void StatementSet(StatementArgs *args, int param, Oid type, Datum value);
 extern void StatementSetNull(StatementArgs *args, int param);
-extern Datum MakeArray(Datum *elements, int nelements, Oid type);
+extern Datum MakeArray(Datum *elements, bool *nulls, int nelements, Oid type);
 extern void StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 							 bool nonatomic);
 extern void RequireNoCursor(Oid owner);
@@ -160,8 +160,10 @@ extern bool StatementFetch(Connection *connection, Statement *statement,
 extern void StatementReturn(Connection *connection, Statement *statement,
 							const StatementArgs *args, ReturnSetInfo *rsinfo);
 extern void StatementVisit(Connection *connection, Statement *statement,
-						   const StatementArgs *args, StatementVisitor visit,
-						   void *state);
+						   const StatementArgs *args, bool read_only,
+						   StatementVisitor visit, void *state);
+extern void StatementCopyRow(const TupleTableSlot *slot, int ncolumns,
+							 Datum *row, bool *nulls);
 extern void StatementStartDecrypted(FunctionCallInfo fcinfo);
 extern Portal StatementOpen(Connection *connection, Statement *statement,
 							const StatementArgs *args);

@@ -160,6 +160,36 @@ static const AddressArguments set_many_address = {
 	}
 };
 
+/* What is known of entries that set_many writes together, by place. */
+enum
+{
+	BATCH_PARAM_KEYS = NUM_ADDRESS_PARAMS,
+	BATCH_PARAM_IDS,
+	BATCH_PARAM_CATEGORIES,
+	BATCH_PARAM_DESCRIPTIONS,
+	BATCH_PARAM_VALUES,
+	BATCH_PARAM_VALUE_TYPES,
+	BATCH_PARAM_ARE_ENCRYPTED,
+	BATCH_PARAM_VALUE_SIZES,
+	BATCH_PARAM_NOW,
+	BATCH_PARAM_ACTOR_FK,
+	NUM_BATCH_PARAMS
+};
+
+static const StatementParam batch_params[] = {
+	ADDRESS_PARAMS,
+	[BATCH_PARAM_KEYS] = {"keys", TEXTARRAYOID},
+	[BATCH_PARAM_IDS] = {"ids", INT8ARRAYOID},
+	[BATCH_PARAM_CATEGORIES] = {"categories", TEXTARRAYOID},
+	[BATCH_PARAM_DESCRIPTIONS] = {"descriptions", TEXTARRAYOID},
+	[BATCH_PARAM_VALUES] = {"new_values", BYTEAARRAYOID},
+	[BATCH_PARAM_VALUE_TYPES] = {"value_types", TEXTARRAYOID},
+	[BATCH_PARAM_ARE_ENCRYPTED] = {"are_encrypted", BOOLARRAYOID},
+	[BATCH_PARAM_VALUE_SIZES] = {"value_sizes", INT4ARRAYOID},
+	[BATCH_PARAM_NOW] = {"now", TIMESTAMPOID},
+	[BATCH_PARAM_ACTOR_FK] = {"actor_fk", INT4OID}
+};
+
 /* The arguments of rename. */
 enum
 {
@@ -304,6 +334,37 @@ static const StatementColumn state_columns[] = {
 	[STATE_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NOT_NULL}
 };
 
+/* An entry that is locked, or nulls for a key that has none. */
+enum
+{
+	LOCKED_PLACE,
+	LOCKED_ID,
+	LOCKED_UUID,
+	LOCKED_VERSION,
+	LOCKED_IS_ENCRYPTED,
+	NUM_LOCKED_COLUMNS
+};
+
+static const StatementColumn locked_columns[] = {
+	[LOCKED_PLACE] = {"place", INT8OID, NULLABLE},
+	[LOCKED_ID] = {"id", INT8OID, NULLABLE},
+	[LOCKED_UUID] = {"uuid", UUIDOID, NULLABLE},
+	[LOCKED_VERSION] = {"version", INT8OID, NULLABLE},
+	[LOCKED_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NULLABLE}
+};
+
+/* An entry that has been written, with its id. */
+enum
+{
+	WRITTEN_ID = NUM_ENTRY_COLUMNS,
+	NUM_WRITTEN_COLUMNS
+};
+
+static const StatementColumn written_columns[] = {
+	ENTRY_COLUMNS,
+	[WRITTEN_ID] = {"id", INT8OID, NOT_NULL}
+};
+
 /* What the row that is to be replaced must look like. */
 #define AS_EXPECTED \
 	"($expected_encrypted IS NULL OR e.is_encrypted" SQL_EQ \
@@ -336,6 +397,36 @@ static Statement update_expected_statement = {
 	STATEMENT_PARAMS(set_params, NUM_SET_PARAMS),
 	STATEMENT_COLUMNS(entry_columns, NUM_ENTRY_COLUMNS),
 	.expand = ExpandScope, .by_index = true
+};
+
+/*
+ * Locks entries one after the other, in the order of the keys: who stops reading
+ * has locked no later one.
+ */
+static Statement lock_many_statement = {
+	.sql = "SELECT @columns@ FROM pg_catalog.unnest($keys) WITH ORDINALITY"
+	" AS k (key, place) LEFT JOIN LATERAL (SELECT k.place, e.id, e.uuid,"
+	" e.version, e.is_encrypted FROM " SQL_TABLE
+	" WHERE @scope@ AND e.key" SQL_EQ "k.key FOR NO KEY UPDATE) AS e ON true",
+	STATEMENT_PARAMS(batch_params, NUM_BATCH_PARAMS),
+	STATEMENT_COLUMNS(locked_columns, NUM_LOCKED_COLUMNS),
+	.expand = ExpandScope, .by_index = true
+};
+static Statement update_many_statement = {
+	.sql = "UPDATE " SQL_TABLE
+	" SET category = ($categories)" ITS_PLACE
+	", description = ($descriptions)" ITS_PLACE
+	", value = ($new_values)" ITS_PLACE
+	", value_type = ($value_types)" ITS_PLACE
+	", is_encrypted = ($are_encrypted)" ITS_PLACE
+	", changed_on = $now, changed_by_fk = $actor_fk"
+	", value_size = ($value_sizes)" ITS_PLACE
+	", version = e.version" SQL_PLUS "1"
+	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
+	" RETURNING @columns@",
+	STATEMENT_PARAMS(batch_params, NUM_BATCH_PARAMS),
+	STATEMENT_COLUMNS(written_columns, NUM_WRITTEN_COLUMNS),
+	.by_index = true
 };
 static Statement delete_statement = {
 	.sql = "DELETE FROM " SQL_TABLE THE_ENTRY
@@ -998,35 +1089,286 @@ set_array_params(StatementArgs *args, const SetArrays *arrays, int place,
 					   place);
 }
 
+/* How many entries set_many writes together, and bytes of their values. */
+#define SET_BATCH_ROWS 100
+#define SET_BATCH_BYTES (1024 * 1024)
+
+/* An entry that set_many has locked. */
+typedef struct LockedEntry
+{
+	int64		id;
+	EntryState	state;
+	StatementArgs args;			/* that set would write it with */
+	int			place;			/* in the arrays of the call */
+	bool		is_written;
+} LockedEntry;
+
 /* A call of set_many. */
 typedef struct SetMany
 {
 	Connection *connection;
 	StatementArgs *args;
+	StatementArgs *batch_args;
 	const SetArrays *arrays;
 	const ManyItem *items;
 	text	   *default_type;
+	LockedEntry *locked;		/* of a batch, by key, then by id */
+	int			nlocked;
 	Datum		(*rows)[NUM_ENTRY_COLUMNS];
 	bool		(*nulls)[NUM_ENTRY_COLUMNS];
 } SetMany;
 
-/* Stores all entries of a call of set_many, in the order of their keys. */
+/* Bytes of the value at a place of the arrays. */
+static Size
+size_at(const SetMany *many, int place)
+{
+	return toast_raw_datum_size(many->arrays->values.elements[place]) -
+		VARHDRSZ;
+}
+
+/* Sets the parameters of one entry, but for its value. */
+static void
+set_item_params(const SetMany *many, const ManyItem *item)
+{
+	StatementSet(many->args, PARAM_KEY, TEXTOID, PointerGetDatum(item->key));
+	set_array_params(many->args, many->arrays, item->place,
+					 many->default_type);
+}
+
+/* Notes an entry that is locked; ends the statement at a key that has none. */
+static bool
+take_locked(TupleTableSlot *slot, void *state)
+{
+	SetMany    *many = state;
+	const Datum *row = slot->tts_values;
+	LockedEntry *locked = &many->locked[many->nlocked];
+
+	for (int i = 0; i < NUM_LOCKED_COLUMNS; i++)
+		if (slot->tts_isnull[i])
+			return false;
+	/* without its unique index the table may have two rows of a key */
+	if (DatumGetInt64(ColumnValue(locked_columns, LOCKED_PLACE, INT8OID,
+								  row)) != many->nlocked + 1)
+		return false;
+	locked->id = DatumGetInt64(ColumnValue(locked_columns, LOCKED_ID, INT8OID,
+										   row));
+	locked->state.exists = true;
+	locked->state.uuid = *DatumGetUUIDP(ColumnValue(locked_columns, LOCKED_UUID,
+													UUIDOID, row));
+	locked->state.version = DatumGetInt64(ColumnValue(locked_columns,
+													  LOCKED_VERSION, INT8OID,
+													  row));
+	locked->state.is_encrypted = DatumGetBool(ColumnValue(locked_columns,
+														  LOCKED_IS_ENCRYPTED,
+														  BOOLOID, row));
+	locked->is_written = false;
+	many->nlocked++;
+	return true;
+}
+
+/*
+ * Locks the entries of a batch in the order of their keys, as far as there are
+ * such entries.
+ */
+static void
+lock_batch(SetMany *many, const ManyItem *items, int nitems)
+{
+	Datum		keys[SET_BATCH_ROWS];
+
+	for (int i = 0; i < nitems; i++)
+		keys[i] = PointerGetDatum(items[i].key);
+	StatementSet(many->batch_args, BATCH_PARAM_KEYS, TEXTARRAYOID,
+				 MakeArray(keys, NULL, nitems, TEXTOID));
+	many->nlocked = 0;
+	StatementVisit(many->connection, &lock_many_statement, many->batch_args,
+				   false, take_locked, many);
+	StatementSetNull(many->batch_args, BATCH_PARAM_KEYS);
+}
+
+/* Makes the parameters that a locked entry is written with. */
+static void
+fill_locked(SetMany *many, LockedEntry *locked, const ManyItem *item)
+{
+	StatementArgs *args = many->args;
+	Datum		value = many->arrays->values.elements[item->place];
+	Size		size = size_at(many, item->place);
+	int64		expected;
+	bool		is_encrypted;
+
+	set_item_params(many, item);
+	check_size(args, size);
+	expected = version_of(args, SET_PARAM_EXPECTED_VERSION);
+	if (expected >= 0 && locked->state.version != expected)
+		report_version_mismatch(args, expected, &locked->state);
+	is_encrypted = args->nulls[SET_PARAM_IS_ENCRYPTED] == 'n' ?
+		locked->state.is_encrypted :
+		DatumGetBool(args->values[SET_PARAM_IS_ENCRYPTED]);
+
+	locked->place = item->place;
+	locked->args = *args;
+	StatementSet(&locked->args, SET_PARAM_VALUE, BYTEAOID, is_encrypted ?
+				 PointerGetDatum(seal_value(args, value)) : value);
+	StatementSet(&locked->args, SET_PARAM_IS_ENCRYPTED, BOOLOID,
+				 BoolGetDatum(is_encrypted));
+	StatementSet(&locked->args, SET_PARAM_VALUE_SIZE, INT4OID,
+				 Int32GetDatum((int32) size));
+}
+
+static int
+compare_locked(const void *a, const void *b)
+{
+	int64		id_a = ((const LockedEntry *) a)->id;
+	int64		id_b = ((const LockedEntry *) b)->id;
+
+	return (id_a > id_b) - (id_a < id_b);
+}
+
+/* Notes what has become of a locked entry. */
+static bool
+take_written(TupleTableSlot *slot, void *state)
+{
+	SetMany    *many = state;
+	LockedEntry sought = {.id = DatumGetInt64(ColumnValue(written_columns,
+														  WRITTEN_ID, INT8OID,
+														  slot->tts_values))};
+	LockedEntry *locked = bsearch(&sought, many->locked, many->nlocked,
+								  sizeof(LockedEntry), compare_locked);
+	MemoryContext old_context;
+
+	if (locked == NULL || locked->is_written)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("an entry was written that had not been locked"),
+				 errhint("A trigger of table \"extension_storage\" changes ids, or two of its rows have the same one.")));
+	old_context = MemoryContextSwitchTo(many->connection->context);
+	StatementCopyRow(slot, NUM_ENTRY_COLUMNS, many->rows[locked->place],
+					 many->nulls[locked->place]);
+	MemoryContextSwitchTo(old_context);
+	locked->is_written = true;
+	return true;
+}
+
+/* Writes the locked entries. */
+static void
+write_locked(SetMany *many)
+{
+	static const struct
+	{
+		int			param;
+		int			batch_param;
+	}			columns[] = {
+		{SET_PARAM_CATEGORY, BATCH_PARAM_CATEGORIES},
+		{SET_PARAM_DESCRIPTION, BATCH_PARAM_DESCRIPTIONS},
+		{SET_PARAM_VALUE, BATCH_PARAM_VALUES},
+		{SET_PARAM_VALUE_TYPE, BATCH_PARAM_VALUE_TYPES},
+		{SET_PARAM_IS_ENCRYPTED, BATCH_PARAM_ARE_ENCRYPTED},
+		{SET_PARAM_VALUE_SIZE, BATCH_PARAM_VALUE_SIZES}
+	};
+	LockedEntry *locked = many->locked;
+	int			nlocked = many->nlocked;
+	Datum		elements[SET_BATCH_ROWS];
+	bool		nulls[SET_BATCH_ROWS];
+
+	qsort(locked, nlocked, sizeof(LockedEntry), compare_locked);
+	for (int i = 0; i < nlocked; i++)
+		elements[i] = Int64GetDatum(locked[i].id);
+	StatementSet(many->batch_args, BATCH_PARAM_IDS, INT8ARRAYOID,
+				 MakeArray(elements, NULL, nlocked, INT8OID));
+	for (size_t c = 0; c < lengthof(columns); c++)
+	{
+		for (int i = 0; i < nlocked; i++)
+		{
+			elements[i] = locked[i].args.values[columns[c].param];
+			nulls[i] = locked[i].args.nulls[columns[c].param] == 'n';
+		}
+		StatementSet(many->batch_args, columns[c].batch_param,
+					 batch_params[columns[c].batch_param].type,
+					 MakeArray(elements, nulls, nlocked,
+							   set_params[columns[c].param].type));
+	}
+	StatementVisit(many->connection, &update_many_statement, many->batch_args,
+				   false, take_written, many);
+	for (int i = 0; i < nlocked; i++)
+		if (!locked[i].is_written)
+			report_not_written(&locked[i].args);
+}
+
+/*
+ * Locks and writes the entries of a batch, in a memory context of their own;
+ * returns how many.  It ends before the first key that has no entry.
+ */
+static int
+store_batch(SetMany *many, const ManyItem *items, int nitems)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "batch of set_many",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+
+	many->locked = palloc(nitems * sizeof(LockedEntry));
+	lock_batch(many, items, nitems);
+	for (int i = 0; i < many->nlocked; i++)
+		fill_locked(many, &many->locked[i], &items[i]);
+	if (many->nlocked > 0)
+		write_locked(many);
+	MemoryContextSwitchTo(old_context);
+	MemoryContextDelete(context);
+	return many->nlocked;
+}
+
+/* How many of the items can be written together, 1 for a large one. */
+static int
+batch_len(const SetMany *many, const ManyItem *items, int nitems)
+{
+	Size		bytes = 0;
+	int			len = 0;
+
+	while (len < Min(nitems, SET_BATCH_ROWS))
+	{
+		bytes += size_at(many, items[len].place);
+		if (len > 0 && bytes > SET_BATCH_BYTES)
+			break;
+		len++;
+	}
+	return len;
+}
+
+/*
+ * Stores all entries of a call of set_many, in the order of their keys.
+ *
+ * Those that exist are written by one statement for many.  From the first key
+ * on that has no entry they are stored one by one: whoever has locked an entry
+ * must not then wait for one whose key comes before.  So are those of a
+ * distributed table, whose rows no join can lock.
+ */
 static void
 store_many(void *state)
 {
 	SetMany    *many = state;
+	int			nkeys = many->arrays->nkeys;
+	bool		by_batch = !StatementIsDistributed(many->connection);
+	int			nstored = 0;
 
-	for (int i = 0; i < many->arrays->nkeys; i++)
+	while (nstored < nkeys)
 	{
-		int			place = many->items[i].place;
-		Datum		value = many->arrays->values.elements[place];
+		const ManyItem *items = &many->items[nstored];
+		int			place = items->place;
+		int			len = by_batch ? batch_len(many, items, nkeys - nstored) : 1;
 
-		StatementSet(many->args, PARAM_KEY, TEXTOID,
-					 PointerGetDatum(many->items[i].key));
-		set_array_params(many->args, many->arrays, place, many->default_type);
-		store_value(many->connection, many->args, value,
-					toast_raw_datum_size(value) - VARHDRSZ, many->rows[place],
+		if (len > 1)
+		{
+			int			nwritten = store_batch(many, items, len);
+
+			nstored += nwritten;
+			by_batch = nwritten == len;
+			continue;
+		}
+		set_item_params(many, items);
+		store_value(many->connection, many->args,
+					many->arrays->values.elements[place],
+					size_at(many, place), many->rows[place],
 					many->nulls[place]);
+		nstored++;
 	}
 }
 
@@ -1049,8 +1391,14 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Connection	connection;
 	StatementArgs args;
+	StatementArgs batch_args;
 	SetArrays	arrays;
-	SetMany		many = {.connection = &connection,.args = &args,.arrays = &arrays};
+	SetMany		many = {
+		.connection = &connection,
+		.args = &args,
+		.batch_args = &batch_args,
+		.arrays = &arrays
+	};
 
 	HideStatementBegin(&hidden);
 	CheckArguments(fcinfo, set_many_arguments, NUM_SET_MANY_ARGS);
@@ -1061,6 +1409,12 @@ ext_storage_set_many(PG_FUNCTION_ARGS)
 			   SET_MANY_ARG_ACTOR_FK);
 	StatementSet(&args, SET_PARAM_NOW, TIMESTAMPOID,
 				 TimestampGetDatum(GetCurrentTimestamp()));
+	StatementArgsInit(&batch_args);
+	AddressParams(&batch_args, fcinfo, set_many_arguments, &set_many_address);
+	ValueParam(&batch_args, BATCH_PARAM_ACTOR_FK, fcinfo, set_many_arguments,
+			   SET_MANY_ARG_ACTOR_FK);
+	StatementSet(&batch_args, BATCH_PARAM_NOW, TIMESTAMPOID,
+				 args.values[SET_PARAM_NOW]);
 	many.items = sort_keys(arrays.keys, arrays.nkeys);
 	many.default_type = cstring_to_text("application/json");
 	many.rows = palloc(arrays.nkeys * sizeof(*many.rows));
