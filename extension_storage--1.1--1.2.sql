@@ -296,7 +296,8 @@ DECLARE
         '^((urn:uuid:)?([0-9a-f]{4}-?){7}[0-9a-f]{4}|[{]([0-9a-f]{4}-?){7}[0-9a-f]{4}[}])$', '^urn:uuid:', '', 'i', '{}-', '',
         '^(.{8})(.{4})(.{4})(.{4})(.{12})$', E'\\1-\\2-\\3-\\4-\\5');
     lock_entries CONSTANT text :=
-        'SELECT array_agg(l.id) FROM (SELECT e.id FROM %s.extension_storage e WHERE %s FOR UPDATE) l';
+        'SELECT array_agg(l.id) FROM (SELECT e.id FROM %s.extension_storage e WHERE %s'
+        ' ORDER BY e.extension_id, e.user_fk, e.resource_type, e.resource_uuid, e.key FOR UPDATE) l';
     find_entry CONSTANT text := 'SELECT EXISTS (SELECT FROM %s.extension_storage e WHERE %s)';
     home regnamespace;
     entries regclass;
@@ -304,9 +305,14 @@ DECLARE
     users_purge regprocedure;
     resources_purge regprocedure;
     triggers oid[];
+    schemas text[];
+    schemas_now CONSTANT text :=
+        'SELECT array_agg(format(''%s %s'', n.oid, n.xmin) ORDER BY n.oid) FROM pg_namespace n WHERE n.oid = $1'
+        ' OR n.oid IN (SELECT c.relnamespace FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE t.oid = ANY ($2))';
     other record;
     kind record;
     gone text;
+    users_present text;
     locked bigint[];
     kept boolean;
     author text;
@@ -331,6 +337,7 @@ BEGIN
     SELECT oid INTO STRICT resources_purge FROM pg_proc
     WHERE proname = 'ext_storage_resources_deleted' AND pronargs = 0 AND pronamespace = home;
     triggers := ARRAY(SELECT oid FROM pg_trigger WHERE tgfoid IN (users_purge, resources_purge) ORDER BY oid);
+    EXECUTE schemas_now INTO schemas USING home, triggers;
     IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
         AND NOT (SELECT rolsuper FROM pg_roles WHERE oid = holder) THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
@@ -338,6 +345,15 @@ BEGIN
             DETAIL = 'What that role has put on the table would run with the rights of a superuser.',
             HINT = format('Connect as role %s.', holder);
     END IF;
+    -- another table or column may take the name of one, which would be read in
+    -- its place
+    FOR other IN
+        SELECT DISTINCT c.oid::regclass AS id
+        FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE t.oid = ANY (triggers)
+        ORDER BY 1
+    LOOP
+        EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', other.id);
+    END LOOP;
     -- who owns a schema may put another one in its place at any moment
     SELECT n.oid::regnamespace AS id, r.oid::regrole AS owner INTO other
     FROM pg_namespace n
@@ -439,6 +455,7 @@ BEGIN
             WHERE t.oid = ANY (triggers) AND t.tgfoid = resources_purge
                 AND t.tgnargs = 2) a
         GROUP BY a.resource_type
+        ORDER BY a.resource_type NULLS FIRST
     LOOP
         gone := CASE WHEN kind.resource_type IS NULL
             THEN format('e.user_fk IS NOT NULL AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.user_fk)',
@@ -459,17 +476,22 @@ BEGIN
                 DETAIL = 'A trigger, a rule or a row-level security policy of table "extension_storage" prevents their deletion.',
                 HINT = 'Correct that, then call ext_storage_purge_orphans().';
         END IF;
-        CONTINUE WHEN kind.resource_type IS NOT NULL;
-        -- as when a user is deleted: an old entry that a constraint
-        -- refuses stops nothing, and is not shown
+        IF kind.resource_type IS NULL THEN
+            users_present := kind.present;
+        END IF;
+    END LOOP;
+    -- as when a user is deleted: an old entry that a constraint refuses stops
+    -- nothing, and is not shown
+    IF users_present IS NOT NULL THEN
         BEGIN
+            gone := 'e.%I IS NOT NULL AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.%1$I)';
+            EXECUTE format(lock_entries, home, format('(%s) OR (%s)', format(gone, 'created_by_fk', users_present),
+                format(gone, 'changed_by_fk', users_present))) INTO locked;
             FOREACH author IN ARRAY ARRAY['created_by_fk', 'changed_by_fk'] LOOP
-                gone := format('e.%I IS NOT NULL AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.%1$I)',
-                    author, kind.present);
-                EXECUTE format(lock_entries, home, gone) INTO locked;
-                gone := gone || ' AND e.id = ANY ($1)';
-                EXECUTE format('UPDATE %s.extension_storage e SET %I = NULL WHERE %s', home, author, gone) USING locked;
-                EXECUTE format(find_entry, home, gone) INTO kept USING locked;
+                EXECUTE format('UPDATE %s.extension_storage e SET %I = NULL WHERE %s AND e.id = ANY ($1)', home, author,
+                    format(gone, author, users_present)) USING locked;
+                EXECUTE format(find_entry, home, format(gone, author, users_present) || ' AND e.id = ANY ($1)')
+                    INTO kept USING locked;
                 IF kept THEN
                     RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
                         MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
@@ -483,10 +505,20 @@ BEGIN
                 DETAIL = SQLERRM,
                 HINT = 'Change the entries so that they satisfy the constraint, then call ext_storage_purge_orphans().';
         END;
-    END LOOP;
-    IF triggers <> ARRAY(SELECT oid FROM pg_trigger WHERE tgfoid IN (users_purge, resources_purge) ORDER BY oid) THEN
+    END IF;
+    IF triggers <> ARRAY(SELECT oid FROM pg_trigger WHERE tgfoid IN (users_purge, resources_purge) ORDER BY oid)
+        OR EXISTS (
+            SELECT FROM pg_trigger t WHERE t.oid = ANY (triggers) AND NOT EXISTS (
+                SELECT FROM pg_locks l
+                WHERE l.locktype = 'relation' AND l.pid = pg_backend_pid() AND l.relation = t.tgrelid AND l.granted)) THEN
         RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
-            MESSAGE = 'could not serialize access because a table was attached or detached',
+            MESSAGE = 'could not serialize access because a table was attached, detached or renamed',
+            HINT = 'Repeat the transaction.';
+    END IF;
+    EXECUTE schemas_now INTO kind USING home, triggers;
+    IF schemas IS DISTINCT FROM kind.array_agg THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'could not serialize access because a schema was renamed, or its rights changed',
             HINT = 'Repeat the transaction.';
     END IF;
     RETURN purged;
@@ -862,6 +894,8 @@ DECLARE
     home regnamespace;
     entries regclass;
     item record;
+    what text;
+    is_left boolean;
 BEGIN
     IF role IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
@@ -884,36 +918,41 @@ BEGIN
         WITH member AS (
             SELECT classid, objid FROM pg_depend
             WHERE refclassid = 'pg_extension'::regclass AND refobjid = extension AND deptype = 'e')
-        SELECT DISTINCT o.what, a.grantor::regrole AS grantor,
+        SELECT DISTINCT o.kind, o.class, o.id, o.field, a.grantor::regrole AS grantor,
             (SELECT min(CASE WHEN p.grantee = 0 THEN 'PUBLIC' ELSE p.grantee::regrole::text END)
              FROM aclexplode(o.acl) p WHERE p.grantor = role) AS passed_to
         FROM (
-            SELECT format('ALL ON ROUTINE %s', p.oid::regprocedure) AS what, p.proowner AS owner, p.proacl AS acl
+            SELECT 'ALL ON ROUTINE' AS kind, 'pg_proc'::regclass AS class, p.oid AS id, 0 AS field,
+                p.proowner AS owner, p.proacl AS acl
             FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid
             UNION ALL
-            SELECT format('ALL ON %s %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass),
+            SELECT CASE c.relkind WHEN 'S' THEN 'ALL ON SEQUENCE' ELSE 'ALL ON TABLE' END, 'pg_class'::regclass, c.oid, 0,
                 c.relowner, c.relacl
             FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid
             WHERE c.relkind <> 'c'
             UNION ALL
             -- a sequence warns of ALL
-            SELECT format('%s (%I) ON TABLE %s', CASE c.relkind WHEN 'S' THEN 'SELECT' ELSE 'ALL' END,
-                    f.attname, c.oid::regclass),
-                c.relowner, f.attacl
+            SELECT format('%s (%I) ON TABLE', CASE c.relkind WHEN 'S' THEN 'SELECT' ELSE 'ALL' END, f.attname),
+                'pg_class'::regclass, c.oid, f.attnum, c.relowner, f.attacl
             FROM pg_class c JOIN member m ON m.classid = 'pg_class'::regclass AND m.objid = c.oid
             JOIN pg_attribute f ON f.attrelid = c.oid AND NOT f.attisdropped
             UNION ALL
             -- the type of a table's rows is no member itself
-            SELECT format('ALL ON TYPE %s', t.oid::regtype), t.typowner, t.typacl
+            SELECT 'ALL ON TYPE', 'pg_type'::regclass, t.oid, 0, t.typowner, t.typacl
             FROM pg_type t JOIN member m ON m.classid = 'pg_type'::regclass AND m.objid = t.oid
                 OR m.classid = 'pg_class'::regclass AND m.objid = t.typrelid
             UNION ALL
-            SELECT format('ALL ON SCHEMA %s', n.oid::regnamespace), n.nspowner, n.nspacl
+            SELECT 'ALL ON SCHEMA', 'pg_namespace'::regclass, n.oid, 0, n.nspowner, n.nspacl
             FROM pg_namespace n WHERE n.oid = home) o,
             LATERAL aclexplode(o.acl) a
         WHERE a.grantee = role AND o.owner <> role
-        ORDER BY o.what
+        ORDER BY o.class, o.id, o.field, o.kind
     LOOP
+        what := item.kind || ' ' || CASE item.class
+            WHEN 'pg_proc'::regclass THEN item.id::regprocedure::text
+            WHEN 'pg_class'::regclass THEN item.id::regclass::text
+            WHEN 'pg_type'::regclass THEN item.id::regtype::text
+            ELSE item.id::regnamespace::text END;
         IF NOT pg_has_role(session_user, item.grantor, 'MEMBER') THEN
             RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
                 MESSAGE = format('role %s has rights that role %s granted', role, item.grantor),
@@ -922,11 +961,29 @@ BEGIN
         IF item.passed_to IS NOT NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
                 MESSAGE = format('role %s has granted rights to %s', role, item.passed_to),
-                DETAIL = format('It has passed on rights that are part of %s.', item.what),
+                DETAIL = format('It has passed on rights that are part of %s.', what),
                 HINT = 'Revoke those first.';
         END IF;
         EXECUTE format('SET LOCAL ROLE %s', item.grantor);
-        EXECUTE format('REVOKE %s FROM %s', item.what, role);
+        EXECUTE format('REVOKE %s FROM %s', what, role);
+        -- the name may have become another one's
+        SELECT EXISTS (
+            SELECT FROM (
+                SELECT proacl FROM pg_proc WHERE item.class = 'pg_proc'::regclass AND oid = item.id
+                UNION ALL SELECT relacl FROM pg_class
+                WHERE item.class = 'pg_class'::regclass AND oid = item.id AND item.field = 0
+                UNION ALL SELECT attacl FROM pg_attribute
+                WHERE item.class = 'pg_class'::regclass AND attrelid = item.id AND attnum = item.field
+                UNION ALL SELECT typacl FROM pg_type WHERE item.class = 'pg_type'::regclass AND oid = item.id
+                UNION ALL SELECT nspacl FROM pg_namespace
+                WHERE item.class = 'pg_namespace'::regclass AND oid = item.id) o (acl),
+                LATERAL aclexplode(o.acl) a
+            WHERE a.grantee = role AND a.grantor = item.grantor) INTO is_left;
+        IF is_left THEN
+            RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+                MESSAGE = format('could not serialize access because %s was renamed', what),
+                HINT = 'Repeat the transaction.';
+        END IF;
     END LOOP;
     PERFORM set_config('role', role_before, true);
 END
@@ -954,6 +1011,7 @@ DECLARE
     entry_type regtype;
     holder regrole;
     item record;
+    is_granted boolean;
 BEGIN
     -- an older snapshot may show a former owner
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
@@ -1005,23 +1063,23 @@ BEGIN
             HINT = format('Let the owner of the schema run: GRANT USAGE ON SCHEMA %s TO %s', home, holder);
     END IF;
     FOR item IN
-        SELECT o.what, g.grantee, g.is_grantable
+        SELECT o.id, o.privilege, o.kind, o.owner, g.grantee, g.is_grantable
         FROM (
-            SELECT format('EXECUTE ON ROUTINE %s', p.oid::regprocedure) AS what,
-                'EXECUTE' AS privilege,
-                p.proowner AS owner, p.proacl AS acl
+            SELECT p.oid AS id, 'EXECUTE' AS privilege, 'ROUTINE' AS kind, p.proowner AS owner, p.proacl AS acl
             FROM pg_depend d
             JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
             JOIN pg_proc p ON p.oid = d.objid
+            -- not what a former holder has added
+            JOIN pg_roles r ON r.oid = p.proowner AND r.rolsuper
             WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass
                 AND d.deptype = 'e'
                 -- not those of level trigger and public
                 AND p.prorettype <> 'trigger'::regtype AND p.proname <> 'ext_storage_take_over'
             UNION ALL
-            SELECT format('USAGE ON TYPE %s', t.oid::regtype), 'USAGE', t.typowner, t.typacl
+            SELECT t.oid, 'USAGE', 'TYPE', t.typowner, t.typacl
             FROM pg_type t WHERE t.oid = entry_type
             UNION ALL
-            SELECT format('INSERT ON TABLE %s', c.oid::regclass), 'INSERT', c.relowner, c.relacl
+            SELECT c.oid, 'INSERT', 'TABLE', c.relowner, c.relacl
             FROM pg_class c WHERE c.oid = secrets) o,
             LATERAL (
                 SELECT holder::oid AS grantee, true AS is_grantable
@@ -1039,14 +1097,35 @@ BEGIN
                         WHERE f.grantee = holder AND f.grantor = o.owner AND f.is_grantable
                             AND f.privilege_type = o.privilege)) g
     LOOP
-        EXECUTE format('GRANT %s TO %s%s', item.what,
-            CASE item.grantee WHEN 0 THEN 'PUBLIC' ELSE item.grantee::regrole::text END,
-            CASE WHEN item.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        -- It is granted by name, and a name may become another one's: then it is
+        -- not granted here.
+        FOR attempt IN 1..2 LOOP
+            SELECT EXISTS (
+                SELECT FROM (
+                    SELECT proacl FROM pg_proc WHERE oid = item.id AND item.kind = 'ROUTINE'
+                    UNION ALL SELECT typacl FROM pg_type WHERE oid = item.id AND item.kind = 'TYPE'
+                    UNION ALL SELECT relacl FROM pg_class WHERE oid = item.id AND item.kind = 'TABLE') o (acl),
+                    LATERAL aclexplode(o.acl) a
+                WHERE a.grantee = item.grantee AND a.grantor = item.owner AND a.privilege_type = item.privilege
+                    AND a.is_grantable >= item.is_grantable) INTO is_granted;
+            EXIT WHEN is_granted OR attempt = 2;
+            EXECUTE format('GRANT %s ON %s %s TO %s%s', item.privilege, item.kind,
+                CASE item.kind WHEN 'ROUTINE' THEN item.id::regprocedure::text
+                    WHEN 'TYPE' THEN item.id::regtype::text ELSE item.id::regclass::text END,
+                CASE item.grantee WHEN 0 THEN 'PUBLIC' ELSE item.grantee::regrole::text END,
+                CASE WHEN item.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        END LOOP;
+        IF NOT is_granted THEN
+            RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+                MESSAGE = 'could not serialize access because a schema was renamed, or an object got another owner',
+                HINT = 'Repeat the transaction.';
+        END IF;
     END LOOP;
     -- What is on the tables and uses anything that is neither the server's, as
     -- which nothing is in pg_depend, nor the extension's: its code may be
-    -- another role's, or become so.  Some functions of the server run what they
-    -- get as text.
+    -- another role's, or become so.  A former holder may have made it a member
+    -- of the extension.  Some functions of the server run what they get as text
+    -- or find by a number, change a setting, or send a value away.
     FOR item IN
         WITH on_tables (class, id, nodes) AS (
             SELECT 'pg_class'::regclass::oid, t.oid, NULL FROM unnest(ARRAY[entries, counts]) t (oid)
@@ -1072,17 +1151,21 @@ BEGIN
             AND NOT EXISTS (SELECT FROM on_tables r WHERE r.class = d.refclassid AND r.id = d.refobjid)
             AND NOT EXISTS (
                 SELECT FROM pg_depend m JOIN pg_extension x ON x.oid = m.refobjid AND x.extname = 'extension_storage'
-                WHERE m.classid = d.refclassid AND m.objid = d.refobjid
+                JOIN pg_proc p ON p.oid = m.objid
+                JOIN pg_roles r ON r.oid = p.proowner AND r.rolsuper
+                WHERE d.refclassid = 'pg_proc'::regclass AND m.classid = d.refclassid AND m.objid = d.refobjid
                     AND m.refclassid = 'pg_extension'::regclass AND m.deptype = 'e')
         UNION ALL
         SELECT format('table %s', inhrelid::regclass), format('inherits from table %s', inhparent::regclass)
         FROM pg_inherits WHERE inhparent IN (entries, counts)
         UNION ALL
-        SELECT DISTINCT pg_describe_object(o.class, o.id, 0), 'runs the query that function ' || p.proname || ' is given'
+        SELECT DISTINCT pg_describe_object(o.class, o.id, 0), 'uses function ' || p.oid::regprocedure
         FROM on_tables o
-        JOIN pg_proc p ON o.nodes ~ format(':funcid %s ', p.oid)
+        JOIN pg_proc p ON o.nodes ~ format(':(op)?funcid %s ', p.oid)
         WHERE p.pronamespace = 'pg_catalog'::regnamespace
-            AND (p.proname IN ('ts_rewrite', 'ts_stat') AND 'text'::regtype = ANY (p.proargtypes)
+            AND (p.provolatile = 'v'
+                    AND p.proname NOT IN ('clock_timestamp', 'gen_random_uuid', 'nextval', 'random', 'timeofday')
+                OR ARRAY['cstring'::regtype, 'internal'::regtype]::oid[] && p.proargtypes::oid[]
                 OR p.proname ~ '^(cursor|database|query|schema|table)_to_xml')
         UNION ALL
         SELECT format('table %s', c.oid::regclass),
@@ -1095,7 +1178,7 @@ BEGIN
     LOOP
         RAISE WARNING USING
             MESSAGE = format('%s %s', item.what, item.does),
-            DETAIL = format('This may run code of others with the rights of role %s.', holder),
+            DETAIL = format('This may run code of others with the rights of role %s, or show them values.', holder),
             HINT = 'Drop or revoke it, unless you trust who made it and who owns what it uses.';
     END LOOP;
 

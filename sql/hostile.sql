@@ -334,6 +334,32 @@ BEGIN
         PERFORM ext_storage_purge_user(n);
     END LOOP;
 END $$;
+-- Nor is there one that it has left open: at the next COMMIT it could run with the caller's rights.
+CREATE FUNCTION hostile_cursor() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    left_open refcursor;
+BEGIN
+    OPEN left_open FOR SELECT 'run with the rights of ' || current_user;
+    RETURN coalesce(NEW, OLD);
+END $$;
+CREATE TRIGGER hostile BEFORE UPDATE OR DELETE ON extension_storage
+    FOR EACH ROW EXECUTE FUNCTION hostile_cursor();
+SELECT c, replace(pg_temp.error_of(c), current_user, '(superuser)') AS error_of FROM unnest(ARRAY[
+    $$SELECT ext_storage_set('acme.h', 'k', 'y')$$,
+    $$SELECT count(*) FROM ext_storage_set_many('acme.h', '{k,s}', '{y,y}')$$,
+    $$SELECT ext_storage_delete('acme.h', 'k')$$,
+    $$SELECT ext_storage_purge_extension('acme.h')$$,
+    $$DELETE FROM hostile_users$$]) c;
+BEGIN;
+DECLARE mine CURSOR FOR SELECT 'mine';
+SELECT replace(pg_temp.error_of('DELETE FROM hostile_users'), current_user, '(superuser)') AS error_of;
+FETCH mine;
+SET LOCAL ROLE regress_holder;
+SELECT (ext_storage_set('acme.h', 'k', 'y')).version AS holder_sets;
+ROLLBACK;
+SELECT count(*) FROM pg_cursors WHERE name <> '';
+DROP TRIGGER hostile ON extension_storage;
+DROP FUNCTION hostile_cursor;
 DELETE FROM hostile_users;
 SELECT count(*) FROM extension_storage WHERE user_fk = 7;
 DROP POLICY hostile_some ON extension_storage;

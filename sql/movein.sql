@@ -125,6 +125,17 @@ SHOW application_name;
 DECLARE mine CURSOR WITH HOLD FOR SELECT 1;
 SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.extension_storage', dry_run => true)$$);
 CLOSE mine;
+-- Nor does it leave a cursor.
+CREATE OR REPLACE FUNCTION first.hostile(integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
+DECLARE
+    left_open refcursor;
+BEGIN
+    OPEN left_open FOR SELECT 'run with the rights of ' || current_user;
+    RETURN 1;
+END $$;
+REINDEX INDEX first.hostile;
+SELECT replace(pg_temp.error_of($$CALL ext_storage_move_in('first.extension_storage', dry_run => true)$$),
+    current_user, '(superuser)') AS error_of;
 DROP FUNCTION first.hostile(integer) CASCADE;
 -- But not what a partition's owner has put on that.
 CREATE TABLE first.parted (LIKE first.extension_storage) PARTITION BY RANGE (id);

@@ -503,7 +503,7 @@ read_ids(MoveIn *move)
 		SPI_freetuptable(SPI_tuptable);
 	}
 	SPI_cursor_close(portal);
-	OwnerRightsEnd(&caller);
+	OwnerRightsEnd(&caller, NULL);
 	check_ids(move);
 }
 
@@ -528,7 +528,7 @@ prepare_read(MoveIn *move)
 					 move->source);
 	OwnerRightsBegin(&caller, move->source_owner, 0);
 	move->read_plan = prepare(sql.data, lengthof(argtypes), argtypes);
-	OwnerRightsEnd(&caller);
+	OwnerRightsEnd(&caller, NULL);
 	if (SPI_keepplan(move->read_plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
 	pfree(sql.data);
@@ -834,7 +834,7 @@ move_batch(MoveIn *move, Datum *ids, int nids)
 	if (SPI_execute_plan(move->read_plan, &array, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(SPI_result));
-	OwnerRightsEnd(&caller);
+	OwnerRightsEnd(&caller, NULL);
 	table = SPI_tuptable;
 	nrows = SPI_processed;
 	if (table->tupdesc->natts != NUM_READ_COLUMNS)

@@ -473,7 +473,7 @@ empty_counts(const Connection *connection)
 	ExecuteTruncateGuts(list_make1(counts), list_make1_oid(oid), NIL,
 						DROP_RESTRICT, false);
 #endif
-	OwnerRightsEnd(&caller);
+	OwnerRightsEnd(&caller, NULL);
 	table_close(counts, NoLock);
 }
 

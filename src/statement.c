@@ -528,7 +528,11 @@ check_table(const Connection *connection)
 void
 RequireNoCursor(Oid owner)
 {
-	if (!superuser() || superuser_arg(owner) || ThereAreNoReadyPortals())
+	/* who updates a trusted extension is a superuser for that time */
+	Oid			caller = creating_extension ? GetOuterUserId() : GetUserId();
+
+	if (!superuser_arg(caller) || superuser_arg(owner) ||
+		ThereAreNoReadyPortals())
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -852,34 +856,100 @@ check_schema_usage(Oid schema, Oid owner)
 }
 
 /*
+ * The names of the cursors that can be fetched from, or brought to their end by
+ * a COMMIT: what pg_cursors shows, without those that are running.
+ * (ThereAreNoReadyPortals() may be asked only where an error follows if there
+ * are some: it leaves a scan of a hash table open then.)
+ */
+static List *
+ready_cursors(void)
+{
+	LOCAL_FCINFO(fcinfo, 0);
+	FmgrInfo	flinfo;
+	ReturnSetInfo rsinfo = {
+		.type = T_ReturnSetInfo,
+		.allowedModes = SFRM_Materialize
+	};
+	TupleTableSlot *slot;
+	List	   *names = NIL;
+
+	fmgr_info(F_PG_CURSOR, &flinfo);
+	rsinfo.econtext = CreateStandaloneExprContext();
+	InitFunctionCallInfoData(*fcinfo, &flinfo, 0, InvalidOid, NULL,
+							 (Node *) &rsinfo);
+	pg_cursor(fcinfo);
+	slot = MakeSingleTupleTableSlot(rsinfo.setDesc, &TTSOpsMinimalTuple);
+	while (tuplestore_gettupleslot(rsinfo.setResult, true, false, slot))
+	{
+		bool		isnull;
+		Datum		name = slot_getattr(slot, 1, &isnull);
+		char	   *cursor = TextDatumGetCString(name);
+		Portal		portal = GetPortalByName(cursor);
+
+		if (PortalIsValid(portal) && portal->status == PORTAL_READY)
+			names = lappend(names, makeString(cursor));
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	tuplestore_end(rsinfo.setResult);
+	FreeExprContext(rsinfo.econtext, true);
+	return names;
+}
+
+/*
  * OwnerRightsBegin
  *		Gives a role's rights to what runs until OwnerRightsEnd; an error gives
  *		the caller's back.
  *
  * What the role has put on its tables may run then, for example as a part of an
  * index.  Unless the role is a superuser, or the caller itself, it can put
- * nothing off until the caller has his rights back; and it leaves no setting.
- * Source: DefineIndex() in src/backend/commands/indexcmds.c.
+ * nothing off until the caller has his rights back; and it leaves no setting
+ * and no cursor.  Source: DefineIndex() in src/backend/commands/indexcmds.c.
  */
 void
 OwnerRightsBegin(OwnerRights *caller, Oid owner, int flags)
 {
 	GetUserIdAndSecContext(&caller->user, &caller->security);
-	if (owner != caller->user && !superuser_arg(owner))
+	caller->is_foreign = owner != caller->user && !superuser_arg(owner);
+	caller->cursors = NIL;
+	if (caller->is_foreign)
+	{
 		flags |= SECURITY_RESTRICTED_OPERATION;
+		caller->cursors = ready_cursors();
+	}
 	SetUserIdAndSecContext(owner, caller->security | flags);
 	caller->guc_level = NewGUCNestLevel();
 }
 
 /*
  * OwnerRightsEnd
- *		Gives the caller his rights and settings back.
+ *		Gives the caller his rights and settings back.  Raises an error if a
+ *		cursor is open that was not before, other than kept, which may be NULL.
+ *
+ * It would be run to its end, with the caller's rights, by the next COMMIT of a
+ * procedure: HoldPinnedPortals() in src/backend/utils/mmgr/portalmem.c.  The
+ * error closes it.
  */
 void
-OwnerRightsEnd(const OwnerRights *caller)
+OwnerRightsEnd(const OwnerRights *caller, Portal kept)
 {
+	Oid			owner = GetUserId();
+	ListCell   *cell;
+
 	AtEOXact_GUC(false, caller->guc_level);
 	SetUserIdAndSecContext(caller->user, caller->security);
+	if (!caller->is_foreign)
+		return;
+	foreach(cell, ready_cursors())
+		if (!list_member(caller->cursors, lfirst(cell)) &&
+			(kept == NULL || strcmp(strVal(lfirst(cell)), kept->name) != 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("code of role \"%s\" left a cursor open",
+						GetUserNameFromId(owner, true)),
+				 errdetail("The cursor's query could run with the rights of role \"%s\".",
+						   GetUserNameFromId(caller->user, true)),
+				 errhint("Drop the trigger, policy, index or other code on the tables of role \"%s\" that opens it.",
+						 GetUserNameFromId(owner, true))));
 }
 
 /* The caller's state while SPI runs a statement. */
@@ -1029,14 +1099,14 @@ begin_run(Run *run, const Connection *connection, bool as_owner,
  * until SPI_finish.
  */
 static void
-restore_caller(const Run *run)
+restore_caller(const Run *run, Portal kept)
 {
-	if (run->as_owner)
-		OwnerRightsEnd(&run->caller);
 	if (run->newer_snapshot)
 		PopActiveSnapshot();
 	MemoryContextSwitchTo(run->context);
 	error_context_stack = run->hidden.previous;
+	if (run->as_owner)
+		OwnerRightsEnd(&run->caller, kept);
 }
 
 /*
@@ -1072,7 +1142,7 @@ is_result_of(const Statement *statement, int result)
 static void
 end_run(const Run *run, const Statement *statement, int result)
 {
-	restore_caller(run);
+	restore_caller(run, NULL);
 	if (result < 0)
 		elog(ERROR, "statement of the extension failed: %s",
 			 SPI_result_code_string(result));
@@ -1372,7 +1442,7 @@ StatementOpen(Connection *connection, Statement *statement,
 	portal = SPI_cursor_open(NULL, get_plan(connection, statement, args),
 							 unconstify(StatementArgs *, args)->values,
 							 args->nulls, true);
-	restore_caller(&run);
+	restore_caller(&run, portal);
 	return portal;
 }
 
@@ -1389,7 +1459,7 @@ StatementNext(const Connection *connection, const Statement *statement,
 
 	begin_run(&run, connection, false, false);
 	SPI_cursor_fetch(portal, true, count);
-	restore_caller(&run);
+	restore_caller(&run, portal);
 	check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
 }

@@ -123,6 +123,8 @@ typedef struct OwnerRights
 	Oid			user;
 	int			security;		/* as of GetUserIdAndSecContext */
 	int			guc_level;
+	bool		is_foreign;		/* is it another role that gets its rights? */
+	List	   *cursors;		/* that were open, if so */
 } OwnerRights;
 
 /* Operators by their full names: nothing depends on search_path. */
@@ -144,7 +146,7 @@ extern void StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 							 bool nonatomic);
 extern void RequireNoCursor(Oid owner);
 extern void OwnerRightsBegin(OwnerRights *caller, Oid owner, int flags);
-extern void OwnerRightsEnd(const OwnerRights *caller);
+extern void OwnerRightsEnd(const OwnerRights *caller, Portal kept);
 extern uint64 StatementRun(Connection *connection, Statement *statement,
 						   const StatementArgs *args, bool read_only);
 extern uint64 StatementRunAsOwner(Connection *connection, Statement *statement,

@@ -160,7 +160,14 @@ $node->safe_psql('d', q{
 	ALTER TABLE es.extension_storage ADD COLUMN note boolean; ALTER TABLE es.extension_storage ADD COLUMN extra mine.mine, ADD COLUMN several mine.number[], ADD COLUMN pair mine.pair,
 		ADD CONSTRAINT casts CHECK (version::integer::mine.number > 0),
 		ADD CONSTRAINT rewrites CHECK (ts_rewrite('a'::tsquery, 'SELECT ''b''::tsquery, mine.f()') IS NOT NULL) NOT VALID,
+		ADD CONSTRAINT notifies CHECK (pg_notify('values', encode(value, 'base64')) IS NOT NULL) NOT VALID,
+		ADD CONSTRAINT reads_in CHECK (record_in('(1,2)', 0, -1) IS NOT NULL) NOT VALID,
+		ADD CONSTRAINT sets CHECK (set_config('search_path', 'mine', false) IS NOT NULL) NOT VALID,
+		ADD CONSTRAINT harmless CHECK (clock_timestamp() > '2000-01-01' AND random() >= 0 AND gen_random_uuid() IS NOT NULL),
 		ALTER note SET DEFAULT (query_to_xml('SELECT mine.f()', true, true, '') IS NULL);
+	CREATE FUNCTION mine.member() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+	ALTER FUNCTION mine.member() OWNER TO friend; ALTER EXTENSION extension_storage ADD FUNCTION mine.member();
+	CREATE TRIGGER member BEFORE UPDATE ON es.extension_storage FOR EACH ROW EXECUTE FUNCTION mine.member();
 	CREATE INDEX counts ON es.extension_storage (key) WHERE ts_rewrite('a'::tsquery, 'b', 'c') IS NULL;
 	CREATE POLICY reads ON es.extension_storage USING (key IN (SELECT key FROM mine.seen));
 	CREATE RULE log AS ON DELETE TO es.extension_storage DO ALSO INSERT INTO mine.log VALUES ('x');
@@ -177,13 +184,17 @@ column extra of table es.extension_storage uses type mine.mine
 column pair of table es.extension_storage uses type mine.pair
 column several of table es.extension_storage uses type mine.number[]
 constraint casts on table es.extension_storage uses type mine.number
-constraint rewrites on table es.extension_storage runs the query that function ts_rewrite is given
-default value for column note of table es.extension_storage runs the query that function query_to_xml is given
+constraint notifies on table es.extension_storage uses function pg_notify(text,text)
+constraint reads_in on table es.extension_storage uses function record_in(cstring,oid,integer)
+constraint rewrites on table es.extension_storage uses function ts_rewrite(tsquery,text)
+constraint sets on table es.extension_storage uses function set_config(text,text,boolean)
+default value for column note of table es.extension_storage uses function query_to_xml(text,boolean,boolean,text)
 policy reads on table es.extension_storage uses view mine.seen
 rule log on table es.extension_storage uses table mine.log
 table es.extension_storage lets role friend make triggers
 table es.extension_storage_usage lets PUBLIC make triggers
 table mine.child inherits from table es.extension_storage
+trigger member on table es.extension_storage uses function mine.member()
 trigger own on table es.extension_storage uses function mine.own()
 table mine.people, which role friend owns, is attached
 END
@@ -192,6 +203,8 @@ $node->safe_psql('d', q{DROP TABLE mine.child; DROP RULE log ON es.extension_sto
 	DROP TRIGGER own ON es.extension_storage; DROP INDEX es.plain, es.counts;
 	ALTER TABLE es.extension_storage DROP CONSTRAINT casts, DROP CONSTRAINT rewrites, DROP COLUMN note, DROP COLUMN extra, DROP COLUMN several, DROP COLUMN pair;
 	SELECT es.ext_storage_detach('mine.people'); DROP TABLE mine.people;
+	DROP TRIGGER member ON es.extension_storage; ALTER EXTENSION extension_storage DROP FUNCTION mine.member();
+	ALTER TABLE es.extension_storage DROP CONSTRAINT notifies, DROP CONSTRAINT reads_in, DROP CONSTRAINT sets, DROP CONSTRAINT harmless;
 	REVOKE TRIGGER ON es.extension_storage FROM friend; REVOKE TRIGGER ON es.extension_storage_usage FROM PUBLIC});
 
 # What a former holder has granted becomes the superuser's, to PUBLIC too; what
@@ -223,6 +236,30 @@ $node->safe_psql('d', 'SET ROLE passer; GRANT EXECUTE ON FUNCTION es.ext_storage
 is($node->safe_psql('d', q{SELECT string_agg(grantor::regrole::text, ',') FROM pg_proc, aclexplode(proacl)
 		WHERE oid = 'es.ext_storage_get'::regproc AND grantee = 'first_holder'::regrole}),
 	'passer', 'at a later call what others have passed on stays as it is');
+# A schema that is renamed while it waits makes it grant nothing else.
+$node->safe_psql('d', q{CREATE ROLE third_holder; GRANT USAGE ON SCHEMA es TO third_holder;
+	ALTER TABLE es.extension_storage OWNER TO third_holder; ALTER TABLE es.extension_storage_usage OWNER TO third_holder});
+$locker = start_session($superuser);
+$locker->{in} .= "BEGIN; GRANT EXECUTE ON FUNCTION es.ext_storage_count TO last_one; SELECT 'locked';\n";
+$locker->{run}->pump until $locker->{out} =~ /^locked$/m;
+my $taker = start_session($superuser);
+$taker->{in} .= "SET application_name = 'the taker';\nSELECT 'taken', es.ext_storage_take_over();\n";
+$taker->{run}->pump_nb;
+$node->poll_query_until('d',
+	q{SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE application_name = 'the taker'})
+	or die 'the taker does not wait';
+$node->safe_psql('d', 'ALTER SCHEMA es RENAME TO real; ALTER SCHEMA other RENAME TO es');
+$locker->{in} .= "ROLLBACK;\\q\n";
+$locker->{run}->finish;
+$taker->{in} .= "\\q\n";
+$taker->{run}->finish;
+$node->safe_psql('d', 'ALTER SCHEMA es RENAME TO other; ALTER SCHEMA real RENAME TO es');
+like($taker->{out}, qr/^taken/m, 'a schema is renamed while the tables are taken over') || diag($taker->{out});
+is($node->safe_psql('d', q{SELECT count(*) FROM pg_proc, aclexplode(proacl)
+		WHERE grantee = 'third_holder'::regrole AND pronamespace <> 'es'::regnamespace}), 0, 'nothing else is granted');
+is( $node->safe_psql('d', q{SELECT string_agg(function::text, ' ') FROM es.ext_storage_functions() JOIN pg_proc ON oid = function
+		WHERE prorettype <> 'trigger'::regtype AND level <> 'public' AND NOT has_function_privilege('third_holder', function, 'EXECUTE WITH GRANT OPTION')}),
+	'', 'and all of the extension is');
 $node->safe_psql('d', "ALTER TABLE es.extension_storage OWNER TO $superuser; ALTER TABLE es.extension_storage_usage OWNER TO $superuser");
 ($rc, $out, $err) = $node->psql('d', q{BEGIN; ALTER EXTENSION extension_storage DROP TABLE es.extension_storage_usage;
 	SELECT es.ext_storage_take_over()});

@@ -242,8 +242,9 @@ for my $role (qw(postgres app_owner))
 	my $sizes = q{UPDATE ext_storage.extension_storage SET value_size = NULL WHERE value_size < 0; };
 	my $before = $node->safe_psql($old, "BEGIN; $sizes $rows; ROLLBACK");
 	my ($rc, $out, $err) = $node->psql($old,
-		"SET ROLE app_owner; ALTER EXTENSION extension_storage UPDATE");
-	is($rc, 0, '1.1 is updated, whatever is in the table');
+		"SET SESSION AUTHORIZATION app_owner; BEGIN; DECLARE own CURSOR FOR SELECT 'own';
+		ALTER EXTENSION extension_storage UPDATE; FETCH own; COMMIT");
+	is($rc, 0, '1.1 is updated, whatever is in the table, and whatever cursor its owner has open');
 	like($err, qr/WARNING:  1 entries have a description of more than 65535 characters\n.*\n.*HINT:  .*SELECT id/s,
 		'and says what is not as it should be');
 	is($node->safe_psql($old, $rows), $before, 'every row is as it was, but for a size that was none');
