@@ -116,6 +116,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
             MESSAGE = 'users must not be null';
     END IF;
+    IF EXISTS (SELECT FROM pg_class WHERE oid = users AND relpersistence = 't') THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+            MESSAGE = format('table %s is temporary', users),
+            DETAIL = 'Other sessions cannot read it.';
+    END IF;
     SELECT a.attname, a.atttypid INTO id_column, id_type
     FROM pg_index i
     JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
@@ -178,6 +183,11 @@ BEGIN
     IF resource_type IS NULL OR resources IS NULL OR uuid_column IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
             MESSAGE = 'resource_type, resources and uuid_column must not be null';
+    END IF;
+    IF EXISTS (SELECT FROM pg_class WHERE oid = resources AND relpersistence = 't') THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+            MESSAGE = format('table %s is temporary', resources),
+            DETAIL = 'Other sessions cannot read it.';
     END IF;
     IF resource_type = '' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',

@@ -221,6 +221,7 @@ CREATE TABLE regress_app.two (a integer, b integer, PRIMARY KEY (a, b));
 CREATE VIEW regress_app.seen AS SELECT * FROM regress_app.dashboards;
 ALTER TABLE regress_app.two ADD gone text;
 ALTER TABLE regress_app.two DROP gone;
+CREATE TEMPORARY TABLE passing (id integer PRIMARY KEY, name text);
 SELECT e, pg_temp.error_of('SELECT ext_storage_' || e) FROM unnest(ARRAY[
     'attach_users(NULL)',
     'attach_users(''regress_app.nowhere'')',
@@ -228,6 +229,8 @@ SELECT e, pg_temp.error_of('SELECT ext_storage_' || e) FROM unnest(ARRAY[
     'attach_users(''regress_app.wide'')',
     'attach_users(''regress_app.two'')',
     'attach_users(''regress_app.seen'')',
+    'attach_users(''passing'')',
+    'attach_resource(''t'', ''passing'', ''name'')',
     'attach_resource(NULL, ''regress_app.two'', ''a'')',
     'attach_resource(''chart'', NULL, ''a'')',
     'attach_resource(''chart'', ''regress_app.two'', NULL)',

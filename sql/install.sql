@@ -350,6 +350,16 @@ ALTER SCHEMA "100% Ext @Storage" RENAME TO ext_storage;
 SELECT ext_storage.ext_storage_count('acme.tasks');
 SELECT version FROM ext_storage.ext_storage_set('acme.tasks', 'k', 'y',
     'text/plain');
+-- A function that is moved alone finds no table; the others go on.
+CREATE SCHEMA regress_alone;
+SELECT ext_storage.ext_storage_count('acme.tasks');
+ALTER FUNCTION ext_storage.ext_storage_count SET SCHEMA regress_alone;
+SELECT version FROM ext_storage.ext_storage_list('acme.tasks');
+SELECT regress_alone.ext_storage_count('acme.tasks');
+SELECT version FROM ext_storage.ext_storage_list('acme.tasks');
+ALTER FUNCTION regress_alone.ext_storage_count SET SCHEMA ext_storage;
+DROP SCHEMA regress_alone;
+SELECT ext_storage.ext_storage_count('acme.tasks');
 SELECT ext_storage.ext_storage_get('acme.tasks', 'k');
 
 \c contrib_regression
