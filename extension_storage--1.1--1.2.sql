@@ -116,11 +116,6 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
             MESSAGE = 'users must not be null';
     END IF;
-    IF EXISTS (SELECT FROM pg_class WHERE oid = users AND relpersistence = 't') THEN
-        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
-            MESSAGE = format('table %s is temporary', users),
-            DETAIL = 'Other sessions cannot read it.';
-    END IF;
     SELECT a.attname, a.atttypid INTO id_column, id_type
     FROM pg_index i
     JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
@@ -129,6 +124,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('table %s has no primary key of one integer column', users),
             DETAIL = 'user_fk is matched with it.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_class WHERE oid = users AND relpersistence = 't') THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+            MESSAGE = format('table %s is temporary', users),
+            DETAIL = 'Other sessions cannot read it.';
     END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
@@ -184,11 +184,6 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
             MESSAGE = 'resource_type, resources and uuid_column must not be null';
     END IF;
-    IF EXISTS (SELECT FROM pg_class WHERE oid = resources AND relpersistence = 't') THEN
-        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
-            MESSAGE = format('table %s is temporary', resources),
-            DETAIL = 'Other sessions cannot read it.';
-    END IF;
     IF resource_type = '' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'resource_type must not be empty';
@@ -215,6 +210,11 @@ BEGIN
             MESSAGE = format('column "%s" of table %s has type %s', uuid_column, resources, type),
             DETAIL = 'Its text may depend on settings, so it cannot be compared with resource_uuid.',
             HINT = 'Use a column of text, of integers or of UUIDs.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_class WHERE oid = resources AND relpersistence = 't') THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+            MESSAGE = format('table %s is temporary', resources),
+            DETAIL = 'Other sessions cannot read it.';
     END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
@@ -362,7 +362,8 @@ BEGIN
         FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE t.oid = ANY (triggers)
         ORDER BY 1
     LOOP
-        EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', other.id);
+        -- LOCK TABLE would want more than the right to read a column
+        EXECUTE format('SELECT FROM %s LIMIT 0', other.id);
     END LOOP;
     -- who owns a schema may put another one in its place at any moment
     SELECT n.oid::regnamespace AS id, r.oid::regrole AS owner INTO other
@@ -978,7 +979,9 @@ BEGIN
         END IF;
         EXECUTE format('SET LOCAL ROLE %s', item.grantor);
         EXECUTE format('REVOKE %s FROM %s', what, role);
-        -- the name may have become another one's
+        -- The name may have become another one's.  And a superuser or a member of
+        -- the owner takes back what the owner has granted, not what he has
+        -- himself: select_best_grantor() in src/backend/utils/adt/acl.c
         SELECT EXISTS (
             SELECT FROM (
                 SELECT proacl FROM pg_proc WHERE item.class = 'pg_proc'::regclass AND oid = item.id
@@ -992,9 +995,10 @@ BEGIN
                 LATERAL aclexplode(o.acl) a
             WHERE a.grantee = role AND a.grantor = item.grantor) INTO is_left;
         IF is_left THEN
-            RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
-                MESSAGE = format('could not serialize access because %s was renamed', what),
-                HINT = 'Repeat the transaction.';
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = format('role %s still has rights that role %s granted', role, item.grantor),
+                DETAIL = format('They are part of %s.', what),
+                HINT = format('If it was renamed just now, repeat the call. Else role %s must be neither a superuser nor a member of the owner for as long as they are taken back.', item.grantor);
         END IF;
     END LOOP;
     PERFORM set_config('role', role_before, true);
@@ -1176,7 +1180,7 @@ BEGIN
         JOIN pg_proc p ON o.nodes ~ format(':(op)?funcid %s ', p.oid)
         WHERE p.pronamespace = 'pg_catalog'::regnamespace
             AND (p.provolatile = 'v'
-                    AND p.proname NOT IN ('clock_timestamp', 'gen_random_uuid', 'nextval', 'random', 'timeofday')
+                    AND p.proname NOT IN ('clock_timestamp', 'gen_random_uuid', 'random', 'timeofday')
                 OR ARRAY['cstring'::regtype, 'internal'::regtype]::oid[] && p.proargtypes::oid[]
                 OR p.proname ~ '^(cursor|database|query|schema|table)_to_xml')
         UNION ALL

@@ -12,7 +12,7 @@ CREATE TEMP TABLE before AS SELECT * FROM extension_storage;
 
 -- What each argument without a default gets where another one is tried, for
 -- the functions whose names match.
-CREATE TEMP TABLE resource (id bigint PRIMARY KEY, uuid uuid);
+CREATE TABLE resource (id bigint PRIMARY KEY, uuid uuid);
 CREATE TEMP TABLE good (functions text, argument text, value text);
 INSERT INTO good VALUES
     ('^ext_', 'extension_id', $$'acme.a'$$), ('^ext_', 'key', $$'k'$$),
@@ -212,3 +212,4 @@ SELECT pg_temp.error_of(format('SELECT ext_storage_set(%L, %L, %L, user_fk => -1
 
 SELECT count(*) FROM (TABLE extension_storage EXCEPT TABLE before) changed;
 DELETE FROM extension_storage;
+DROP TABLE resource;

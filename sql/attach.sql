@@ -611,6 +611,28 @@ SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
 ALTER TABLE regress_app.ab_user RENAME user_id TO id;
 SELECT ext_storage_purge_orphans();
 SELECT key FROM extension_storage WHERE extension_id = 'acme.gone' ORDER BY key;
+-- The right to read the attached columns is enough.
+CREATE ROLE regress_columns;
+SELECT ext_storage_grant('regress_columns', 'write');
+GRANT USAGE ON SCHEMA regress_app TO regress_columns;
+DO $$
+DECLARE
+    attached record;
+BEGIN
+    FOR attached IN
+        SELECT t.tgrelid::regclass AS id, string_agg(DISTINCT quote_ident(a.attname), ', ') AS columns
+        FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+        JOIN pg_attribute a ON a.attrelid = t.tgrelid AND a.attnum > 0 AND NOT a.attisdropped
+        WHERE p.proname IN ('ext_storage_users_deleted', 'ext_storage_resources_deleted')
+        GROUP BY t.tgrelid
+    LOOP
+        EXECUTE format('GRANT SELECT (%s) ON %s TO regress_columns', attached.columns, attached.id);
+    END LOOP;
+END $$;
+SELECT count(ext_storage_set('acme.gone', 'gone', 'x', resource_type => 'renamed', resource_uuid => 'gone'));
+SET ROLE regress_columns;
+SELECT ext_storage_purge_orphans();
+RESET ROLE;
 ROLLBACK;
 DELETE FROM extension_storage WHERE extension_id = 'acme.gone';
 DELETE FROM regress_app.ab_user WHERE id IN (70, 71);

@@ -146,6 +146,10 @@ GRANT UPDATE (category) ON extension_storage TO regress_leaver;
 SET SESSION AUTHORIZATION regress_admin;
 SELECT pg_temp.error_of($$SELECT ext_storage_revoke('regress_leaver')$$);
 RESET SESSION AUTHORIZATION;
+-- Nor is it done if whoever granted them is a superuser by now, whose REVOKE is the owner's.
+ALTER ROLE regress_passer SUPERUSER;
+SELECT pg_temp.error_of($$SELECT ext_storage_revoke('regress_leaver')$$);
+ALTER ROLE regress_passer NOSUPERUSER;
 -- What a role has passed on must be taken from the others first.
 SELECT pg_temp.error_of($$SELECT ext_storage_revoke('regress_passer')$$);
 SELECT ext_storage_revoke('regress_leaver'), ext_storage_revoke('regress_passer');

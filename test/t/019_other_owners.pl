@@ -151,7 +151,7 @@ $node->safe_psql('d', "DROP TRIGGER note ON es.extension_storage_usage; $set");
 # So he is of what calls nothing by itself, but may come to call something.
 $node->safe_psql('d', q{
 	CREATE ROLE friend; GRANT CREATE ON DATABASE d TO friend; SET ROLE friend;
-	CREATE SCHEMA mine; CREATE DOMAIN mine.number AS integer; CREATE TABLE mine.log (k text);
+	CREATE SCHEMA mine; CREATE SEQUENCE mine.hits; CREATE DOMAIN mine.number AS integer; CREATE TABLE mine.log (k text);
 	CREATE VIEW mine.seen AS SELECT 'k'::text AS key; CREATE TYPE mine.pair AS (a integer, b mine.number);
 	RESET ROLE;
 	CREATE DOMAIN mine.mine AS mine.number; CREATE COLLATION mine.c FROM "C";
@@ -162,6 +162,7 @@ $node->safe_psql('d', q{
 		ADD CONSTRAINT rewrites CHECK (ts_rewrite('a'::tsquery, 'SELECT ''b''::tsquery, mine.f()') IS NOT NULL) NOT VALID,
 		ADD CONSTRAINT notifies CHECK (pg_notify('values', encode(value, 'base64')) IS NOT NULL) NOT VALID,
 		ADD CONSTRAINT reads_in CHECK (record_in('(1,2)', 0, -1) IS NOT NULL) NOT VALID,
+		ADD CONSTRAINT counts_up CHECK (nextval(CASE WHEN key = 'k' THEN 'mine.hits' ELSE 'mine.hits' END) > 0) NOT VALID,
 		ADD CONSTRAINT sets CHECK (set_config('search_path', 'mine', false) IS NOT NULL) NOT VALID,
 		ADD CONSTRAINT harmless CHECK (clock_timestamp() > '2000-01-01' AND random() >= 0 AND gen_random_uuid() IS NOT NULL),
 		ALTER note SET DEFAULT (query_to_xml('SELECT mine.f()', true, true, '') IS NULL);
@@ -184,6 +185,7 @@ column extra of table es.extension_storage uses type mine.mine
 column pair of table es.extension_storage uses type mine.pair
 column several of table es.extension_storage uses type mine.number[]
 constraint casts on table es.extension_storage uses type mine.number
+constraint counts_up on table es.extension_storage uses function nextval(regclass)
 constraint notifies on table es.extension_storage uses function pg_notify(text,text)
 constraint reads_in on table es.extension_storage uses function record_in(cstring,oid,integer)
 constraint rewrites on table es.extension_storage uses function ts_rewrite(tsquery,text)
@@ -204,7 +206,7 @@ $node->safe_psql('d', q{DROP TABLE mine.child; DROP RULE log ON es.extension_sto
 	ALTER TABLE es.extension_storage DROP CONSTRAINT casts, DROP CONSTRAINT rewrites, DROP COLUMN note, DROP COLUMN extra, DROP COLUMN several, DROP COLUMN pair;
 	SELECT es.ext_storage_detach('mine.people'); DROP TABLE mine.people;
 	DROP TRIGGER member ON es.extension_storage; ALTER EXTENSION extension_storage DROP FUNCTION mine.member();
-	ALTER TABLE es.extension_storage DROP CONSTRAINT notifies, DROP CONSTRAINT reads_in, DROP CONSTRAINT sets, DROP CONSTRAINT harmless;
+	ALTER TABLE es.extension_storage DROP CONSTRAINT notifies, DROP CONSTRAINT reads_in, DROP CONSTRAINT sets, DROP CONSTRAINT counts_up, DROP CONSTRAINT harmless;
 	REVOKE TRIGGER ON es.extension_storage FROM friend; REVOKE TRIGGER ON es.extension_storage_usage FROM PUBLIC});
 
 # What a former holder has granted becomes the superuser's, to PUBLIC too; what
