@@ -1141,7 +1141,8 @@ BEGIN
     -- which nothing is in pg_depend, nor the extension's: its code may be
     -- another role's, or become so.  A former holder may have made it a member
     -- of the extension.  Some functions of the server run what they get as text
-    -- or find by a number, change a setting, or send a value away.
+    -- or find by a number, change a setting, or send a value away: whichever are
+    -- not immutable and not known to be harmless, or read a value of any type.
     FOR item IN
         WITH on_tables (class, id, nodes) AS (
             SELECT 'pg_class'::regclass::oid, t.oid, NULL FROM unnest(ARRAY[entries, counts]) t (oid)
@@ -1179,10 +1180,12 @@ BEGIN
         FROM on_tables o
         JOIN pg_proc p ON o.nodes ~ format(':(op)?funcid %s ', p.oid)
         WHERE p.pronamespace = 'pg_catalog'::regnamespace
-            AND (p.provolatile = 'v'
-                    AND p.proname NOT IN ('clock_timestamp', 'gen_random_uuid', 'random', 'timeofday')
-                OR ARRAY['cstring'::regtype, 'internal'::regtype]::oid[] && p.proargtypes::oid[]
-                OR p.proname ~ '^(cursor|database|query|schema|table)_to_xml')
+            AND (p.provolatile <> 'i'
+                    AND p.proname !~ ('^((clock|statement|transaction)_timestamp|now|timeofday|random|gen_random_uuid'
+                        '|current_(database|schema|setting)|pg_has_role|has_[a-z_]+_privilege|format|concat|concat_ws'
+                        '|array_to_string|to_char|convert_(from|to)|date_(part|trunc)|extract|date|timezone'
+                        '|(date|timestamp|timestamptz)_(eq|ne|lt|le|gt|ge|cmp|pl|mi)(_[a-z]+)?)$')
+                OR ARRAY['cstring'::regtype, 'internal'::regtype]::oid[] && p.proargtypes::oid[])
         UNION ALL
         SELECT format('table %s', c.oid::regclass),
             format('lets %s make triggers', coalesce('role ' || quote_ident(r.rolname), 'PUBLIC'))

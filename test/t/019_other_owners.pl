@@ -164,7 +164,10 @@ $node->safe_psql('d', q{
 		ADD CONSTRAINT reads_in CHECK (record_in('(1,2)', 0, -1) IS NOT NULL) NOT VALID,
 		ADD CONSTRAINT counts_up CHECK (nextval(CASE WHEN key = 'k' THEN 'mine.hits' ELSE 'mine.hits' END) > 0) NOT VALID,
 		ADD CONSTRAINT sets CHECK (set_config('search_path', 'mine', false) IS NOT NULL) NOT VALID,
-		ADD CONSTRAINT harmless CHECK (clock_timestamp() > '2000-01-01' AND random() >= 0 AND gen_random_uuid() IS NOT NULL),
+		ADD CONSTRAINT validates CHECK (fmgr_sql_validator(0) IS NOT NULL) NOT VALID,
+		ADD CONSTRAINT harmless CHECK (clock_timestamp() > '2000-01-01' AND random() >= 0 AND gen_random_uuid() IS NOT NULL
+			AND changed_on < now() + interval '1 day' AND current_setting('search_path') IS NOT NULL
+			AND has_table_privilege('pg_class', 'SELECT') AND format('%s', version) <> to_char(now(), 'YYYY')) NOT VALID,
 		ALTER note SET DEFAULT (query_to_xml('SELECT mine.f()', true, true, '') IS NULL);
 	CREATE FUNCTION mine.member() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 	ALTER FUNCTION mine.member() OWNER TO friend; ALTER EXTENSION extension_storage ADD FUNCTION mine.member();
@@ -186,10 +189,12 @@ column pair of table es.extension_storage uses type mine.pair
 column several of table es.extension_storage uses type mine.number[]
 constraint casts on table es.extension_storage uses type mine.number
 constraint counts_up on table es.extension_storage uses function nextval(regclass)
+constraint counts_up on table es.extension_storage uses function regclass(text)
 constraint notifies on table es.extension_storage uses function pg_notify(text,text)
 constraint reads_in on table es.extension_storage uses function record_in(cstring,oid,integer)
 constraint rewrites on table es.extension_storage uses function ts_rewrite(tsquery,text)
 constraint sets on table es.extension_storage uses function set_config(text,text,boolean)
+constraint validates on table es.extension_storage uses function fmgr_sql_validator(oid)
 default value for column note of table es.extension_storage uses function query_to_xml(text,boolean,boolean,text)
 policy reads on table es.extension_storage uses view mine.seen
 rule log on table es.extension_storage uses table mine.log
@@ -206,7 +211,7 @@ $node->safe_psql('d', q{DROP TABLE mine.child; DROP RULE log ON es.extension_sto
 	ALTER TABLE es.extension_storage DROP CONSTRAINT casts, DROP CONSTRAINT rewrites, DROP COLUMN note, DROP COLUMN extra, DROP COLUMN several, DROP COLUMN pair;
 	SELECT es.ext_storage_detach('mine.people'); DROP TABLE mine.people;
 	DROP TRIGGER member ON es.extension_storage; ALTER EXTENSION extension_storage DROP FUNCTION mine.member();
-	ALTER TABLE es.extension_storage DROP CONSTRAINT notifies, DROP CONSTRAINT reads_in, DROP CONSTRAINT sets, DROP CONSTRAINT counts_up, DROP CONSTRAINT harmless;
+	ALTER TABLE es.extension_storage DROP CONSTRAINT notifies, DROP CONSTRAINT reads_in, DROP CONSTRAINT sets, DROP CONSTRAINT validates, DROP CONSTRAINT counts_up, DROP CONSTRAINT harmless;
 	REVOKE TRIGGER ON es.extension_storage FROM friend; REVOKE TRIGGER ON es.extension_storage_usage FROM PUBLIC});
 
 # What a former holder has granted becomes the superuser's, to PUBLIC too; what
