@@ -306,7 +306,7 @@ DECLARE
         '^((urn:uuid:)?([0-9a-f]{4}-?){7}[0-9a-f]{4}|[{]([0-9a-f]{4}-?){7}[0-9a-f]{4}[}])$', '^urn:uuid:', '', 'i', '{}-', '',
         '^(.{8})(.{4})(.{4})(.{4})(.{12})$', E'\\1-\\2-\\3-\\4-\\5');
     lock_entries CONSTANT text :=
-        'SELECT array_agg(l.id) FROM (SELECT e.id FROM %s.extension_storage e WHERE %s'
+        'SELECT array_agg(l.id) FROM (SELECT e.id FROM %s.extension_storage e WHERE e.id IN (%s)'
         ' ORDER BY e.extension_id, e.user_fk, e.resource_type, e.resource_uuid, e.key FOR UPDATE) l';
     find_entry CONSTANT text := 'SELECT EXISTS (SELECT FROM %s.extension_storage e WHERE %s)';
     home regnamespace;
@@ -322,10 +322,11 @@ DECLARE
     other record;
     kind record;
     gone text;
-    users_present text;
+    orphans text[] = '{}';
+    authors name[] = '{}';
+    of_author text[] = '{}';
     locked bigint[];
     kept boolean;
-    author text;
     n bigint := 0;
     purged bigint := 0;
 BEGIN
@@ -468,14 +469,25 @@ BEGIN
         GROUP BY a.resource_type
         ORDER BY a.resource_type NULLS FIRST
     LOOP
-        gone := CASE WHEN kind.resource_type IS NULL
-            THEN format('e.user_fk IS NOT NULL AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.user_fk)',
-                kind.present)
-            ELSE format('e.resource_type = %L AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.resource_uuid)',
-                kind.resource_type, kind.present) END;
-        -- Who had to be waited for may have made the user or the resource again,
-        -- which only a snapshot from after the locks shows.
-        EXECUTE format(lock_entries, home, gone) INTO locked;
+        IF kind.resource_type IS NULL THEN
+            gone := 'e.%I IS NOT NULL AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.%1$I)';
+            orphans := orphans || format(gone, 'user_fk', kind.present);
+            authors := ARRAY['created_by_fk', 'changed_by_fk'];
+            of_author := ARRAY[format(gone, authors[1], kind.present), format(gone, authors[2], kind.present)];
+        ELSE
+            orphans := orphans
+                || format('e.resource_type = %L AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.resource_uuid)',
+                    kind.resource_type, kind.present);
+        END IF;
+    END LOOP;
+    -- All are locked at once, in the order in which set_many locks those of a
+    -- scope: who waited for more with some locked could be a deadlock's other
+    -- half.  Who had to be waited for may have made the user or the resource
+    -- again, which only a snapshot from after the locks shows.
+    EXECUTE format(lock_entries, home, (
+        SELECT string_agg(format('SELECT e.id FROM %s.extension_storage e WHERE %s', home, o.condition), ' UNION ALL ')
+        FROM unnest(orphans || of_author || ARRAY['false']) o (condition))) INTO locked;
+    FOREACH gone IN ARRAY orphans LOOP
         gone := gone || ' AND e.id = ANY ($1)';
         EXECUTE format('DELETE FROM %s.extension_storage e WHERE %s', home, gone) USING locked;
         GET DIAGNOSTICS n = ROW_COUNT;
@@ -487,38 +499,27 @@ BEGIN
                 DETAIL = 'A trigger, a rule or a row-level security policy of table "extension_storage" prevents their deletion.',
                 HINT = 'Correct that, then call ext_storage_purge_orphans().';
         END IF;
-        IF kind.resource_type IS NULL THEN
-            users_present := kind.present;
-        END IF;
     END LOOP;
     -- as when a user is deleted: an old entry that a constraint refuses stops
     -- nothing, and is not shown
-    IF users_present IS NOT NULL THEN
-        BEGIN
-            gone := 'e.%I IS NOT NULL AND NOT EXISTS (SELECT FROM (%s) p WHERE p.id = e.%1$I)';
-            -- no OR, which many users would make slow
-            EXECUTE format(lock_entries, home, format('e.id IN (SELECT e.id FROM %1$s.extension_storage e WHERE %2$s'
-                ' UNION ALL SELECT e.id FROM %1$s.extension_storage e WHERE %3$s)', home,
-                format(gone, 'created_by_fk', users_present), format(gone, 'changed_by_fk', users_present))) INTO locked;
-            FOREACH author IN ARRAY ARRAY['created_by_fk', 'changed_by_fk'] LOOP
-                EXECUTE format('UPDATE %s.extension_storage e SET %I = NULL WHERE %s AND e.id = ANY ($1)', home, author,
-                    format(gone, author, users_present)) USING locked;
-                EXECUTE format(find_entry, home, format(gone, author, users_present) || ' AND e.id = ANY ($1)')
-                    INTO kept USING locked;
-                IF kept THEN
-                    RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
-                        MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
-                        DETAIL = 'A trigger, a rule or a row-level security policy of table "extension_storage" prevents the change.',
-                        HINT = 'Correct that, then call ext_storage_purge_orphans().';
-                END IF;
-            END LOOP;
-        EXCEPTION WHEN integrity_constraint_violation THEN
-            RAISE WARNING USING ERRCODE = SQLSTATE,
-                MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
-                DETAIL = SQLERRM,
-                HINT = 'Change the entries so that they satisfy the constraint, then call ext_storage_purge_orphans().';
-        END;
-    END IF;
+    BEGIN
+        FOR i IN 1..cardinality(authors) LOOP
+            gone := of_author[i] || ' AND e.id = ANY ($1)';
+            EXECUTE format('UPDATE %s.extension_storage e SET %I = NULL WHERE %s', home, authors[i], gone) USING locked;
+            EXECUTE format(find_entry, home, gone) INTO kept USING locked;
+            IF kept THEN
+                RAISE WARNING USING ERRCODE = 'object_not_in_prerequisite_state',
+                    MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
+                    DETAIL = 'A trigger, a rule or a row-level security policy of table "extension_storage" prevents the change.',
+                    HINT = 'Correct that, then call ext_storage_purge_orphans().';
+            END IF;
+        END LOOP;
+    EXCEPTION WHEN integrity_constraint_violation THEN
+        RAISE WARNING USING ERRCODE = SQLSTATE,
+            MESSAGE = 'deleted users remain in created_by_fk or changed_by_fk of some entries',
+            DETAIL = SQLERRM,
+            HINT = 'Change the entries so that they satisfy the constraint, then call ext_storage_purge_orphans().';
+    END;
     IF triggers <> ARRAY(SELECT oid FROM pg_trigger WHERE tgfoid IN (users_purge, resources_purge) ORDER BY oid)
         OR EXISTS (
             SELECT FROM pg_trigger t WHERE t.oid = ANY (triggers) AND NOT EXISTS (
@@ -1140,7 +1141,7 @@ BEGIN
     -- What is on the tables and uses anything that is neither the server's, as
     -- which nothing is in pg_depend, nor the extension's: its code may be
     -- another role's, or become so.  A former holder may have made it a member
-    -- of the extension.  Some functions of the server run what they get as text
+    -- of the extension, and REASSIGN OWNED a superuser's: only C is never his.  Some functions of the server run what they get as text
     -- or find by a number, change a setting, or send a value away: whichever are
     -- not immutable and not known to be harmless, or read a value of any type.
     FOR item IN
@@ -1169,9 +1170,21 @@ BEGIN
             AND NOT EXISTS (
                 SELECT FROM pg_depend m JOIN pg_extension x ON x.oid = m.refobjid AND x.extname = 'extension_storage'
                 JOIN pg_proc p ON p.oid = m.objid
-                JOIN pg_roles r ON r.oid = p.proowner AND r.rolsuper
+                JOIN pg_language l ON l.oid = p.prolang AND l.lanname = 'c'
                 WHERE d.refclassid = 'pg_proc'::regclass AND m.classid = d.refclassid AND m.objid = d.refobjid
                     AND m.refclassid = 'pg_extension'::regclass AND m.deptype = 'e')
+        UNION ALL
+        -- a call may find it in the place of the extension's
+        SELECT format('function %s', p.oid::regprocedure), 'has the name of one of the extension''s'
+        FROM pg_proc p
+        WHERE p.pronamespace = home AND p.proname IN (
+                SELECT q.proname FROM pg_proc q JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = q.oid
+                JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+                WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e')
+            AND NOT EXISTS (
+                SELECT FROM pg_depend d JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+                WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_extension'::regclass
+                    AND d.deptype = 'e')
         UNION ALL
         SELECT format('table %s', inhrelid::regclass), format('inherits from table %s', inhparent::regclass)
         FROM pg_inherits WHERE inhparent IN (entries, counts)

@@ -199,11 +199,15 @@ SELECT count(*) FROM ext_storage_set_many('acme.n', '{large1,large2,large3,small
 SELECT key, version, value_size FROM ext_storage_set_many('acme.n', '{large1,large2,large3,small}',
     ARRAY[repeat('1', 600000), repeat('2', 600000), repeat('3', 1600000), 's']::bytea[]);
 SELECT key, left(convert_from(value, 'UTF8'), 1) FROM ext_storage_get_many('acme.n', '{large1,large2,large3,small}');
--- What the holder's triggers keep from being written is an error, and so is a row that is not the one meant.
+-- Row triggers of the holder's see each entry written before the next.  What they keep from being written is an error,
+-- and so is a row that is not the one meant.
 CREATE FUNCTION pg_temp.interfere() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.key = 'n7' AND TG_ARGV[0] = 'skip' THEN RETURN NULL; END IF;
     IF NEW.key = 'n7' AND TG_ARGV[0] = 'id' THEN NEW.id := -7; END IF;
+    IF NEW.key = 'n1' AND TG_ARGV[0] = 'sibling' THEN
+        UPDATE extension_storage SET value = 'a trigger''s' WHERE extension_id = 'acme.n' AND key IN ('n2', 'n3');
+    END IF;
     IF TG_ARGV[0] = 'key' THEN NEW.key := 'other ' || NEW.key; END IF;
     RETURN NEW;
 END $$;
@@ -211,7 +215,13 @@ CREATE TRIGGER interfere BEFORE UPDATE ON extension_storage FOR EACH ROW EXECUTE
 SELECT pg_temp.error_of($$SELECT * FROM pg_temp.set_numbered('x')$$);
 CREATE OR REPLACE TRIGGER interfere BEFORE UPDATE ON extension_storage FOR EACH ROW
     EXECUTE FUNCTION pg_temp.interfere('id');
-SELECT pg_temp.error_of($$SELECT * FROM pg_temp.set_numbered('x')$$);
+SELECT * FROM pg_temp.set_numbered('x');
+CREATE OR REPLACE TRIGGER interfere BEFORE UPDATE ON extension_storage FOR EACH ROW
+    EXECUTE FUNCTION pg_temp.interfere('sibling');
+SELECT key, version FROM ext_storage_set_many('acme.n', '{n1,n2}', '{x1,x2}');
+SELECT key, convert_from(value, 'UTF8') AS value FROM ext_storage_get_many('acme.n', '{n1,n2,n3}');
+SELECT count(*) FROM ext_storage_set_many('acme.n', '{n2,n3}', '{x2,x3}', '{"text/plain; n=2","text/plain; n=3"}',
+    categories => '{c2,NULL}', descriptions => '{NULL,d3}', actor_fk => 9);
 CREATE OR REPLACE TRIGGER interfere BEFORE UPDATE ON extension_storage FOR EACH ROW
     EXECUTE FUNCTION pg_temp.interfere('key');
 SELECT key FROM ext_storage_set_many('acme.n', '{n1,n2}', '{a,b}');

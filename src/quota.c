@@ -393,6 +393,17 @@ QuotaInit(void)
 	RegisterSubXactCallback(end_subtransaction, NULL);
 }
 
+/*
+ * QuotaIsTrigger
+ *		Is this one of the triggers that count?
+ */
+bool
+QuotaIsTrigger(const Trigger * trigger)
+{
+	return strcmp(trigger->tgname, ROWS_TRIGGER) == 0 ||
+		strcmp(trigger->tgname, STATEMENT_TRIGGER) == 0;
+}
+
 /* Are both triggers enabled, on whatever server the table's rows are written? */
 static bool
 triggers_enabled(Relation table)
@@ -405,8 +416,7 @@ triggers_enabled(Relation table)
 		Trigger    *trigger = &triggers->triggers[i];
 
 		if (trigger->tgenabled == TRIGGER_FIRES_ALWAYS &&
-			(strcmp(trigger->tgname, ROWS_TRIGGER) == 0 ||
-			 strcmp(trigger->tgname, STATEMENT_TRIGGER) == 0))
+			QuotaIsTrigger(trigger))
 			enabled++;
 	}
 	return enabled == 2;

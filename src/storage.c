@@ -15,8 +15,11 @@
 
 #include "access/detoast.h"
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "common/hashfn.h"
 #include "encoding.h"
 #include "entry.h"
@@ -422,8 +425,7 @@ static Statement update_many_statement = {
 	", changed_on = $now, changed_by_fk = $actor_fk"
 	", value_size = ($value_sizes)" ITS_PLACE
 	", version = e.version" SQL_PLUS "1"
-	" WHERE e.extension_id" SQL_EQ "$extension_id AND e.id" SQL_EQ "ANY ($ids)"
-	" RETURNING @columns@",
+	" WHERE e.id" SQL_EQ "ANY ($ids) RETURNING @columns@",
 	STATEMENT_PARAMS(batch_params, NUM_BATCH_PARAMS),
 	STATEMENT_COLUMNS(written_columns, NUM_WRITTEN_COLUMNS),
 	.by_index = true
@@ -1239,7 +1241,7 @@ take_written(TupleTableSlot *slot, void *state)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("an entry was written that had not been locked"),
-				 errhint("A trigger of table \"extension_storage\" changes ids, or two of its rows have the same one.")));
+				 errhint("Two rows of table \"extension_storage\" have the same id, or it is a view whose ids change.")));
 	old_context = MemoryContextSwitchTo(many->connection->context);
 	StatementCopyRow(slot, NUM_ENTRY_COLUMNS, many->rows[locked->place],
 					 many->nulls[locked->place]);
@@ -1316,6 +1318,32 @@ store_batch(SetMany *many, const ManyItem *items, int nitems)
 	return many->nlocked;
 }
 
+/*
+ * May entries be written together?  Not those of a distributed table, whose rows
+ * no join can lock.  Nor where row triggers of the holder's may look at other
+ * entries: they see each entry written before the next.
+ */
+static bool
+can_batch(Connection *connection)
+{
+	Relation	table = table_open(StatementTable(connection), NoLock);
+	TriggerDesc *triggers = table->trigdesc;
+	bool		can = true;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Trigger    *trigger = &triggers->triggers[i];
+
+		if (TRIGGER_FOR_ROW(trigger->tgtype) &&
+			TRIGGER_FOR_UPDATE(trigger->tgtype) &&
+			trigger->tgenabled != TRIGGER_DISABLED &&
+			!QuotaIsTrigger(trigger))
+			can = false;
+	}
+	table_close(table, NoLock);
+	return can && !StatementIsDistributed(connection);
+}
+
 /* How many of the items can be written together, 1 for a large one. */
 static int
 batch_len(const SetMany *many, const ManyItem *items, int nitems)
@@ -1338,15 +1366,14 @@ batch_len(const SetMany *many, const ManyItem *items, int nitems)
  *
  * Those that exist are written by one statement for many.  From the first key
  * on that has no entry they are stored one by one: whoever has locked an entry
- * must not then wait for one whose key comes before.  So are those of a
- * distributed table, whose rows no join can lock.
+ * must not then wait for one whose key comes before.
  */
 static void
 store_many(void *state)
 {
 	SetMany    *many = state;
 	int			nkeys = many->arrays->nkeys;
-	bool		by_batch = !StatementIsDistributed(many->connection);
+	bool		by_batch = can_batch(many->connection);
 	int			nstored = 0;
 
 	while (nstored < nkeys)

@@ -152,6 +152,24 @@ my ($many_of_empty) = slurp_file($node->logfile, $offset) =~ /.*(Function Scan o
 like($many_of_empty, qr/Index Cond: .*\bkey\)?(?:::text)? = \(?k\.key\b/,
 	'of several keys, each is searched for');
 
+# So it is of several that are written, each found by its id.
+$offset = -s $node->logfile;
+$node->safe_psql(
+	'empty', q{
+	TRUNCATE extension_storage;
+	SELECT count(*) FROM ext_storage_set_many('acme.app', ARRAY['k1', 'k2'], ARRAY['x', 'x']::bytea[]);
+	SELECT count(*) FROM ext_storage_set_many('acme.app', ARRAY['k1', 'k2'], ARRAY['y', 'y']::bytea[]);
+	INSERT INTO extension_storage (extension_id, key, value)
+	SELECT 'acme.app', 'k' || i, 'x' FROM generate_series(3, 1000) i;
+	LOAD 'auto_explain';
+	SET auto_explain.log_min_duration = 0;
+	SET auto_explain.log_nested_statements = on;
+	SELECT count(*) FROM ext_storage_set_many('acme.app', ARRAY['k8', 'k9'], ARRAY['y', 'y']::bytea[])});
+my ($locks, $writes) = slurp_file($node->logfile, $offset) =~ /(LockRows .*?) LOG: .*(Update on extension_storage .*)/s;
+like($locks, qr/Index Cond: .*\bkey\)?(?:::text)? = \(?k\.key\b/, 'several keys are locked one by one');
+like($writes, qr/Index Scan using extension_storage_pkey on [^\n]*\n\s*Index Cond: \(id = ANY \(\$7\)\)\n(?!\s*Filter)/,
+	'and written by id');
+
 # Whatever is in a batch, each row is found by itself.
 $offset = -s $node->logfile;
 $node->safe_psql(

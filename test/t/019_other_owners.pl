@@ -169,8 +169,9 @@ $node->safe_psql('d', q{
 			AND changed_on < now() + interval '1 day' AND current_setting('search_path') IS NOT NULL
 			AND has_table_privilege('pg_class', 'SELECT') AND format('%s', version) <> to_char(now(), 'YYYY')) NOT VALID,
 		ALTER note SET DEFAULT (query_to_xml('SELECT mine.f()', true, true, '') IS NULL);
+	CREATE FUNCTION es.ext_storage_count(text, text) RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint';
 	CREATE FUNCTION mine.member() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
-	ALTER FUNCTION mine.member() OWNER TO friend; ALTER EXTENSION extension_storage ADD FUNCTION mine.member();
+	ALTER EXTENSION extension_storage ADD FUNCTION mine.member();
 	CREATE TRIGGER member BEFORE UPDATE ON es.extension_storage FOR EACH ROW EXECUTE FUNCTION mine.member();
 	CREATE INDEX counts ON es.extension_storage (key) WHERE ts_rewrite('a'::tsquery, 'b', 'c') IS NULL;
 	CREATE POLICY reads ON es.extension_storage USING (key IN (SELECT key FROM mine.seen));
@@ -196,6 +197,7 @@ constraint rewrites on table es.extension_storage uses function ts_rewrite(tsque
 constraint sets on table es.extension_storage uses function set_config(text,text,boolean)
 constraint validates on table es.extension_storage uses function fmgr_sql_validator(oid)
 default value for column note of table es.extension_storage uses function query_to_xml(text,boolean,boolean,text)
+function es.ext_storage_count(text,text) has the name of one of the extension's
 policy reads on table es.extension_storage uses view mine.seen
 rule log on table es.extension_storage uses table mine.log
 table es.extension_storage lets role friend make triggers
@@ -210,6 +212,7 @@ $node->safe_psql('d', q{DROP TABLE mine.child; DROP RULE log ON es.extension_sto
 	DROP TRIGGER own ON es.extension_storage; DROP INDEX es.plain, es.counts;
 	ALTER TABLE es.extension_storage DROP CONSTRAINT casts, DROP CONSTRAINT rewrites, DROP COLUMN note, DROP COLUMN extra, DROP COLUMN several, DROP COLUMN pair;
 	SELECT es.ext_storage_detach('mine.people'); DROP TABLE mine.people;
+	DROP FUNCTION es.ext_storage_count(text, text);
 	DROP TRIGGER member ON es.extension_storage; ALTER EXTENSION extension_storage DROP FUNCTION mine.member();
 	ALTER TABLE es.extension_storage DROP CONSTRAINT notifies, DROP CONSTRAINT reads_in, DROP CONSTRAINT sets, DROP CONSTRAINT validates, DROP CONSTRAINT counts_up, DROP CONSTRAINT harmless;
 	REVOKE TRIGGER ON es.extension_storage FROM friend; REVOKE TRIGGER ON es.extension_storage_usage FROM PUBLIC});
