@@ -1171,7 +1171,8 @@ BEGIN
                 SELECT FROM pg_depend m JOIN pg_extension x ON x.oid = m.refobjid AND x.extname = 'extension_storage'
                 JOIN pg_proc p ON p.oid = m.objid
                 JOIN pg_language l ON l.oid = p.prolang AND l.lanname = 'c'
-                WHERE d.refclassid = 'pg_proc'::regclass AND m.classid = d.refclassid AND m.objid = d.refobjid
+                WHERE d.classid = 'pg_trigger'::regclass AND d.refclassid = 'pg_proc'::regclass
+                    AND p.prorettype = 'trigger'::regtype AND m.classid = d.refclassid AND m.objid = d.refobjid
                     AND m.refclassid = 'pg_extension'::regclass AND m.deptype = 'e')
         UNION ALL
         -- a call may find it in the place of the extension's
@@ -1183,8 +1184,23 @@ BEGIN
                 WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e')
             AND NOT EXISTS (
                 SELECT FROM pg_depend d JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+                JOIN pg_language l ON l.oid = p.prolang
                 WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_extension'::regclass
-                    AND d.deptype = 'e')
+                    AND d.deptype = 'e' AND (l.lanname = 'c'
+                        OR format('%s(%s)', p.proname, oidvectortypes(p.proargtypes)) IN (
+                            'ext_storage_attach_users(regclass)', 'ext_storage_attach_resource(text, regclass, name)',
+                            'ext_storage_detach(regclass)', 'ext_storage_purge_orphans()', 'ext_storage_distribute()',
+                            'ext_storage_functions()', 'ext_storage_grant(regrole, text)',
+                            'ext_storage_revoke(regrole)', 'ext_storage_take_over()')))
+        UNION ALL
+        -- with CREATE one can be made later
+        SELECT format('schema %s', home), format('lets %s create objects', coalesce('role ' || quote_ident(r.rolname), 'PUBLIC'))
+        FROM pg_namespace n, aclexplode(n.nspacl) a
+        LEFT JOIN pg_roles r ON r.oid = a.grantee
+        WHERE n.oid = home AND a.privilege_type = 'CREATE' AND a.grantee NOT IN (holder, n.nspowner) AND r.rolsuper IS NOT TRUE
+        UNION ALL
+        SELECT pg_describe_object('pg_rewrite'::regclass, w.oid, 0), 'runs statements of its own'
+        FROM pg_rewrite w WHERE w.ev_class IN (entries, counts)
         UNION ALL
         SELECT format('table %s', inhrelid::regclass), format('inherits from table %s', inhparent::regclass)
         FROM pg_inherits WHERE inhparent IN (entries, counts)
@@ -1195,16 +1211,17 @@ BEGIN
         WHERE p.pronamespace = 'pg_catalog'::regnamespace
             AND (p.provolatile <> 'i'
                     AND p.proname !~ ('^((clock|statement|transaction)_timestamp|now|timeofday|random|gen_random_uuid'
-                        '|current_(database|schema|setting)|pg_has_role|has_[a-z_]+_privilege|format|concat|concat_ws'
+                        '|current_(database|schema)|pg_has_role|has_[a-z_]+_privilege|format|concat|concat_ws'
                         '|array_to_string|to_char|convert_(from|to)|date_(part|trunc)|extract|date|timezone'
                         '|(date|timestamp|timestamptz)_(eq|ne|lt|le|gt|ge|cmp|pl|mi)(_[a-z]+)?)$')
                 OR ARRAY['cstring'::regtype, 'internal'::regtype]::oid[] && p.proargtypes::oid[])
         UNION ALL
         SELECT format('table %s', c.oid::regclass),
-            format('lets %s make triggers', coalesce('role ' || quote_ident(r.rolname), 'PUBLIC'))
+            format('lets %s make %s', coalesce('role ' || quote_ident(r.rolname), 'PUBLIC'),
+                CASE a.privilege_type WHEN 'TRIGGER' THEN 'triggers' ELSE 'foreign keys' END)
         FROM pg_class c, aclexplode(c.relacl) a
         LEFT JOIN pg_roles r ON r.oid = a.grantee
-        WHERE c.oid IN (entries, counts) AND a.privilege_type = 'TRIGGER' AND a.grantee <> holder
+        WHERE c.oid IN (entries, counts) AND a.privilege_type IN ('TRIGGER', 'REFERENCES') AND a.grantee <> holder
             AND r.rolsuper IS NOT TRUE
         ORDER BY 1, 2
     LOOP
