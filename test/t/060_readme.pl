@@ -198,7 +198,7 @@ is(lines(@listed), lines(@raised), 'all SQLSTATEs that are raised, and no other 
 my $text = "$sources$scripts" =~ s/\\"/"/gr;
 for my $row (section('At 3 a.m.') =~ /^\| ([^|]*) \|/mg)
 {
-	for my $message (grep { !/^(?:nextval:|integer out of range|permission denied for function|could not find function|cannot change table|could not access file|removable$)/ }
+	for my $message (grep { !/^(?:nextval:|integer out of range|permission denied for function|could not find function|cannot change table|could not access file|cannot be changed now|permission denied to set parameter|removable$)/ }
 		$row =~ /`([^`]+)`/g)
 	{
 		my $pattern = join '[^\n]{0,60}', map { quotemeta s/^ +| +$//gr } split /…/, $message;
