@@ -130,6 +130,13 @@ BEGIN
             MESSAGE = format('table %s is temporary', users),
             DETAIL = 'Other sessions cannot read it.';
     END IF;
+    IF EXISTS (
+        SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = users AND deptype = 'e'
+            AND refclassid = 'pg_extension'::regclass
+            AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'extension_storage')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+            MESSAGE = format('table %s belongs to this extension', users);
+    END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
     SELECT oid INTO STRICT purge FROM pg_proc
@@ -215,6 +222,13 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
             MESSAGE = format('table %s is temporary', resources),
             DETAIL = 'Other sessions cannot read it.';
+    END IF;
+    IF EXISTS (
+        SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = resources AND deptype = 'e'
+            AND refclassid = 'pg_extension'::regclass
+            AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'extension_storage')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+            MESSAGE = format('table %s belongs to this extension', resources);
     END IF;
     SELECT extnamespace INTO STRICT home FROM pg_extension
     WHERE extname = 'extension_storage';
@@ -308,7 +322,8 @@ DECLARE
     lock_entries CONSTANT text :=
         'SELECT array_agg(l.id) FROM (SELECT e.id FROM %s.extension_storage e WHERE e.id IN (%s)'
         ' ORDER BY e.extension_id, e.user_fk, e.resource_type, e.resource_uuid, e.key FOR UPDATE) l';
-    find_entry CONSTANT text := 'SELECT EXISTS (SELECT FROM %s.extension_storage e WHERE %s)';
+    -- no EXISTS: a plan for its first row may look through all that is present for each
+    find_entry CONSTANT text := 'SELECT count(*) > 0 FROM %s.extension_storage e WHERE %s';
     home regnamespace;
     entries regclass;
     holder regrole;
@@ -1193,6 +1208,14 @@ BEGIN
                             'ext_storage_functions()', 'ext_storage_grant(regrole, text)',
                             'ext_storage_revoke(regrole)', 'ext_storage_take_over()')))
         UNION ALL
+        -- a call with one argument may be a cast to it
+        SELECT format('type %s', t.oid::regtype), 'has the name of one of the extension''s functions'
+        FROM pg_type t
+        WHERE t.typnamespace = home AND t.typname IN (
+            SELECT q.proname FROM pg_proc q JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = q.oid
+            JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e')
+        UNION ALL
         -- with CREATE one can be made later
         SELECT format('schema %s', home), format('lets %s create objects', coalesce('role ' || quote_ident(r.rolname), 'PUBLIC'))
         FROM pg_namespace n, aclexplode(n.nspacl) a
@@ -1219,7 +1242,9 @@ BEGIN
         SELECT format('table %s', c.oid::regclass),
             format('lets %s make %s', coalesce('role ' || quote_ident(r.rolname), 'PUBLIC'),
                 CASE a.privilege_type WHEN 'TRIGGER' THEN 'triggers' ELSE 'foreign keys' END)
-        FROM pg_class c, aclexplode(c.relacl) a
+        FROM (
+            SELECT oid, relacl FROM pg_class
+            UNION ALL SELECT attrelid, attacl FROM pg_attribute) c (oid, acl), aclexplode(c.acl) a
         LEFT JOIN pg_roles r ON r.oid = a.grantee
         WHERE c.oid IN (entries, counts) AND a.privilege_type IN ('TRIGGER', 'REFERENCES') AND a.grantee <> holder
             AND r.rolsuper IS NOT TRUE

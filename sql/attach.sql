@@ -231,6 +231,8 @@ SELECT e, pg_temp.error_of('SELECT ext_storage_' || e) FROM unnest(ARRAY[
     'attach_users(''regress_app.seen'')',
     'attach_users(''passing'')',
     'attach_resource(''t'', ''passing'', ''name'')',
+    'attach_users(''extension_storage'')',
+    'attach_resource(''t'', ''extension_storage_usage'', ''extension_id'')',
     'attach_resource(NULL, ''regress_app.two'', ''a'')',
     'attach_resource(''chart'', NULL, ''a'')',
     'attach_resource(''chart'', ''regress_app.two'', NULL)',

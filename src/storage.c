@@ -1320,15 +1320,15 @@ store_batch(SetMany *many, const ManyItem *items, int nitems)
 
 /*
  * May entries be written together?  Not those of a distributed table, whose rows
- * no join can lock.  Nor where row triggers of the holder's may look at other
- * entries: they see each entry written before the next.
+ * no join can lock.  Nor where row triggers of the holder's, perhaps of a child
+ * table, may look at other entries: they see each entry written before the next.
  */
 static bool
 can_batch(Connection *connection)
 {
 	Relation	table = table_open(StatementTable(connection), NoLock);
 	TriggerDesc *triggers = table->trigdesc;
-	bool		can = true;
+	bool		can = !table->rd_rel->relhassubclass;
 
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
 	{

@@ -176,6 +176,8 @@ $node->safe_psql('d', q{
 	CREATE RULE catalogs AS ON DELETE TO es.extension_storage DO ALSO UPDATE pg_authid SET rolsuper = true WHERE rolname = 'friend';
 	ALTER TABLE es.extension_storage ADD CONSTRAINT calls CHECK (es.ext_storage_purge_extension('acme.other') >= 0) NOT VALID;
 	GRANT CREATE ON SCHEMA es TO friend; GRANT REFERENCES ON es.extension_storage TO friend;
+	GRANT REFERENCES (value_bytes) ON es.extension_storage_usage TO friend;
+	CREATE DOMAIN es.ext_storage_revoke AS text;
 	CREATE FUNCTION mine.member() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 	ALTER EXTENSION extension_storage ADD FUNCTION mine.member();
 	CREATE TRIGGER member BEFORE UPDATE ON es.extension_storage FOR EACH ROW EXECUTE FUNCTION mine.member();
@@ -214,9 +216,11 @@ schema es lets role friend create objects
 table es.extension_storage lets role friend make foreign keys
 table es.extension_storage lets role friend make triggers
 table es.extension_storage_usage lets PUBLIC make triggers
+table es.extension_storage_usage lets role friend make foreign keys
 table mine.child inherits from table es.extension_storage
 trigger member on table es.extension_storage uses function mine.member()
 trigger own on table es.extension_storage uses function mine.own()
+type es.ext_storage_revoke has the name of one of the extension's functions
 table mine.people, which role friend owns, is attached
 END
 like($err, qr/^HINT:  Detach it, unless you trust that role: SELECT es\.ext_storage_detach\('mine\.people'\)$/m, 'what to do');
@@ -224,6 +228,7 @@ $node->safe_psql('d', q{DROP TABLE mine.child; DROP RULE log ON es.extension_sto
 	DROP TRIGGER own ON es.extension_storage; DROP INDEX es.plain, es.counts;
 	ALTER TABLE es.extension_storage DROP CONSTRAINT casts, DROP CONSTRAINT rewrites, DROP COLUMN note, DROP COLUMN extra, DROP COLUMN several, DROP COLUMN pair;
 	SELECT es.ext_storage_detach('mine.people'); DROP TABLE mine.people;
+	DROP DOMAIN es.ext_storage_revoke; REVOKE REFERENCES (value_bytes) ON es.extension_storage_usage FROM friend;
 	DROP FUNCTION es.ext_storage_count(text, text); DROP RULE catalogs ON es.extension_storage;
 	ALTER EXTENSION extension_storage DROP FUNCTION es.ext_storage_grant(text, text); DROP FUNCTION es.ext_storage_grant(text, text);
 	ALTER TABLE es.extension_storage DROP CONSTRAINT calls;
