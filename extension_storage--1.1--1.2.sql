@@ -1156,11 +1156,18 @@ BEGIN
     -- What is on the tables and uses anything that is neither the server's, as
     -- which nothing is in pg_depend, nor the extension's: its code may be
     -- another role's, or become so.  A former holder may have made it a member
-    -- of the extension, and REASSIGN OWNED a superuser's: only C is never his.  Some functions of the server run what they get as text
-    -- or find by a number, change a setting, or send a value away: whichever are
-    -- not immutable and not known to be harmless, or read a value of any type.
+    -- of the extension, and REASSIGN OWNED a superuser's: only C is never his.
+    -- Some functions of the server run what they get as text or find by a number,
+    -- change a setting, or send a value away: whichever are not immutable and not
+    -- known to be harmless, or read a value of any type.
     FOR item IN
-        WITH on_tables (class, id, nodes) AS (
+        WITH member AS (
+            SELECT p.oid, p.proname, p.prorettype, l.lanname
+            FROM pg_depend d JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+            JOIN pg_proc p ON p.oid = d.objid
+            JOIN pg_language l ON l.oid = p.prolang
+            WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'),
+        on_tables (class, id, nodes) AS (
             SELECT 'pg_class'::regclass::oid, t.oid, NULL FROM unnest(ARRAY[entries, counts]) t (oid)
             UNION ALL SELECT 'pg_class'::regclass, indexrelid, concat(indexprs, indpred)
             FROM pg_index WHERE indrelid IN (entries, counts)
@@ -1183,25 +1190,16 @@ BEGIN
         WHERE d.refclassid NOT IN ('pg_namespace'::regclass, 'pg_extension'::regclass)
             AND NOT EXISTS (SELECT FROM on_tables r WHERE r.class = d.refclassid AND r.id = d.refobjid)
             AND NOT EXISTS (
-                SELECT FROM pg_depend m JOIN pg_extension x ON x.oid = m.refobjid AND x.extname = 'extension_storage'
-                JOIN pg_proc p ON p.oid = m.objid
-                JOIN pg_language l ON l.oid = p.prolang AND l.lanname = 'c'
-                WHERE d.classid = 'pg_trigger'::regclass AND d.refclassid = 'pg_proc'::regclass
-                    AND p.prorettype = 'trigger'::regtype AND m.classid = d.refclassid AND m.objid = d.refobjid
-                    AND m.refclassid = 'pg_extension'::regclass AND m.deptype = 'e')
+                SELECT FROM member m
+                WHERE d.classid = 'pg_trigger'::regclass AND d.refclassid = 'pg_proc'::regclass AND d.refobjid = m.oid
+                    AND m.prorettype = 'trigger'::regtype AND m.lanname = 'c')
         UNION ALL
         -- a call may find it in the place of the extension's
         SELECT format('function %s', p.oid::regprocedure), 'has the name of one of the extension''s'
         FROM pg_proc p
-        WHERE p.pronamespace = home AND p.proname IN (
-                SELECT q.proname FROM pg_proc q JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = q.oid
-                JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
-                WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e')
+        WHERE p.pronamespace = home AND p.proname IN (SELECT proname FROM member)
             AND NOT EXISTS (
-                SELECT FROM pg_depend d JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
-                JOIN pg_language l ON l.oid = p.prolang
-                WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_extension'::regclass
-                    AND d.deptype = 'e' AND (l.lanname = 'c'
+                SELECT FROM member m WHERE m.oid = p.oid AND (m.lanname = 'c'
                         OR format('%s(%s)', p.proname, oidvectortypes(p.proargtypes)) IN (
                             'ext_storage_attach_users(regclass)', 'ext_storage_attach_resource(text, regclass, name)',
                             'ext_storage_detach(regclass)', 'ext_storage_purge_orphans()', 'ext_storage_distribute()',
@@ -1211,10 +1209,7 @@ BEGIN
         -- a call with one argument may be a cast to it
         SELECT format('type %s', t.oid::regtype), 'has the name of one of the extension''s functions'
         FROM pg_type t
-        WHERE t.typnamespace = home AND t.typname IN (
-            SELECT q.proname FROM pg_proc q JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = q.oid
-            JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
-            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e')
+        WHERE t.typnamespace = home AND t.typname IN (SELECT proname FROM member)
         UNION ALL
         -- with CREATE one can be made later
         SELECT format('schema %s', home), format('lets %s create objects', coalesce('role ' || quote_ident(r.rolname), 'PUBLIC'))

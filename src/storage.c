@@ -342,7 +342,6 @@ enum
 {
 	LOCKED_PLACE,
 	LOCKED_ID,
-	LOCKED_UUID,
 	LOCKED_VERSION,
 	LOCKED_IS_ENCRYPTED,
 	NUM_LOCKED_COLUMNS
@@ -351,7 +350,6 @@ enum
 static const StatementColumn locked_columns[] = {
 	[LOCKED_PLACE] = {"place", INT8OID, NULLABLE},
 	[LOCKED_ID] = {"id", INT8OID, NULLABLE},
-	[LOCKED_UUID] = {"uuid", UUIDOID, NULLABLE},
 	[LOCKED_VERSION] = {"version", INT8OID, NULLABLE},
 	[LOCKED_IS_ENCRYPTED] = {"is_encrypted", BOOLOID, NULLABLE}
 };
@@ -408,8 +406,8 @@ static Statement update_expected_statement = {
  */
 static Statement lock_many_statement = {
 	.sql = "SELECT @columns@ FROM pg_catalog.unnest($keys) WITH ORDINALITY"
-	" AS k (key, place) LEFT JOIN LATERAL (SELECT k.place, e.id, e.uuid,"
-	" e.version, e.is_encrypted FROM " SQL_TABLE
+	" AS k (key, place) LEFT JOIN LATERAL (SELECT k.place, e.id, e.version,"
+	" e.is_encrypted FROM " SQL_TABLE
 	" WHERE @scope@ AND e.key" SQL_EQ "k.key FOR NO KEY UPDATE) AS e ON true",
 	STATEMENT_PARAMS(batch_params, NUM_BATCH_PARAMS),
 	STATEMENT_COLUMNS(locked_columns, NUM_LOCKED_COLUMNS),
@@ -1155,8 +1153,6 @@ take_locked(TupleTableSlot *slot, void *state)
 	locked->id = DatumGetInt64(ColumnValue(locked_columns, LOCKED_ID, INT8OID,
 										   row));
 	locked->state.exists = true;
-	locked->state.uuid = *DatumGetUUIDP(ColumnValue(locked_columns, LOCKED_UUID,
-													UUIDOID, row));
 	locked->state.version = DatumGetInt64(ColumnValue(locked_columns,
 													  LOCKED_VERSION, INT8OID,
 													  row));
