@@ -1,4 +1,4 @@
-# A PostgreSQL built with assertions, from Debian's source package.
+# PostgreSQL built with what looks for faults, from Debian's source package.
 
 # Unpacks the newest source that there is into a folder.  Not every mirror keeps
 # the sources of security updates.
@@ -15,26 +15,27 @@ fetch_source() {
     die "no source of PostgreSQL $PG_MAJOR"
 }
 
-# Builds it where that is not done, and chooses it.
+# Builds it where that is not done, and chooses it: kind, what configure gets.
 build_postgres() {
-    local folder=$state/cassert-$PG_MAJOR source
+    local folder=$state/$1-$PG_MAJOR source
     if ! as_user test -e "$folder/ready"; then
-        echo "dev: building PostgreSQL $PG_MAJOR with assertions"
+        echo "dev: building PostgreSQL $PG_MAJOR ($1)"
         need dpkg-dev gcc make bison flex pkg-config libipc-run-perl libssl-dev \
             zlib1g-dev liblz4-dev libicu-dev
         fetch_source "$folder"
         source=$(as_user find "$folder" -mindepth 1 -maxdepth 1 -type d)
         # In a folder of its own: else PGXS could not build in one of its own
         as_user mkdir "$folder/build"
-        as_user sh -c 'cd "$0/build" && exec >"$0/build.log" 2>&1 &&
-            "$1/configure" --prefix="$0/install" --enable-cassert --enable-debug \
+        as_user sh -c 'cd "$1/build" && exec >"$1/build.log" 2>&1 &&
+            folder=$1 && source=$2 && shift 2 &&
+            "$source/configure" --prefix="$folder/install" --enable-debug \
                 --enable-tap-tests --with-openssl --with-lz4 --with-icu \
-                --without-readline &&
+                --without-readline "$@" &&
             make -j 2 && make install &&
             for module in pgcrypto auto_explain pageinspect pg_stat_statements; do
                 make -C "contrib/$module" install || exit
             done' \
-            "$folder" "$source" || die "see $folder/build.log"
+            sh "$folder" "$source" "${@:2}" || die "see $folder/build.log"
         as_user rm -rf "$source" "$folder/build"
         as_user touch "$folder/ready"
     fi
@@ -50,8 +51,6 @@ cmd_cassert() {
     [[ -z ${PG_CONFIG:-} ]] || die "./dev cassert builds PostgreSQL: set PG_MAJOR"
     need_test
     find_state
-    build_postgres
-    variant=-cassert
     if [[ $# == 0 ]]; then
         test_cassert regress isolation tap
         failed_before=$failed
@@ -66,12 +65,20 @@ cmd_cassert() {
 }
 
 test_cassert() {
+    build_postgres cassert --enable-cassert
+    variant=-cassert
     build_with_assertions
     run_tests "$@"
 }
 
+# The server's own assertions would make this three times as slow, and its own
+# caches are not what is tested.
 test_discarding() {
+    build_postgres discard \
+        CPPFLAGS="-DDISCARD_CACHES_ENABLED -DCLOBBER_FREED_MEMORY"
+    variant=-discard
     server_settings="debug_discard_caches = 1"
     echo "=== with $server_settings"
-    test_cassert "$@"
+    build_with_assertions
+    run_tests "$@"
 }
