@@ -295,11 +295,7 @@ DROP POLICY hostile_insert ON extension_storage;
 SELECT relowner::regrole AS owner FROM pg_class WHERE oid = 'extension_storage'::regclass \gset
 INSERT INTO extension_storage (extension_id, user_fk, key, category, value)
 VALUES ('acme.h', 7, 'hidden', 'hidden', 'x');
--- (A superuser who owns the table may have a cursor open.)
-BEGIN;
-DECLARE mine CURSOR FOR SELECT 'mine';
 SELECT ext_storage_count('acme.h', 7) AS superuser_counts;
-COMMIT;
 ALTER TABLE extension_storage OWNER TO regress_holder;
 ALTER TABLE extension_storage_usage OWNER TO regress_holder;
 ALTER TABLE extension_storage FORCE ROW LEVEL SECURITY;
@@ -311,29 +307,64 @@ SELECT ext_storage_count('acme.h', 7) AS owner_counts;
 SELECT ext_storage_purge_user(7) AS owner_purges;
 RESET ROLE;
 SELECT ext_storage_count('acme.h', 7) AS superuser_counts;
--- What the owner has put on the table could use a superuser's cursors.
+-- What the owner has put on the table can neither read, close nor replace the cursors of who calls.
+CREATE FUNCTION hostile_cursor() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    cursor_name text;
+    other refcursor;
+    read text;
+BEGIN
+    FOREACH cursor_name IN ARRAY ARRAY(SELECT name FROM pg_cursors WHERE name <> '') LOOP
+        other := cursor_name;
+        FOR i IN 1..3 LOOP
+            BEGIN
+                CASE i WHEN 1 THEN FETCH other INTO read;
+                    WHEN 2 THEN MOVE other;
+                    ELSE CLOSE other; OPEN other FOR SELECT 'run with the rights of ' || current_user; END CASE;
+                RAISE WARNING 'used the cursor of another: %', read;
+            EXCEPTION WHEN others THEN
+                RAISE WARNING '% %', SQLSTATE, regexp_replace(SQLERRM, 'unnamed portal \d+', 'unnamed portal');
+            END;
+        END LOOP;
+    END LOOP;
+    RETURN coalesce(NEW, OLD);
+END $$;
+CREATE TRIGGER hostile BEFORE UPDATE OR DELETE ON extension_storage
+    FOR EACH ROW EXECUTE FUNCTION hostile_cursor();
+DECLARE held CURSOR WITH HOLD FOR SELECT 'held, row ' || n FROM generate_series(1, 9) n;
 BEGIN;
-DECLARE mine CURSOR FOR SELECT 'mine';
-SELECT pg_temp.error_of('SELECT ext_storage_count(''acme.h'')') AS error;
-SELECT DISTINCT pg_temp.error_of(call) AS error FROM hostile_calls;
-SET LOCAL ROLE regress_holder;
-SELECT ext_storage_count('acme.h') AS owner_counts;
-RESET ROLE;
+DECLARE mine CURSOR FOR SELECT 'mine, row ' || n FROM generate_series(1, 9) n;
+SELECT version FROM ext_storage_set('acme.h', 'k', 'y');
 FETCH mine;
+FETCH held;
+-- An error leaves them as they are.
+ALTER TABLE extension_storage ADD CONSTRAINT hostile_never CHECK (value <> 'never');
+SELECT pg_temp.error_of($$SELECT ext_storage_set('acme.h', 'k', 'never')$$);
+FETCH mine;
+SAVEPOINT before;
+SELECT key FROM ext_storage_set_many('acme.h', '{k}', '{never}');
+ROLLBACK TO before;
+FETCH mine;
+FETCH held;
 CLOSE mine;
-SELECT ext_storage_count('acme.h') AS superuser_counts;
-COMMIT;
+-- As those of loops are, and those of who deletes from an attached table.
 DO $$
 DECLARE
-    n integer;
+    n text;
 BEGIN
-    FOREACH n IN ARRAY ARRAY[1, 2] LOOP
-        PERFORM ext_storage_purge_user(n);
-    END LOOP;
-    FOR n IN SELECT 1 LOOP
-        PERFORM ext_storage_purge_user(n);
+    FOR n IN SELECT 'row ' || i FROM generate_series(1, 2) i LOOP
+        RAISE WARNING '%', n;
+        PERFORM ext_storage_delete('acme.h', key) FROM ext_storage_list('acme.h') LIMIT 1;
     END LOOP;
 END $$;
+DECLARE mine CURSOR FOR SELECT user_fk FROM extension_storage WHERE extension_id = 'acme.h' ORDER BY 1;
+DELETE FROM hostile_users;
+FETCH mine;
+ROLLBACK;
+FETCH held;
+CLOSE held;
+DROP TRIGGER hostile ON extension_storage;
+DROP FUNCTION hostile_cursor;
 -- Nor is there one that it has left open: at the next COMMIT it could run with the caller's rights.
 CREATE FUNCTION hostile_cursor() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE

@@ -122,10 +122,21 @@ RESET ROLE;
 SET application_name = 'mine';
 CALL ext_storage_move_in('first.extension_storage');
 SHOW application_name;
-DECLARE mine CURSOR WITH HOLD FOR SELECT 1;
-SELECT pg_temp.error_of($$CALL ext_storage_move_in('first.extension_storage', dry_run => true)$$);
+-- Nor does it use a cursor, or leave one.
+CREATE OR REPLACE FUNCTION first.hostile(integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
+DECLARE
+    other refcursor := 'mine';
+BEGIN
+    CLOSE other;
+    RAISE WARNING 'closed';
+    RETURN 1;
+EXCEPTION WHEN others THEN
+    RETURN 1;
+END $$;
+DECLARE mine CURSOR WITH HOLD FOR SELECT 'mine';
+CALL ext_storage_move_in('first.extension_storage', dry_run => true);
+FETCH mine;
 CLOSE mine;
--- Nor does it leave a cursor.
 CREATE OR REPLACE FUNCTION first.hostile(integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
 DECLARE
     left_open refcursor;

@@ -236,6 +236,7 @@ typedef struct MoveIn
 	MemoryContext row_context;	/* reset after each row */
 	SourceRow  *row;			/* that is being written */
 	SPIPlanPtr	read_plan;		/* the rows of a batch */
+	Datum		batch;			/* their ids */
 	Datum	   *ids;			/* of all rows, the newest of each entry first */
 	StringInfoData settled;		/* address of the last entry with a good row */
 } MoveIn;
@@ -381,7 +382,6 @@ check_source(MoveIn *move)
 						GetUserNameFromId(move->source_owner, false),
 						get_rel_name(oid)),
 				 errhint("Let that role, a member of it or a superuser move it in.")));
-	RequireNoCursor(move->source_owner);
 	if (check_enable_rls(oid, move->source_owner, true) == RLS_ENABLED)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -446,6 +446,15 @@ check_ids(const MoveIn *move)
 	pfree(ids);
 }
 
+/* Calls a part of the move, which leaves no cursor open. */
+static void
+run_as_source_owner(MoveIn *move, void (*part) (void *move))
+{
+	Portal		cursor = NULL;
+
+	RunAsOwner(move->source_owner, 0, &cursor, part, move);
+}
+
 #define UUID_REGEX "([0-9a-f]{4}-?){7}[0-9a-f]{4}"
 #define BY_BYTES " COLLATE pg_catalog.\"C\""
 
@@ -456,8 +465,9 @@ check_ids(const MoveIn *move)
  * all spellings of a UUID that CanonicalUuid knows are one.
  */
 static void
-read_ids(MoveIn *move)
+read_ids(void *state)
 {
+	MoveIn	   *move = (MoveIn *) state;
 	char	   *sql =
 	psprintf("%s %u */ SELECT CAST(s.id AS pg_catalog.int8) FROM %s AS s"
 			 " ORDER BY s.extension_id" BY_BYTES ", s.user_fk,"
@@ -471,11 +481,9 @@ read_ids(MoveIn *move)
 			 " s.key" BY_BYTES ", s.changed_on DESC NULLS LAST, s.id DESC",
 			 StatementMark, move->source_oid, move->source);
 	int64		size = FETCH_COUNT;
-	OwnerRights caller;
 	Portal		portal;
 
 	move->ids = palloc(size * sizeof(Datum));
-	OwnerRightsBegin(&caller, move->source_owner, 0);
 	/* not as read-only, which would use a snapshot from before the lock */
 	portal = SPI_cursor_open(NULL, prepare(sql, 0, NULL), NULL, NULL, false);
 	for (;;)
@@ -503,17 +511,15 @@ read_ids(MoveIn *move)
 		SPI_freetuptable(SPI_tuptable);
 	}
 	SPI_cursor_close(portal);
-	OwnerRightsEnd(&caller, NULL);
-	check_ids(move);
 }
 
 /* Prepares the statement that reads the rows of a batch. */
 static void
-prepare_read(MoveIn *move)
+prepare_read(void *state)
 {
+	MoveIn	   *move = (MoveIn *) state;
 	Oid			argtypes[] = {INT8ARRAYOID};
 	StringInfoData sql;
-	OwnerRights caller;
 
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "%s %u */ SELECT ", StatementMark, move->source_oid);
@@ -526,9 +532,7 @@ prepare_read(MoveIn *move)
 					 " FROM pg_catalog.unnest($1) WITH ORDINALITY AS k (id, place)"
 					 " JOIN %s AS s ON s.id" SQL_EQ "k.id ORDER BY k.place",
 					 move->source);
-	OwnerRightsBegin(&caller, move->source_owner, 0);
 	move->read_plan = prepare(sql.data, lengthof(argtypes), argtypes);
-	OwnerRightsEnd(&caller, NULL);
 	if (SPI_keepplan(move->read_plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
 	pfree(sql.data);
@@ -821,20 +825,25 @@ take_row(MoveIn *move, SourceRow *row)
 	}
 }
 
+static void
+read_batch(void *state)
+{
+	MoveIn	   *move = (MoveIn *) state;
+
+	if (SPI_execute_plan(move->read_plan, &move->batch, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "SPI_execute_plan failed: %s",
+			 SPI_result_code_string(SPI_result));
+}
+
 /* Reads the rows with some ids, and takes each. */
 static void
 move_batch(MoveIn *move, Datum *ids, int nids)
 {
-	Datum		array = MakeArray(ids, NULL, nids, INT8OID);
 	SPITupleTable *table;
 	uint64		nrows;
-	OwnerRights caller;
 
-	OwnerRightsBegin(&caller, move->source_owner, 0);
-	if (SPI_execute_plan(move->read_plan, &array, NULL, false, 0) != SPI_OK_SELECT)
-		elog(ERROR, "SPI_execute_plan failed: %s",
-			 SPI_result_code_string(SPI_result));
-	OwnerRightsEnd(&caller, NULL);
+	move->batch = MakeArray(ids, NULL, nids, INT8OID);
+	run_as_source_owner(move, read_batch);
 	table = SPI_tuptable;
 	nrows = SPI_processed;
 	if (table->tupdesc->natts != NUM_READ_COLUMNS)
@@ -859,7 +868,7 @@ move_batch(MoveIn *move, Datum *ids, int nids)
 		MemoryContextReset(move->row_context);
 	}
 	SPI_freetuptable(table);
-	pfree(DatumGetPointer(array));
+	pfree(DatumGetPointer(move->batch));
 }
 
 /* Commits, where that is possible, and looks whether the source is what it was. */
@@ -879,7 +888,8 @@ next_transaction(MoveIn *move)
 static void
 move_all(MoveIn *move)
 {
-	read_ids(move);
+	run_as_source_owner(move, read_ids);
+	check_ids(move);
 	while (move->done < move->total)
 	{
 		int			nids = (int) Min(move->procedure.batch_size,
@@ -946,7 +956,7 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 	ProcedureAnnounce(&move->procedure);
 	/* the session's transaction may be stricter than READ COMMITTED */
 	next_transaction(move);
-	prepare_read(move);
+	run_as_source_owner(move, prepare_read);
 	move_all(move);
 	SPI_freeplan(move->read_plan);
 	report_end(move);

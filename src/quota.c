@@ -31,6 +31,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "commands/tablecmds.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
@@ -393,15 +394,23 @@ QuotaInit(void)
 	RegisterSubXactCallback(end_subtransaction, NULL);
 }
 
+static bool
+has_count_name(const Trigger * trigger)
+{
+	return strcmp(trigger->tgname, ROWS_TRIGGER) == 0 ||
+		strcmp(trigger->tgname, STATEMENT_TRIGGER) == 0;
+}
+
 /*
  * QuotaIsTrigger
- *		Is this one of the triggers that count?
+ *		Is this one of the triggers that count, and not another of its name?
  */
 bool
 QuotaIsTrigger(const Trigger * trigger)
 {
-	return strcmp(trigger->tgname, ROWS_TRIGGER) == 0 ||
-		strcmp(trigger->tgname, STATEMENT_TRIGGER) == 0;
+	return has_count_name(trigger) &&
+		getExtensionOfObject(ProcedureRelationId, trigger->tgfoid) ==
+		get_extension_oid("extension_storage", true);
 }
 
 /* Are both triggers enabled, on whatever server the table's rows are written? */
@@ -416,7 +425,7 @@ triggers_enabled(Relation table)
 		Trigger    *trigger = &triggers->triggers[i];
 
 		if (trigger->tgenabled == TRIGGER_FIRES_ALWAYS &&
-			QuotaIsTrigger(trigger))
+			has_count_name(trigger))
 			enabled++;
 	}
 	return enabled == 2;
@@ -456,6 +465,20 @@ counts_exist(const Connection *connection)
 	return has_pages(counts_table(connection));
 }
 
+static void
+truncate_counts(void *counts)
+{
+	Oid			oid = RelationGetRelid((Relation) counts);
+
+#if PG_VERSION_NUM >= 160000
+	ExecuteTruncateGuts(list_make1(counts), list_make1_oid(oid), NIL,
+						DROP_RESTRICT, false, false);
+#else
+	ExecuteTruncateGuts(list_make1(counts), list_make1_oid(oid), NIL,
+						DROP_RESTRICT, false);
+#endif
+}
+
 /*
  * Empties the table of the counts as TRUNCATE does: with another file, which a
  * rollback would take back.  What its owner has put on it runs with his rights.
@@ -465,7 +488,7 @@ empty_counts(const Connection *connection)
 {
 	Oid			oid = counts_table(connection);
 	Relation	counts;
-	OwnerRights caller;
+	Portal		cursor = NULL;
 
 	StatementLockRelation(oid, AccessExclusiveLock);
 	if (get_rel_relkind(oid) != RELKIND_RELATION)
@@ -474,16 +497,8 @@ empty_counts(const Connection *connection)
 				 errmsg("\"extension_storage_usage\" is not a table")));
 	counts = table_open(oid, NoLock);
 	CheckTableNotInUse(counts, "TRUNCATE");
-	OwnerRightsBegin(&caller, counts->rd_rel->relowner,
-					 SECURITY_LOCAL_USERID_CHANGE);
-#if PG_VERSION_NUM >= 160000
-	ExecuteTruncateGuts(list_make1(counts), list_make1_oid(oid), NIL,
-						DROP_RESTRICT, false, false);
-#else
-	ExecuteTruncateGuts(list_make1(counts), list_make1_oid(oid), NIL,
-						DROP_RESTRICT, false);
-#endif
-	OwnerRightsEnd(&caller, NULL);
+	RunAsOwner(counts->rd_rel->relowner, SECURITY_LOCAL_USERID_CHANGE, &cursor,
+			   truncate_counts, counts);
 	table_close(counts, NoLock);
 }
 

@@ -518,32 +518,6 @@ check_table(const Connection *connection)
 }
 
 /*
- * RequireNoCursor
- *		Raises an error if a superuser, who is going to use the table of owner
- *		with that role's rights, has a cursor open.
- *
- * What the owner has put on the table can fetch from any cursor of the session,
- * or close it and open another of that name, which then runs as the superuser.
- */
-void
-RequireNoCursor(Oid owner)
-{
-	/* who updates a trusted extension is a superuser for that time */
-	Oid			caller = creating_extension ? GetOuterUserId() : GetUserId();
-
-	if (!superuser_arg(caller) || superuser_arg(owner) ||
-		ThereAreNoReadyPortals())
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("a superuser cannot call this while a cursor is open"),
-			 errdetail("What role \"%s\" has put on its table could read the cursor's rows, or put another one in its place.",
-					   GetUserNameFromId(owner, false)),
-			 errhint("Close the cursor, or connect as role \"%s\". A loop over a query in PL/pgSQL is a cursor, one over an array is none.",
-					 GetUserNameFromId(owner, false))));
-}
-
-/*
  * StatementConnect
  *		Connects to SPI, which all below need, and locks and checks the table;
  *		SPI_finish ends it.
@@ -561,8 +535,6 @@ StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 	if (SPI_connect_ext(nonatomic ? SPI_OPT_NONATOMIC : 0) != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect_ext failed");
 	check_table(connection);
-	if (!CALLED_AS_TRIGGER(fcinfo))
-		RequireNoCursor(checked_owner);
 }
 
 /* Appends the declared columns. */
@@ -856,10 +828,8 @@ check_schema_usage(Oid schema, Oid owner)
 }
 
 /*
- * The names of the cursors that can be fetched from, or brought to their end by
- * a COMMIT: what pg_cursors shows, without those that are running.
- * (ThereAreNoReadyPortals() may be asked only where an error follows if there
- * are some: it leaves a scan of a hash table open then.)
+ * The cursors that can be fetched from, closed, or brought to their end by a
+ * COMMIT: what pg_cursors shows, without those that are running.
  */
 static List *
 ready_cursors(void)
@@ -871,7 +841,7 @@ ready_cursors(void)
 		.allowedModes = SFRM_Materialize
 	};
 	TupleTableSlot *slot;
-	List	   *names = NIL;
+	List	   *cursors = NIL;
 
 	fmgr_info(F_PG_CURSOR, &flinfo);
 	rsinfo.econtext = CreateStandaloneExprContext();
@@ -883,83 +853,108 @@ ready_cursors(void)
 	{
 		bool		isnull;
 		Datum		name = slot_getattr(slot, 1, &isnull);
-		char	   *cursor = TextDatumGetCString(name);
-		Portal		portal = GetPortalByName(cursor);
+		Portal		cursor = GetPortalByName(TextDatumGetCString(name));
 
-		if (PortalIsValid(portal) && portal->status == PORTAL_READY)
-			names = lappend(names, makeString(cursor));
+		if (PortalIsValid(cursor) && cursor->status == PORTAL_READY)
+			cursors = lappend(cursors, cursor);
 	}
 	ExecDropSingleTupleTableSlot(slot);
 	tuplestore_end(rsinfo.setResult);
 	FreeExprContext(rsinfo.econtext, true);
-	return names;
+	return cursors;
+}
+
+/* Makes cursors ready, or such that they can be neither read nor closed. */
+static void
+set_cursors(List *cursors, PortalStatus status)
+{
+	ListCell   *cell;
+
+	foreach(cell, cursors)
+		((Portal) lfirst(cell))->status = status;
 }
 
 /*
- * OwnerRightsBegin
- *		Gives a role's rights to what runs until OwnerRightsEnd; an error gives
- *		the caller's back.
+ * RunAsOwner
+ *		Calls a function, with its state, with the rights of a role that owns a
+ *		table.  cursor points to the cursor that the function reads, or opens
+ *		and leaves, or to NULL if there is none.  Raises an error if another one
+ *		is left open.
  *
  * What the role has put on its tables may run then, for example as a part of an
  * index.  Unless the role is a superuser, or the caller itself, it can put
- * nothing off until the caller has his rights back; and it leaves no setting
- * and no cursor.  Source: DefineIndex() in src/backend/commands/indexcmds.c.
+ * nothing off until the caller has his rights back, and it leaves no setting
+ * (DefineIndex() in src/backend/commands/indexcmds.c).  For it, the cursors that
+ * are open are running ones: it could read them, or close one and open another
+ * of its name, which the caller would run as his.  A new one would be run to its
+ * end, with the caller's rights, by the next COMMIT of a procedure
+ * (HoldPinnedPortals() in src/backend/utils/mmgr/portalmem.c); the error closes
+ * it.
  */
 void
-OwnerRightsBegin(OwnerRights *caller, Oid owner, int flags)
+RunAsOwner(Oid owner, int flags, Portal *cursor, void (*run) (void *state),
+		   void *state)
 {
-	GetUserIdAndSecContext(&caller->user, &caller->security);
-	caller->is_foreign = owner != caller->user && !superuser_arg(owner);
-	caller->cursors = NIL;
-	if (caller->is_foreign)
-	{
-		flags |= SECURITY_RESTRICTED_OPERATION;
-		caller->cursors = ready_cursors();
-	}
-	SetUserIdAndSecContext(owner, caller->security | flags);
-	caller->guc_level = NewGUCNestLevel();
-}
-
-/*
- * OwnerRightsEnd
- *		Gives the caller his rights and settings back.  Raises an error if a
- *		cursor is open that was not before, other than kept, which may be NULL.
- *
- * It would be run to its end, with the caller's rights, by the next COMMIT of a
- * procedure: HoldPinnedPortals() in src/backend/utils/mmgr/portalmem.c.  The
- * error closes it.
- */
-void
-OwnerRightsEnd(const OwnerRights *caller, Portal kept)
-{
-	Oid			owner = GetUserId();
+	Oid			user;
+	int			security;
+	int			guc_level;
+	List	   *cursors;
+	List	   *left_open;
 	ListCell   *cell;
 
-	AtEOXact_GUC(false, caller->guc_level);
-	SetUserIdAndSecContext(caller->user, caller->security);
-	if (!caller->is_foreign)
+	GetUserIdAndSecContext(&user, &security);
+	if (owner == user || superuser_arg(owner))
+	{
+		SetUserIdAndSecContext(owner, security | flags);
+		guc_level = NewGUCNestLevel();
+		run(state);
+		AtEOXact_GUC(false, guc_level);
+		SetUserIdAndSecContext(user, security);
 		return;
-	foreach(cell, ready_cursors())
-		if (!list_member(caller->cursors, lfirst(cell)) &&
-			(kept == NULL || strcmp(strVal(lfirst(cell)), kept->name) != 0))
+	}
+
+	cursors = list_delete_ptr(ready_cursors(), *cursor);
+	SetUserIdAndSecContext(owner,
+						   security | flags | SECURITY_RESTRICTED_OPERATION);
+	guc_level = NewGUCNestLevel();
+	set_cursors(cursors, PORTAL_ACTIVE);
+	PG_TRY();
+	{
+		run(state);
+	}
+	PG_FINALLY();
+	{
+		set_cursors(cursors, PORTAL_READY);
+	}
+	PG_END_TRY();
+	AtEOXact_GUC(false, guc_level);
+	SetUserIdAndSecContext(user, security);
+
+	left_open = ready_cursors();
+	foreach(cell, left_open)
+		if (!list_member_ptr(cursors, lfirst(cell)) && lfirst(cell) != *cursor)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("code of role \"%s\" left a cursor open",
 						GetUserNameFromId(owner, true)),
 				 errdetail("The cursor's query could run with the rights of role \"%s\".",
-						   GetUserNameFromId(caller->user, true)),
+						   GetUserNameFromId(user, true)),
 				 errhint("Drop the trigger, policy, index or other code on the tables of role \"%s\" that opens it.",
 						 GetUserNameFromId(owner, true))));
+	list_free(left_open);
+	list_free(cursors);
 }
 
 /* The caller's state while SPI runs a statement. */
 typedef struct Run
 {
-	ErrorContextCallback hidden;
-	MemoryContext context;
-	bool		as_owner;
-	OwnerRights caller;			/* if as_owner */
-	bool		newer_snapshot; /* is one active? */
+	const Connection *connection;
+	Statement  *statement;
+	const StatementArgs *args;
+	const SPIExecuteOptions *options;
+	Portal		cursor;
+	long		count;			/* of the rows to fetch */
+	int			result;			/* of SPI */
 } Run;
 
 /* The file of a relation as a snapshot shows it, InvalidOid if there is none. */
@@ -1063,50 +1058,41 @@ push_newer_snapshot(bool read_only)
 }
 
 /*
- * Starts to run a statement, with the rights of the table's owner if as_owner,
+ * Runs a part of a statement, with the rights of the table's owner if as_owner,
  * as a foreign key would (ri_PerformCheck() in
  * src/backend/utils/adt/ri_triggers.c).
  *
  * The call of a superuser gets those rights too: what the owner has put on the
  * table, such as a trigger, a policy or a view in its place, would otherwise
  * run as the superuser.
+ *
+ * SPI leaves the caller in a memory context that lasts until SPI_finish; here he
+ * gets his back.
  */
 static void
-begin_run(Run *run, const Connection *connection, bool as_owner,
-		  bool read_only)
+run_part(Run *run, void (*part) (void *run), bool as_owner, bool read_only)
 {
-	Oid			owner;
+	MemoryContext context = CurrentMemoryContext;
+	ErrorContextCallback hidden;
+	bool		newer_snapshot;
 
-	run->context = CurrentMemoryContext;
-	run->as_owner = false;
-	PushErrorCallback(&run->hidden, hide_row);
+	PushErrorCallback(&hidden, hide_row);
 	if (!OidIsValid(checked_table))
-		check_table(connection);
-	run->newer_snapshot = !as_owner && push_newer_snapshot(read_only);
-	if (!as_owner && !superuser())
-		return;
-	owner = checked_owner;
-	if (!as_owner && superuser_arg(owner))
-		return;
-	check_schema_usage(connection->schema, owner);
-	OwnerRightsBegin(&run->caller, owner,
-					 SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
-	run->as_owner = true;
-}
-
-/*
- * Gives the caller its state back: SPI leaves it in a memory context that lasts
- * until SPI_finish.
- */
-static void
-restore_caller(const Run *run, Portal kept)
-{
-	if (run->newer_snapshot)
+		check_table(run->connection);
+	newer_snapshot = !as_owner && push_newer_snapshot(read_only);
+	if (as_owner || (superuser() && !superuser_arg(checked_owner)))
+	{
+		check_schema_usage(run->connection->schema, checked_owner);
+		RunAsOwner(checked_owner,
+				   SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS,
+				   &run->cursor, part, run);
+	}
+	else
+		part(run);
+	if (newer_snapshot)
 		PopActiveSnapshot();
-	MemoryContextSwitchTo(run->context);
-	error_context_stack = run->hidden.previous;
-	if (run->as_owner)
-		OwnerRightsEnd(&run->caller, kept);
+	MemoryContextSwitchTo(context);
+	error_context_stack = hidden.previous;
 }
 
 /*
@@ -1138,15 +1124,14 @@ is_result_of(const Statement *statement, int result)
 	}
 }
 
-/* The same, with an error if the statement was not run as it is. */
+/* Raises an error if the statement was not run as it is. */
 static void
-end_run(const Run *run, const Statement *statement, int result)
+check_run(const Run *run)
 {
-	restore_caller(run, NULL);
-	if (result < 0)
+	if (run->result < 0)
 		elog(ERROR, "statement of the extension failed: %s",
-			 SPI_result_code_string(result));
-	if (!is_result_of(statement, result))
+			 SPI_result_code_string(run->result));
+	if (!is_result_of(run->statement, run->result))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("a rule replaces a statement of the extension"),
@@ -1160,6 +1145,16 @@ fetch_param(ParamListInfo params, int paramid,
 			ParamExternData *workspace pg_attribute_unused())
 {
 	return &params->params[paramid - 1];
+}
+
+static void
+execute_plan(void *state)
+{
+	Run		   *run = (Run *) state;
+
+	run->result =
+		SPI_execute_plan_extended(get_plan(run->connection, run->statement, run->args),
+								  run->options);
 }
 
 /*
@@ -1181,8 +1176,12 @@ run_plan(Connection *connection, Statement *statement,
 		.read_only = read_only,
 		.dest = dest
 	};
-	Run			run;
-	int			result;
+	Run			run = {
+		.connection = connection,
+		.statement = statement,
+		.args = args,
+		.options = &options
+	};
 
 	params->paramFetch = fetch_param;
 	for (int i = 0; i < statement->nparams; i++)
@@ -1194,10 +1193,8 @@ run_plan(Connection *connection, Statement *statement,
 		param->pflags = 0;
 		param->ptype = statement->params[i].type;
 	}
-	begin_run(&run, connection, false, read_only);
-	result = SPI_execute_plan_extended(get_plan(connection, statement, args),
-									   &options);
-	end_run(&run, statement, result);
+	run_part(&run, execute_plan, false, read_only);
+	check_run(&run);
 	pfree(params);
 }
 
@@ -1426,6 +1423,17 @@ StatementStartDecrypted(FunctionCallInfo fcinfo)
 	MemoryContextSwitchTo(old_context);
 }
 
+static void
+open_cursor(void *state)
+{
+	Run		   *run = (Run *) state;
+	StatementArgs *args = unconstify(StatementArgs *, run->args);
+
+	run->cursor = SPI_cursor_open(NULL,
+								  get_plan(run->connection, run->statement, args),
+								  args->values, args->nulls, true);
+}
+
 /*
  * StatementOpen
  *		Opens a cursor over the rows of a statement that only reads;
@@ -1435,15 +1443,22 @@ Portal
 StatementOpen(Connection *connection, Statement *statement,
 			  const StatementArgs *args)
 {
-	Run			run;
-	Portal		portal;
+	Run			run = {
+		.connection = connection,
+		.statement = statement,
+		.args = args
+	};
 
-	begin_run(&run, connection, false, true);
-	portal = SPI_cursor_open(NULL, get_plan(connection, statement, args),
-							 unconstify(StatementArgs *, args)->values,
-							 args->nulls, true);
-	restore_caller(&run, portal);
-	return portal;
+	run_part(&run, open_cursor, false, true);
+	return run.cursor;
+}
+
+static void
+fetch_rows(void *state)
+{
+	const Run  *run = (const Run *) state;
+
+	SPI_cursor_fetch(run->cursor, true, run->count);
 }
 
 /*
@@ -1455,11 +1470,13 @@ uint64
 StatementNext(const Connection *connection, const Statement *statement,
 			  Portal portal, long count)
 {
-	Run			run;
+	Run			run = {
+		.connection = connection,
+		.cursor = portal,
+		.count = count
+	};
 
-	begin_run(&run, connection, false, false);
-	SPI_cursor_fetch(portal, true, count);
-	restore_caller(&run, portal);
+	run_part(&run, fetch_rows, false, false);
 	check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;
 }
@@ -1595,6 +1612,18 @@ StatementTry(StatementBlock block, void *state)
 	return error;
 }
 
+static void
+execute_latest(void *state)
+{
+	Run		   *run = (Run *) state;
+	StatementArgs *args = unconstify(StatementArgs *, run->args);
+
+	run->result =
+		SPI_execute_snapshot(get_plan(run->connection, run->statement, args),
+							 args->values, args->nulls, GetLatestSnapshot(),
+							 InvalidSnapshot, false, true, 0);
+}
+
 /*
  * StatementRunAsOwner
  *		Runs a statement as StatementRun does, but with the rights of the
@@ -1606,15 +1635,14 @@ uint64
 StatementRunAsOwner(Connection *connection, Statement *statement,
 					const StatementArgs *args)
 {
-	Run			run;
-	int			result;
+	Run			run = {
+		.connection = connection,
+		.statement = statement,
+		.args = args
+	};
 
-	begin_run(&run, connection, true, false);
-	result = SPI_execute_snapshot(get_plan(connection, statement, args),
-								  unconstify(StatementArgs *, args)->values,
-								  args->nulls, GetLatestSnapshot(),
-								  InvalidSnapshot, false, true, 0);
-	end_run(&run, statement, result);
+	run_part(&run, execute_latest, true, false);
+	check_run(&run);
 	if (statement->ncolumns > 0)
 		check_result(statement, SPI_tuptable->tupdesc);
 	return SPI_processed;

@@ -117,16 +117,6 @@ typedef struct Connection
 	bool		quota_prepared; /* by QuotaPrepare */
 } Connection;
 
-/* What OwnerRightsBegin keeps of the caller. */
-typedef struct OwnerRights
-{
-	Oid			user;
-	int			security;		/* as of GetUserIdAndSecContext */
-	int			guc_level;
-	bool		is_foreign;		/* is it another role that gets its rights? */
-	List	   *cursors;		/* that were open, if so */
-} OwnerRights;
-
 /* Operators by their full names: nothing depends on search_path. */
 #define SQL_EQ " OPERATOR(pg_catalog.=) "
 #define SQL_GT " OPERATOR(pg_catalog.>) "
@@ -144,9 +134,8 @@ extern void StatementSetNull(StatementArgs *args, int param);
 extern Datum MakeArray(Datum *elements, bool *nulls, int nelements, Oid type);
 extern void StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 							 bool nonatomic);
-extern void RequireNoCursor(Oid owner);
-extern void OwnerRightsBegin(OwnerRights *caller, Oid owner, int flags);
-extern void OwnerRightsEnd(const OwnerRights *caller, Portal kept);
+extern void RunAsOwner(Oid owner, int flags, Portal *cursor,
+					   void (*run) (void *state), void *state);
 extern uint64 StatementRun(Connection *connection, Statement *statement,
 						   const StatementArgs *args, bool read_only);
 extern uint64 StatementRunAsOwner(Connection *connection, Statement *statement,
