@@ -231,6 +231,47 @@ UPDATE extension_storage SET id = 1 WHERE extension_id = 'acme.n';
 SELECT pg_temp.error_of($$SELECT * FROM ext_storage_set_many('acme.n', '{n3,n4}', '{a,b}')$$);
 ROLLBACK;
 DROP TRIGGER interfere ON extension_storage;
+-- So does a statement trigger, or one with the name of one of the quota's.
+BEGIN;
+SELECT count(*) FROM ext_storage_set_many('acme.n', '{n1,n2,n3,n4}', '{1,2,3,4}');
+CREATE FUNCTION pg_temp.after_first() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM new_rows WHERE key = 'n1') THEN
+        UPDATE extension_storage SET value = 'a trigger''s' WHERE extension_id = 'acme.n' AND key = 'n2';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER after_first AFTER UPDATE ON extension_storage REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION pg_temp.after_first();
+SELECT key FROM ext_storage_set_many('acme.n', '{n1,n2}', '{x1,x2}');
+SELECT key, convert_from(value, 'UTF8') AS value FROM ext_storage_get_many('acme.n', '{n1,n2}');
+DROP TRIGGER after_first ON extension_storage;
+DROP TRIGGER extension_storage_count_rows ON extension_storage;
+CREATE TRIGGER extension_storage_count_rows BEFORE UPDATE ON extension_storage
+    FOR EACH ROW WHEN (OLD.key = 'n1') EXECUTE FUNCTION pg_temp.interfere('sibling');
+SELECT key FROM ext_storage_set_many('acme.n', '{n1,n2}', '{y1,y2}');
+SELECT key, convert_from(value, 'UTF8') AS value FROM ext_storage_get_many('acme.n', '{n1,n2,n3}');
+ROLLBACK;
+-- A constraint of the holder's, and two rows of one key.
+BEGIN;
+SELECT count(*) FROM ext_storage_set_many('acme.n', '{n1,n2,n3,n4}', '{1,2,3,4}');
+SELECT count(ext_storage_set('acme.n', k, 'x', category => 'swap ' || k)) FROM unnest('{swap2,swap1}'::text[]) k;
+CREATE UNIQUE INDEX ON extension_storage (extension_id, category) WHERE category ^@ 'swap';
+SELECT key, category FROM ext_storage_set_many('acme.n', '{swap1,swap2}', '{x,x}', categories => '{swap 3,swap swap1}');
+ALTER TABLE extension_storage DROP CONSTRAINT uq_extension_storage_scoped_key;
+INSERT INTO extension_storage (extension_id, key, value) VALUES ('acme.n', 'n2', 'twice'), ('acme.n', 'n4', 'twice');
+SELECT count(*) FROM ext_storage_set_many('acme.n', '{n1,n2,n3,n4}', '{z,z,z,z}');
+SELECT key, convert_from(value, 'UTF8') AS value FROM extension_storage
+WHERE extension_id = 'acme.n' AND key IN ('n1', 'n2', 'n3', 'n4') ORDER BY 1, 2;
+ROLLBACK;
+-- A view in the table's place, of a table with such a trigger.
+BEGIN;
+SELECT count(*) FROM ext_storage_set_many('acme.n', '{n1,n2,n3,n4}', '{1,2,3,4}');
+ALTER TABLE extension_storage RENAME TO base;
+CREATE VIEW extension_storage AS SELECT * FROM base;
+CREATE TRIGGER interfere BEFORE UPDATE ON base FOR EACH ROW EXECUTE FUNCTION pg_temp.interfere('sibling');
+SELECT key FROM ext_storage_set_many('acme.n', '{n1,n2}', '{y1,y2}');
+ROLLBACK;
 SELECT * FROM pg_temp.not_as_given;
 DROP VIEW pg_temp.not_as_given;
 DELETE FROM extension_storage WHERE extension_id = 'acme.n';

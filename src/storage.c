@@ -14,6 +14,7 @@
 #include <uuid/uuid.h>
 
 #include "access/detoast.h"
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
@@ -1142,14 +1143,20 @@ take_locked(TupleTableSlot *slot, void *state)
 	SetMany    *many = state;
 	const Datum *row = slot->tts_values;
 	LockedEntry *locked = &many->locked[many->nlocked];
+	int64		place;
 
 	for (int i = 0; i < NUM_LOCKED_COLUMNS; i++)
 		if (slot->tts_isnull[i])
 			return false;
-	/* without its unique index the table may have two rows of a key */
-	if (DatumGetInt64(ColumnValue(locked_columns, LOCKED_PLACE, INT8OID,
-								  row)) != many->nlocked + 1)
+	place = DatumGetInt64(ColumnValue(locked_columns, LOCKED_PLACE, INT8OID,
+									  row));
+	if (place != many->nlocked + 1)
+	{
+		/* a second row of a key, of which set writes all */
+		if (place == many->nlocked)
+			many->nlocked--;
 		return false;
+	}
 	locked->id = DatumGetInt64(ColumnValue(locked_columns, LOCKED_ID, INT8OID,
 										   row));
 	locked->state.exists = true;
@@ -1314,30 +1321,62 @@ store_batch(SetMany *many, const ManyItem *items, int nitems)
 	return many->nlocked;
 }
 
+/* Is a unique or exclusion constraint of the table one of its own? */
+static bool
+is_own_index(Oid index)
+{
+	static const char *const names[] = {
+		"extension_storage_pkey",
+		"uq_extension_storage_uuid",
+		"uq_extension_storage_scoped_key"
+	};
+	const char *name = get_rel_name(index);
+
+	for (size_t i = 0; i < lengthof(names); i++)
+		if (name != NULL && strcmp(name, names[i]) == 0)
+			return true;
+	return false;
+}
+
 /*
- * May entries be written together?  Not those of a distributed table, whose rows
- * no join can lock.  Nor where row triggers of the holder's, perhaps of a child
- * table, may look at other entries: they see each entry written before the next.
+ * May entries be written together, by the order of their ids?  Not those of a
+ * distributed table, whose rows no join can lock.  Nor where something of the
+ * holder's could tell that from one entry after the other: a trigger, a child
+ * table with triggers, a view, or another constraint on several entries.
  */
 static bool
 can_batch(Connection *connection)
 {
 	Relation	table = table_open(StatementTable(connection), NoLock);
 	TriggerDesc *triggers = table->trigdesc;
-	bool		can = !table->rd_rel->relhassubclass;
+	bool		can = table->rd_rel->relkind == RELKIND_RELATION &&
+		!table->rd_rel->relhassubclass && !StatementIsDistributed(connection);
+	List	   *indexes;
+	ListCell   *cell;
 
-	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	for (int i = 0; can && triggers != NULL && i < triggers->numtriggers; i++)
 	{
 		Trigger    *trigger = &triggers->triggers[i];
 
-		if (TRIGGER_FOR_ROW(trigger->tgtype) &&
-			TRIGGER_FOR_UPDATE(trigger->tgtype) &&
-			trigger->tgenabled != TRIGGER_DISABLED &&
-			!QuotaIsTrigger(trigger))
-			can = false;
+		can = !TRIGGER_FOR_UPDATE(trigger->tgtype) ||
+			trigger->tgenabled == TRIGGER_DISABLED || QuotaIsTrigger(trigger);
+	}
+	if (can)
+	{
+		indexes = RelationGetIndexList(table);
+		foreach(cell, indexes)
+		{
+			Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+
+			if ((index->rd_index->indisunique || index->rd_index->indisexclusion) &&
+				!is_own_index(lfirst_oid(cell)))
+				can = false;
+			index_close(index, NoLock);
+		}
+		list_free(indexes);
 	}
 	table_close(table, NoLock);
-	return can && !StatementIsDistributed(connection);
+	return can;
 }
 
 /* How many of the items can be written together, 1 for a large one. */
