@@ -334,6 +334,7 @@ DECLARE
     schemas_now CONSTANT text :=
         'SELECT array_agg(format(''%s %s'', n.oid, n.xmin) ORDER BY n.oid) FROM pg_namespace n WHERE n.oid = $1'
         ' OR n.oid IN (SELECT c.relnamespace FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE t.oid = ANY ($2))';
+    is_locked boolean;
     other record;
     kind record;
     gone text;
@@ -371,52 +372,55 @@ BEGIN
             DETAIL = 'What that role has put on the table would run with the rights of a superuser.',
             HINT = format('Connect as role %s.', holder);
     END IF;
-    -- another table or column may take the name of one, which would be read in
-    -- its place
-    FOR other IN
-        SELECT DISTINCT c.oid::regclass AS id
-        FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE t.oid = ANY (triggers)
-        ORDER BY 1
-    LOOP
-        -- LOCK TABLE would want more than the right to read a column
-        EXECUTE format('SELECT FROM %s LIMIT 0', other.id);
+    -- Before the tables are read, and once they are locked.
+    FOREACH is_locked IN ARRAY ARRAY[false, true] LOOP
+        -- who owns a schema may put another one in its place at any moment
+        SELECT n.oid::regnamespace AS id, r.oid::regrole AS owner INTO other
+        FROM pg_namespace n
+        JOIN pg_roles p ON p.oid = n.nspowner
+        JOIN pg_database d ON d.datname = current_database()
+        JOIN pg_roles r ON r.oid = CASE p.rolname WHEN 'pg_database_owner' THEN d.datdba ELSE p.oid END
+        WHERE (n.oid = home OR n.oid IN (
+                SELECT c.relnamespace FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+                WHERE t.oid = ANY (triggers)))
+            AND r.oid <> holder AND r.rolname <> current_user AND NOT r.rolsuper
+        ORDER BY n.nspname LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+                MESSAGE = format('ext_storage_purge_orphans cannot use schema %s, which role %s owns',
+                    other.id, other.owner),
+                DETAIL = 'What that role puts there would run with the rights of the caller.',
+                HINT = format('Connect as role %s, or call ext_storage_purge_user or ext_storage_purge_resource for each user or resource that is gone.', other.owner);
+        END IF;
+        -- reading a table may run code of an index, which is its owner's; a
+        -- partition may have another owner
+        WITH RECURSIVE attached AS (
+            SELECT tgrelid AS oid FROM pg_trigger
+            WHERE oid = ANY (triggers)
+            UNION
+            SELECT i.inhrelid FROM attached a JOIN pg_inherits i ON i.inhparent = a.oid)
+        SELECT c.oid::regclass AS id, r.oid::regrole AS owner INTO other
+        FROM attached a JOIN pg_class c ON c.oid = a.oid JOIN pg_roles r ON r.oid = c.relowner
+        WHERE r.oid <> holder AND r.rolname <> current_user AND NOT r.rolsuper
+        ORDER BY c.oid::regclass::text LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+                MESSAGE = format('ext_storage_purge_orphans cannot read table %s, which role %s owns',
+                    other.id, other.owner),
+                DETAIL = 'What that role has put on the table would run with the rights of the caller.',
+                HINT = format('Connect as role %s, or call ext_storage_purge_user or ext_storage_purge_resource for each user or resource that is gone.', other.owner);
+        END IF;
+        EXIT WHEN is_locked;
+        -- Another table or column may take the name of one, which would be read in
+        -- its place.  LOCK TABLE would want more than the right to read a column.
+        FOR other IN
+            SELECT DISTINCT c.oid::regclass AS id
+            FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE t.oid = ANY (triggers)
+            ORDER BY 1
+        LOOP
+            EXECUTE format('SELECT FROM %s LIMIT 0', other.id);
+        END LOOP;
     END LOOP;
-    -- who owns a schema may put another one in its place at any moment
-    SELECT n.oid::regnamespace AS id, r.oid::regrole AS owner INTO other
-    FROM pg_namespace n
-    JOIN pg_roles p ON p.oid = n.nspowner
-    JOIN pg_database d ON d.datname = current_database()
-    JOIN pg_roles r ON r.oid = CASE p.rolname WHEN 'pg_database_owner' THEN d.datdba ELSE p.oid END
-    WHERE (n.oid = home OR n.oid IN (
-            SELECT c.relnamespace FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-            WHERE t.oid = ANY (triggers)))
-        AND r.oid <> holder AND r.rolname <> current_user AND NOT r.rolsuper
-    ORDER BY n.nspname LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
-            MESSAGE = format('ext_storage_purge_orphans cannot use schema %s, which role %s owns',
-                other.id, other.owner),
-            DETAIL = 'What that role puts there would run with the rights of the caller.',
-            HINT = format('Connect as role %s, or call ext_storage_purge_user or ext_storage_purge_resource for each user or resource that is gone.', other.owner);
-    END IF;
-    -- reading a table may run code of an index, which is its owner's; a
-    -- partition may have another owner
-    WITH RECURSIVE attached AS (
-        SELECT tgrelid AS oid FROM pg_trigger
-        WHERE oid = ANY (triggers)
-        UNION
-        SELECT i.inhrelid FROM attached a JOIN pg_inherits i ON i.inhparent = a.oid)
-    SELECT c.oid::regclass AS id, r.oid::regrole AS owner INTO other
-    FROM attached a JOIN pg_class c ON c.oid = a.oid JOIN pg_roles r ON r.oid = c.relowner
-    WHERE r.oid <> holder AND r.rolname <> current_user AND NOT r.rolsuper
-    ORDER BY c.oid::regclass::text LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
-            MESSAGE = format('ext_storage_purge_orphans cannot read table %s, which role %s owns',
-                other.id, other.owner),
-            DETAIL = 'What that role has put on the table would run with the rights of the caller.',
-            HINT = format('Connect as role %s, or call ext_storage_purge_user or ext_storage_purge_resource for each user or resource that is gone.', other.owner);
-    END IF;
     IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
         EXECUTE 'SELECT count(*) FROM pg_catalog.pg_dist_partition WHERE logicalrelid = $1'
             INTO n USING entries;
@@ -429,7 +433,8 @@ BEGIN
     END IF;
     -- a column that was renamed, or has got another type, since it was attached
     FOR other IN
-        SELECT t.tgrelid::regclass AS id, c.name, a.attname, y.type, y.is_fixed OR t.tgfoid = users_purge AS is_fixed
+        SELECT t.tgrelid::regclass AS id, c.name, a.attname, y.type, t.tgfoid = users_purge AS is_of_users,
+            y.is_number OR y.is_text AND t.tgfoid <> users_purge AS is_fixed
         FROM pg_trigger t
         CROSS JOIN LATERAL (SELECT convert_from(CASE t.tgfoid WHEN users_purge
                 THEN substring(t.tgargs FROM 1 FOR position(nul IN t.tgargs) - 1)
@@ -441,8 +446,9 @@ BEGIN
             WITH RECURSIVE base (oid) AS (
                 SELECT a.atttypid UNION ALL
                 SELECT d.typbasetype FROM base b JOIN pg_type d ON d.oid = b.oid AND d.typtype = 'd')
-            SELECT y.oid::regtype AS type, y.typcategory = 'S' OR y.typtype = 'e' OR y.oid IN ('uuid'::regtype,
-                'smallint'::regtype, 'integer'::regtype, 'bigint'::regtype, 'numeric'::regtype) AS is_fixed
+            SELECT y.oid::regtype AS type,
+                y.typcategory = 'S' OR y.typtype = 'e' OR y.oid = 'uuid'::regtype AS is_text,
+                y.oid IN ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype, 'numeric'::regtype) AS is_number
             FROM base b JOIN pg_type y ON y.oid = b.oid AND y.typtype <> 'd') y ON true
         WHERE t.oid = ANY (triggers)
             AND t.tgnargs = CASE t.tgfoid WHEN users_purge THEN 1 ELSE 2 END
@@ -455,7 +461,8 @@ BEGIN
         ELSIF NOT other.is_fixed THEN
             RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
                 MESSAGE = format('column "%s" of table %s has type %s', other.name, other.id, other.type),
-                DETAIL = 'Its text may depend on settings, so it cannot be compared with resource_uuid.',
+                DETAIL = CASE WHEN other.is_of_users THEN 'user_fk is matched with it, and is an integer.'
+                    ELSE 'Its text may depend on settings, so it cannot be compared with resource_uuid.' END,
                 HINT = 'Attach the table with another column, or detach it.';
         END IF;
     END LOOP;
@@ -1192,19 +1199,37 @@ BEGIN
             AND NOT EXISTS (
                 SELECT FROM member m
                 WHERE d.classid = 'pg_trigger'::regclass AND d.refclassid = 'pg_proc'::regclass AND d.refobjid = m.oid
-                    AND m.prorettype = 'trigger'::regtype AND m.lanname = 'c')
+                    AND m.proname IN ('ext_storage_count_rows', 'ext_storage_count_statement') AND m.lanname = 'c')
+        UNION ALL
+        SELECT pg_describe_object('pg_trigger'::regclass, oid, 0), 'uses function ' || tgfoid::regprocedure
+        FROM pg_trigger
+        WHERE tgrelid IN (entries, counts) AND NOT tgisinternal
+            AND tgfoid IN (SELECT oid FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace)
         UNION ALL
         -- a call may find it in the place of the extension's
         SELECT format('function %s', p.oid::regprocedure), 'has the name of one of the extension''s'
         FROM pg_proc p
         WHERE p.pronamespace = home AND p.proname IN (SELECT proname FROM member)
-            AND NOT EXISTS (
-                SELECT FROM member m WHERE m.oid = p.oid AND (m.lanname = 'c'
-                        OR format('%s(%s)', p.proname, oidvectortypes(p.proargtypes)) IN (
-                            'ext_storage_attach_users(regclass)', 'ext_storage_attach_resource(text, regclass, name)',
-                            'ext_storage_detach(regclass)', 'ext_storage_purge_orphans()', 'ext_storage_distribute()',
-                            'ext_storage_functions()', 'ext_storage_grant(regrole, text)',
-                            'ext_storage_revoke(regrole)', 'ext_storage_take_over()')))
+            AND NOT EXISTS (SELECT FROM member m WHERE m.oid = p.oid AND m.lanname = 'c')
+            AND p.oid <> ALL (ARRAY(
+                SELECT to_regprocedure(format('%s.%s', home, f.signature))::oid
+                FROM (VALUES ('ext_storage_attach_users(regclass)'), ('ext_storage_attach_resource(text, regclass, name)'),
+                        ('ext_storage_detach(regclass)'), ('ext_storage_purge_orphans()'), ('ext_storage_distribute()'),
+                        ('ext_storage_functions()'), ('ext_storage_grant(regrole, text)'), ('ext_storage_revoke(regrole)'),
+                        ('ext_storage_take_over()')) f (signature)))
+        UNION ALL
+        -- where the schema is in search_path, one that fits better is taken
+        SELECT pg_describe_object(o.class, o.id, 0), 'has the name of one of the server''s'
+        FROM (
+            SELECT 'pg_proc'::regclass::oid AS class, p.oid AS id FROM pg_proc p
+            WHERE p.pronamespace = home AND EXISTS (
+                SELECT FROM pg_proc c WHERE c.pronamespace = 'pg_catalog'::regnamespace AND c.proname = p.proname)
+            UNION ALL
+            SELECT 'pg_operator'::regclass, p.oid FROM pg_operator p
+            WHERE p.oprnamespace = home AND EXISTS (
+                SELECT FROM pg_operator c WHERE c.oprnamespace = 'pg_catalog'::regnamespace AND c.oprname = p.oprname)) o
+        WHERE NOT EXISTS (
+            SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.id AND d.deptype = 'e')
         UNION ALL
         -- a call with one argument may be a cast to it
         SELECT format('type %s', t.oid::regtype), 'has the name of one of the extension''s functions'
@@ -1217,6 +1242,50 @@ BEGIN
         LEFT JOIN pg_roles r ON r.oid = a.grantee
         WHERE n.oid = home AND a.privilege_type = 'CREATE' AND a.grantee NOT IN (holder, n.nspowner) AND r.rolsuper IS NOT TRUE
         UNION ALL
+        SELECT format('schema %s', home), format('belongs to role %I', r.rolname)
+        FROM pg_namespace n
+        JOIN pg_roles p ON p.oid = n.nspowner
+        JOIN pg_database d ON d.datname = current_database()
+        JOIN pg_roles r ON r.oid = CASE p.rolname WHEN 'pg_database_owner' THEN d.datdba ELSE p.oid END
+        WHERE n.oid = home AND r.oid <> holder AND NOT r.rolsuper
+        UNION ALL
+        -- who owns them now lends them his rights
+        SELECT pg_describe_object('pg_class'::regclass, c.oid, 0), format('shows what is in table %s to others', entries)
+        FROM (
+            WITH RECURSIVE reader (oid) AS (
+                SELECT entries::oid
+                UNION
+                SELECT w.ev_class FROM reader r
+                JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = r.oid
+                    AND d.classid = 'pg_rewrite'::regclass
+                JOIN pg_rewrite w ON w.oid = d.objid)
+            SELECT oid FROM reader WHERE oid <> entries) v
+        JOIN pg_class c ON c.oid = v.oid AND c.relkind IN ('v', 'm') AND c.relowner = holder
+        WHERE EXISTS (
+            SELECT FROM aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+            WHERE a.grantee <> c.relowner AND r.rolsuper IS NOT TRUE)
+        UNION ALL
+        SELECT pg_describe_object('pg_proc'::regclass, p.oid, 0), format('runs with the rights of role %s for others', holder)
+        FROM pg_proc p
+        WHERE p.prosecdef AND p.proowner = holder AND NOT (SELECT rolsuper FROM pg_roles WHERE oid = holder)
+            AND EXISTS (
+                SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+                LEFT JOIN pg_roles r ON r.oid = a.grantee
+                WHERE a.grantee <> p.proowner AND r.rolsuper IS NOT TRUE)
+        UNION ALL
+        SELECT DISTINCT pg_describe_object(o.class, o.id, 0), 'is for PUBLIC'
+        FROM pg_depend d
+        JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+        JOIN (
+            SELECT 'pg_proc'::regclass::oid, oid, coalesce(proacl, acldefault('f', proowner)) FROM pg_proc
+            WHERE proname <> 'ext_storage_take_over'
+            UNION ALL SELECT 'pg_class'::regclass, oid, relacl FROM pg_class
+            UNION ALL SELECT 'pg_class'::regclass, attrelid, attacl FROM pg_attribute) o (class, id, acl)
+            ON o.class = d.classid AND o.id = d.objid
+        CROSS JOIN aclexplode(o.acl) a
+        WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND a.grantee = 0
+            AND a.privilege_type NOT IN ('TRIGGER', 'REFERENCES')
+        UNION ALL
         SELECT pg_describe_object('pg_rewrite'::regclass, w.oid, 0), 'runs statements of its own'
         FROM pg_rewrite w WHERE w.ev_class IN (entries, counts)
         UNION ALL
@@ -1225,7 +1294,8 @@ BEGIN
         UNION ALL
         SELECT DISTINCT pg_describe_object(o.class, o.id, 0), 'uses function ' || p.oid::regprocedure
         FROM on_tables o
-        JOIN pg_proc p ON o.nodes ~ format(':(op)?funcid %s ', p.oid)
+        CROSS JOIN regexp_matches(o.nodes, ':(?:op)?funcid ([0-9]+) ', 'g') f (numbers)
+        JOIN pg_proc p ON p.oid = f.numbers[1]::oid
         WHERE p.pronamespace = 'pg_catalog'::regnamespace
             AND (p.provolatile <> 'i'
                     AND p.proname !~ ('^((clock|statement|transaction)_timestamp|now|timeofday|random|gen_random_uuid'
@@ -1252,18 +1322,27 @@ BEGIN
     END LOOP;
 
     FOR item IN
-        SELECT DISTINCT t.tgrelid::regclass AS id, r.oid::regrole AS owner
-        FROM pg_trigger t
-        JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = t.tgfoid
-            AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
-        JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
-        JOIN pg_class c ON c.oid = t.tgrelid
-        JOIN pg_roles r ON r.oid = c.relowner
-        WHERE t.tgparentid = 0 AND t.tgrelid NOT IN (entries, counts, secrets) AND r.oid <> holder AND NOT r.rolsuper
-        ORDER BY 1
+        SELECT t.id, a.why
+        FROM (
+            SELECT DISTINCT t.tgrelid::regclass AS id
+            FROM pg_trigger t
+            JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = t.tgfoid
+                AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+            JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
+            WHERE t.tgparentid = 0 AND t.tgrelid NOT IN (entries, counts, secrets)) t
+        JOIN pg_class c ON c.oid = t.id
+        CROSS JOIN LATERAL (
+            SELECT 'which role ' || r.oid::regrole || ' owns' AS why
+            FROM pg_roles r WHERE r.oid = c.relowner AND r.oid <> holder AND NOT r.rolsuper
+            UNION
+            SELECT 'from which ' || coalesce('role ' || r.oid::regrole, 'PUBLIC') || ' may delete'
+            FROM aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+            WHERE a.privilege_type IN ('DELETE', 'TRUNCATE', 'TRIGGER') AND a.grantee NOT IN (c.relowner, holder)
+                AND r.rolsuper IS NOT TRUE) a
+        ORDER BY 1, 2
     LOOP
         RAISE WARNING USING
-            MESSAGE = format('table %s, which role %s owns, is attached', item.id, item.owner),
+            MESSAGE = format('table %s, %s, is attached', item.id, item.why),
             DETAIL = 'Whoever may delete its rows deletes entries with them.',
             HINT = format('Detach it, unless you trust that role: SELECT %s.ext_storage_detach(%L)', home, item.id);
     END LOOP;

@@ -260,6 +260,15 @@ SELECT pg_temp.error_of('INSERT INTO regress_app.wide VALUES (2)');
 CREATE OR REPLACE TRIGGER by_hand AFTER UPDATE ON regress_app.wide REFERENCING OLD TABLE AS old_rows
     FOR EACH STATEMENT EXECUTE FUNCTION ext_storage_resources_deleted('chart', 'id');
 SELECT pg_temp.error_of('UPDATE regress_app.wide SET id = 2');
+-- Nor are the extension's own tables attached: the deletion of an entry would delete those of its user.
+CREATE TRIGGER by_hand AFTER DELETE ON extension_storage REFERENCING OLD TABLE AS deleted_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION ext_storage_users_deleted('user_fk');
+SELECT pg_temp.error_of('DELETE FROM extension_storage');
+DROP TRIGGER by_hand ON extension_storage;
+CREATE TRIGGER by_hand AFTER TRUNCATE ON extension_storage_usage
+    FOR EACH STATEMENT EXECUTE FUNCTION ext_storage_resources_deleted('chart', 'extension_id');
+SELECT pg_temp.error_of('TRUNCATE extension_storage_usage');
+DROP TRIGGER by_hand ON extension_storage_usage;
 
 -- Who may attach: needs the right to make triggers there, and ours.
 CREATE ROLE regress_plain;
@@ -479,11 +488,27 @@ SELECT resource_type, resource_uuid FROM extension_storage WHERE extension_id = 
 ALTER TABLE regress_app.owned ALTER id TYPE regress_app.own USING 'one';
 SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
 ROLLBACK;
+-- Nor is a user's id whose text depends on a setting.
+BEGIN;
+CREATE TABLE regress_app.rounded (id integer PRIMARY KEY);
+SELECT ext_storage_attach_users('regress_app.rounded');
+INSERT INTO regress_app.rounded VALUES (123456789);
+ALTER TABLE regress_app.rounded ALTER id TYPE numeric;
+SELECT count(ext_storage_set('acme.owned', 'k', 'x', user_fk => id)) FROM unnest(ARRAY[123456789, 1234]) id;
+SELECT ext_storage_purge_orphans();
+ALTER TABLE regress_app.rounded ALTER id TYPE float8;
+SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
+ROLLBACK;
 -- Nor is a part of such a table that another role owns read by anybody else.
 CREATE SCHEMA regress_parts AUTHORIZATION regress_superset;
 CREATE TABLE regress_parts.part PARTITION OF regress_app.members FOR VALUES FROM (40) TO (50);
+CREATE FUNCTION regress_parts.trap(integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN $1; END';
+CREATE INDEX trap ON regress_parts.part (id) WHERE regress_parts.trap(1) = 1;
+CREATE OR REPLACE FUNCTION regress_parts.trap(integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql
+AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
 ALTER TABLE regress_parts.part OWNER TO regress_superset;
 SELECT pg_temp.error_of('SELECT ext_storage_purge_orphans()');
+DROP INDEX regress_parts.trap;
 GRANT USAGE ON SCHEMA regress_app TO regress_superset;
 GRANT SELECT ON ALL TABLES IN SCHEMA regress_app TO regress_superset;
 SELECT ext_storage_grant('regress_superset', 'write');
@@ -492,6 +517,7 @@ SELECT ext_storage_purge_orphans();
 RESET ROLE;
 SELECT ext_storage_revoke('regress_superset');
 DROP TABLE regress_parts.part;
+DROP FUNCTION regress_parts.trap;
 DROP SCHEMA regress_parts;
 -- Rows that its caller may not see are no reason to purge: an error.
 CREATE ROLE regress_sweeper;

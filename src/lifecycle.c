@@ -7,7 +7,10 @@
  */
 #include "postgres.h"
 
+#include "catalog/dependency.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "entry.h"
@@ -393,7 +396,10 @@ trigger_data(FunctionCallInfo fcinfo, int nargs)
 		trigdata->tg_trigger->tgnargs != nargs ||
 		(!TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event) &&
 		 (!TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
-		  trigdata->tg_oldtable == NULL)))
+		  trigdata->tg_oldtable == NULL)) ||
+		getExtensionOfObject(RelationRelationId,
+							 RelationGetRelid(trigdata->tg_relation)) ==
+		getExtensionOfObject(ProcedureRelationId, fcinfo->flinfo->fn_oid))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("trigger \"%s\" of table \"%s\" was not made by ext_storage_attach_users or ext_storage_attach_resource",

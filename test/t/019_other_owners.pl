@@ -143,6 +143,7 @@ index es.note uses function other.plain(bigint)
 policy note on table es.extension_storage_usage uses function other.plain(bigint)
 rule note on table es.extension_storage_usage runs statements of its own
 rule note on table es.extension_storage_usage uses function other.plain(bigint)
+schema es belongs to role schema_owner
 trigger note on table es.extension_storage_usage uses function other.note()
 END
 $node->safe_psql('d', q{ALTER TABLE es.extension_storage_usage DROP CONSTRAINT note; ALTER TABLE es.extension_storage_usage DROP COLUMN note;
@@ -181,6 +182,16 @@ $node->safe_psql('d', q{
 	CREATE FUNCTION mine.member() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 	ALTER EXTENSION extension_storage ADD FUNCTION mine.member();
 	CREATE TRIGGER member BEFORE UPDATE ON es.extension_storage FOR EACH ROW EXECUTE FUNCTION mine.member();
+	CREATE TRIGGER rewrites BEFORE UPDATE ON es.extension_storage
+		FOR EACH ROW EXECUTE FUNCTION tsvector_update_trigger('t', 'pg_catalog.simple', 'key');
+	CREATE TRIGGER spring AFTER DELETE ON es.extension_storage REFERENCING OLD TABLE AS deleted_rows
+		FOR EACH STATEMENT EXECUTE FUNCTION es.ext_storage_users_deleted('user_fk');
+	CREATE FUNCTION es.eq(varchar, varchar) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+	CREATE OPERATOR es.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = es.eq);
+	CREATE OPERATOR es.<~~> (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = es.eq);
+	CREATE FUNCTION es.lower(varchar) RETURNS text LANGUAGE sql AS 'SELECT 1::text';
+	CREATE TABLE mine.bait (id integer PRIMARY KEY); GRANT DELETE ON mine.bait TO PUBLIC;
+	GRANT TRUNCATE, SELECT ON mine.bait TO friend; SELECT es.ext_storage_attach_users('mine.bait');
 	CREATE INDEX counts ON es.extension_storage (key) WHERE ts_rewrite('a'::tsquery, 'b', 'c') IS NULL;
 	CREATE POLICY reads ON es.extension_storage USING (key IN (SELECT key FROM mine.seen));
 	CREATE RULE log AS ON DELETE TO es.extension_storage DO ALSO INSERT INTO mine.log VALUES ('x');
@@ -191,7 +202,8 @@ $node->safe_psql('d', q{
 	CREATE TABLE mine.some_people PARTITION OF mine.people DEFAULT;
 	SELECT es.ext_storage_attach_users('mine.people');
 	ALTER TABLE mine.people OWNER TO friend; ALTER TABLE mine.some_people OWNER TO friend});
-($rc, $out, $err) = $node->psql('d', 'SELECT es.ext_storage_take_over()');
+($rc, $out, $err) = $node->psql('d', 'SET quote_all_identifiers = on; SELECT es.ext_storage_take_over()');
+$err =~ s/"(\w+)"(?=.*\n(DETAIL|HINT))/$1/g;
 is(join('', $err =~ /WARNING:  (.*\n)/g), <<'END', 'the new owner is told of rules, types, children and rights, too') || diag($err);
 column extra of table es.extension_storage uses type mine.mine
 column pair of table es.extension_storage uses type mine.pair
@@ -208,10 +220,15 @@ constraint validates on table es.extension_storage uses function fmgr_sql_valida
 default value for column note of table es.extension_storage uses function query_to_xml(text,boolean,boolean,text)
 function es.ext_storage_count(text,text) has the name of one of the extension's
 function es.ext_storage_grant(text,text) has the name of one of the extension's
+function es.ext_storage_grant(text,text) is for PUBLIC
+function es.lower(character varying) has the name of one of the server's
+function mine.member() is for PUBLIC
+operator es.=(character varying,character varying) has the name of one of the server's
 policy reads on table es.extension_storage uses view mine.seen
 rule catalogs on table es.extension_storage runs statements of its own
 rule log on table es.extension_storage runs statements of its own
 rule log on table es.extension_storage uses table mine.log
+schema es belongs to role schema_owner
 schema es lets role friend create objects
 table es.extension_storage lets role friend make foreign keys
 table es.extension_storage lets role friend make triggers
@@ -220,14 +237,21 @@ table es.extension_storage_usage lets role friend make foreign keys
 table mine.child inherits from table es.extension_storage
 trigger member on table es.extension_storage uses function mine.member()
 trigger own on table es.extension_storage uses function mine.own()
+trigger rewrites on table es.extension_storage uses function tsvector_update_trigger()
+trigger spring on table es.extension_storage uses function es.ext_storage_users_deleted()
 type es.ext_storage_revoke has the name of one of the extension's functions
+table mine.bait, from which PUBLIC may delete, is attached
+table mine.bait, from which role friend may delete, is attached
 table mine.people, which role friend owns, is attached
 END
-like($err, qr/^HINT:  Detach it, unless you trust that role: SELECT es\.ext_storage_detach\('mine\.people'\)$/m, 'what to do');
+like($err, qr/^HINT:  Detach it, unless you trust that role: SELECT "?es"?\.ext_storage_detach\('"?mine"?\."?people"?'\)$/m, 'what to do');
 $node->safe_psql('d', q{DROP TABLE mine.child; DROP RULE log ON es.extension_storage; DROP POLICY reads ON es.extension_storage;
 	DROP TRIGGER own ON es.extension_storage; DROP INDEX es.plain, es.counts;
 	ALTER TABLE es.extension_storage DROP CONSTRAINT casts, DROP CONSTRAINT rewrites, DROP COLUMN note, DROP COLUMN extra, DROP COLUMN several, DROP COLUMN pair;
-	SELECT es.ext_storage_detach('mine.people'); DROP TABLE mine.people;
+	SELECT es.ext_storage_detach('mine.people'); DROP TABLE mine.people, mine.bait;
+	DROP TRIGGER rewrites ON es.extension_storage; DROP TRIGGER spring ON es.extension_storage;
+	DROP OPERATOR es.= (varchar, varchar); DROP OPERATOR es.<~~> (varchar, varchar);
+	DROP FUNCTION es.eq, es.lower(varchar);
 	DROP DOMAIN es.ext_storage_revoke; REVOKE REFERENCES (value_bytes) ON es.extension_storage_usage FROM friend;
 	DROP FUNCTION es.ext_storage_count(text, text); DROP RULE catalogs ON es.extension_storage;
 	ALTER EXTENSION extension_storage DROP FUNCTION es.ext_storage_grant(text, text); DROP FUNCTION es.ext_storage_grant(text, text);
@@ -246,6 +270,8 @@ $node->safe_psql('d', q{
 	SELECT es.ext_storage_take_over();
 	SET ROLE first_holder;
 	GRANT EXECUTE ON FUNCTION es.ext_storage_count TO PUBLIC;
+	GRANT SELECT ON es.extension_storage TO PUBLIC; GRANT UPDATE (value) ON es.extension_storage TO PUBLIC;
+	GRANT USAGE ON SEQUENCE es.extension_storage_id_seq TO PUBLIC;
 	GRANT EXECUTE ON FUNCTION es.ext_storage_get TO passer WITH GRANT OPTION;
 	SET ROLE passer;
 	GRANT EXECUTE ON FUNCTION es.ext_storage_get TO last_one;
@@ -256,8 +282,24 @@ my $granted = q{SELECT string_agg(concat_ws(' ', nullif(grantee, 0)::regrole, 'f
 		AND (grantee = 0 OR grantee::regrole::text IN ('passer', 'last_one'))};
 is($node->safe_psql('d', sprintf $granted, 'ext_storage_get'), 'passer from first_holder, last_one from passer',
 	'while the holder is the same, grants stay as they are');
-$node->safe_psql('d', q{REASSIGN OWNED BY first_holder TO second_holder; SELECT es.ext_storage_take_over();
-	DROP OWNED BY first_holder});
+($rc, $out, $err) = $node->psql('d', q{GRANT CREATE ON SCHEMA mine TO first_holder; GRANT USAGE ON SCHEMA mine TO PUBLIC; SET ROLE first_holder;
+	CREATE VIEW mine.spy AS SELECT * FROM es.extension_storage; CREATE VIEW mine.spies AS SELECT * FROM mine.spy;
+	GRANT SELECT ON mine.spies TO PUBLIC; CREATE VIEW mine.own_spy AS SELECT * FROM mine.spy;
+	CREATE FUNCTION mine.backdoor(text) RETURNS void SECURITY DEFINER LANGUAGE plpgsql AS 'BEGIN EXECUTE $1; END';
+	CREATE FUNCTION mine.own_door(text) RETURNS void SECURITY DEFINER LANGUAGE plpgsql AS 'BEGIN EXECUTE $1; END';
+	REVOKE ALL ON FUNCTION mine.own_door FROM PUBLIC; RESET ROLE;
+	REASSIGN OWNED BY first_holder TO second_holder; SELECT es.ext_storage_take_over()});
+is(join('', $err =~ /WARNING:  (.*\n)/g), <<'END', 'the new owner is told of what lends his rights, and of what is for all') || diag($err);
+function es.ext_storage_count(text,integer,text,text,text,text) is for PUBLIC
+function mine.backdoor(text) runs with the rights of role second_holder for others
+schema es belongs to role schema_owner
+sequence es.extension_storage_id_seq is for PUBLIC
+table es.extension_storage is for PUBLIC
+view mine.spies shows what is in table es.extension_storage to others
+END
+$node->safe_psql('d', 'DROP OWNED BY first_holder; DROP VIEW mine.spies, mine.own_spy, mine.spy;
+	DROP FUNCTION mine.backdoor, mine.own_door;
+	REVOKE ALL ON es.extension_storage FROM PUBLIC; REVOKE UPDATE (value) ON es.extension_storage FROM PUBLIC');
 is($node->safe_psql('d', sprintf $granted, 'ext_storage_get'), "passer from $superuser, last_one from passer",
 	'what the former holder has granted stays');
 is($node->safe_psql('d', sprintf $granted, 'ext_storage_count'), "from $superuser", 'to PUBLIC too');
