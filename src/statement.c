@@ -951,7 +951,7 @@ typedef struct Run
 	const Connection *connection;
 	Statement  *statement;
 	const StatementArgs *args;
-	const SPIExecuteOptions *options;
+	SPIExecuteOptions *options;
 	Portal		cursor;
 	long		count;			/* of the rows to fetch */
 	int			result;			/* of SPI */

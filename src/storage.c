@@ -1349,11 +1349,12 @@ can_batch(Connection *connection)
 {
 	Relation	table = table_open(StatementTable(connection), NoLock);
 	TriggerDesc *triggers = table->trigdesc;
-	bool		can = table->rd_rel->relkind == RELKIND_RELATION &&
-		!table->rd_rel->relhassubclass && !StatementIsDistributed(connection);
 	List	   *indexes;
 	ListCell   *cell;
+	bool		can;
 
+	can = table->rd_rel->relkind == RELKIND_RELATION &&
+		!table->rd_rel->relhassubclass && !StatementIsDistributed(connection);
 	for (int i = 0; can && triggers != NULL && i < triggers->numtriggers; i++)
 	{
 		Trigger    *trigger = &triggers->triggers[i];
