@@ -446,15 +446,6 @@ check_ids(const MoveIn *move)
 	pfree(ids);
 }
 
-/* Calls a part of the move, which leaves no cursor open. */
-static void
-run_as_source_owner(MoveIn *move, void (*part) (void *move))
-{
-	Portal		cursor = NULL;
-
-	RunAsOwner(move->source_owner, 0, &cursor, part, move);
-}
-
 #define UUID_REGEX "([0-9a-f]{4}-?){7}[0-9a-f]{4}"
 #define BY_BYTES " COLLATE pg_catalog.\"C\""
 
@@ -843,7 +834,7 @@ move_batch(MoveIn *move, Datum *ids, int nids)
 	uint64		nrows;
 
 	move->batch = MakeArray(ids, NULL, nids, INT8OID);
-	run_as_source_owner(move, read_batch);
+	RunAsOwner(move->source_owner, 0, NULL, read_batch, move);
 	table = SPI_tuptable;
 	nrows = SPI_processed;
 	if (table->tupdesc->natts != NUM_READ_COLUMNS)
@@ -888,7 +879,7 @@ next_transaction(MoveIn *move)
 static void
 move_all(MoveIn *move)
 {
-	run_as_source_owner(move, read_ids);
+	RunAsOwner(move->source_owner, 0, NULL, read_ids, move);
 	check_ids(move);
 	while (move->done < move->total)
 	{
@@ -956,7 +947,7 @@ ext_storage_move_in(PG_FUNCTION_ARGS)
 	ProcedureAnnounce(&move->procedure);
 	/* the session's transaction may be stricter than READ COMMITTED */
 	next_transaction(move);
-	run_as_source_owner(move, prepare_read);
+	RunAsOwner(move->source_owner, 0, NULL, prepare_read, move);
 	move_all(move);
 	SPI_freeplan(move->read_plan);
 	report_end(move);

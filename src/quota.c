@@ -488,7 +488,6 @@ empty_counts(const Connection *connection)
 {
 	Oid			oid = counts_table(connection);
 	Relation	counts;
-	Portal		cursor = NULL;
 
 	StatementLockRelation(oid, AccessExclusiveLock);
 	if (get_rel_relkind(oid) != RELKIND_RELATION)
@@ -497,7 +496,7 @@ empty_counts(const Connection *connection)
 				 errmsg("\"extension_storage_usage\" is not a table")));
 	counts = table_open(oid, NoLock);
 	CheckTableNotInUse(counts, "TRUNCATE");
-	RunAsOwner(counts->rd_rel->relowner, SECURITY_LOCAL_USERID_CHANGE, &cursor,
+	RunAsOwner(counts->rd_rel->relowner, SECURITY_LOCAL_USERID_CHANGE, NULL,
 			   truncate_counts, counts);
 	table_close(counts, NoLock);
 }

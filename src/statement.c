@@ -877,9 +877,8 @@ set_cursors(List *cursors, PortalStatus status)
 /*
  * RunAsOwner
  *		Calls a function, with its state, with the rights of a role that owns a
- *		table.  cursor points to the cursor that the function reads, or opens
- *		and leaves, or to NULL if there is none.  Raises an error if another one
- *		is left open.
+ *		table.  cursor, which may be NULL, points to the cursor that the function
+ *		reads, or opens and leaves.  Raises an error if another one is left open.
  *
  * What the role has put on its tables may run then, for example as a part of an
  * index.  Unless the role is a superuser, or the caller itself, it can put
@@ -913,7 +912,9 @@ RunAsOwner(Oid owner, int flags, Portal *cursor, void (*run) (void *state),
 		return;
 	}
 
-	cursors = list_delete_ptr(ready_cursors(), *cursor);
+	cursors = ready_cursors();
+	if (cursor != NULL)
+		cursors = list_delete_ptr(cursors, *cursor);
 	SetUserIdAndSecContext(owner,
 						   security | flags | SECURITY_RESTRICTED_OPERATION);
 	guc_level = NewGUCNestLevel();
@@ -932,7 +933,8 @@ RunAsOwner(Oid owner, int flags, Portal *cursor, void (*run) (void *state),
 
 	left_open = ready_cursors();
 	foreach(cell, left_open)
-		if (!list_member_ptr(cursors, lfirst(cell)) && lfirst(cell) != *cursor)
+		if (!list_member_ptr(cursors, lfirst(cell)) &&
+			(cursor == NULL || lfirst(cell) != *cursor))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("code of role \"%s\" left a cursor open",
@@ -945,7 +947,7 @@ RunAsOwner(Oid owner, int flags, Portal *cursor, void (*run) (void *state),
 	list_free(cursors);
 }
 
-/* The caller's state while SPI runs a statement. */
+/* What SPI runs, and what comes of it. */
 typedef struct Run
 {
 	const Connection *connection;

@@ -44,8 +44,9 @@ build_postgres() {
 
 ## cassert [--discard-caches] [RUNNER[:NAME,...]...]
 ##                 tests on a PostgreSQL built with assertions; by default
-##                 regress, isolation and tap, then regress once more with
-##                 debug_discard_caches = 1, which --discard-caches sets
+##                 regress, isolation and tap, then regress once more on one
+##                 without, with debug_discard_caches = 1, as --discard-caches
+##                 does alone: that takes hours
 cmd_cassert() {
     local failed_before
     [[ -z ${PG_CONFIG:-} ]] || die "./dev cassert builds PostgreSQL: set PG_MAJOR"
