@@ -117,13 +117,21 @@ INSERT INTO extension_storage (extension_id, key, value, is_encrypted) VALUES ('
 SELECT ext_storage_get_json('acme.e', 'python');
 
 -- Any length, around the blocks of the cipher and far above.
+CREATE TEMP TABLE len AS
+SELECT i, i::text AS key, convert_to(repeat('x', i), 'UTF8') AS value
+FROM (SELECT generate_series(0, 100) UNION SELECT unnest(ARRAY[8191, 8192, 8193, 100000, 1000000])) l (i);
 SELECT count(*) AS lengths, bool_and(value_size = i) AS sizes
-FROM (SELECT generate_series(0, 100) UNION SELECT unnest(ARRAY[8191, 8192, 8193, 100000, 1000000])) l (i),
-    ext_storage_set('acme.len', i::text, convert_to(repeat('x', i), 'UTF8'), is_encrypted => true) e;
-SELECT count(*) AS lengths,
-    bool_and(ext_storage_get(extension_id, key) = convert_to(repeat('x', key::integer), 'UTF8')) AS same,
-    bool_and(value_size = key::integer AND octet_length(value) > value_size) AS sizes
-FROM extension_storage WHERE extension_id = 'acme.len';
+FROM len, ext_storage_set('acme.len', len.key, value, is_encrypted => true) e WHERE i IN (0, 1, 15, 16, 17, 1000000);
+SELECT count(*) FROM len WHERE ext_storage_get('acme.len', key) = value;
+-- All of them at once.
+INSERT INTO extension_storage (extension_id, key, value, is_encrypted)
+SELECT 'acme.len', key, '', true FROM len ON CONFLICT DO NOTHING;
+SELECT count(*) AS lengths, bool_and(value_size = key::integer) AS sizes
+FROM ext_storage_set_many('acme.len', ARRAY(SELECT key FROM len ORDER BY i), ARRAY(SELECT value FROM len ORDER BY i));
+SELECT count(*) AS lengths, bool_and(g.value = len.value) AS same,
+    bool_and(s.value_size = i AND octet_length(s.value) > i AND s.is_encrypted) AS sizes
+FROM len JOIN extension_storage s USING (key)
+JOIN ext_storage_get_many('acme.len', ARRAY(SELECT key FROM len)) g USING (key);
 DELETE FROM extension_storage;
 
 -- max_value_size counts plaintext, encrypted or not; 54000 names both sizes.

@@ -4,10 +4,10 @@
 \i :setup
 
 -- Twelve entries of one user, and one in each scope that must not show.
-SELECT count(*) FROM unnest(ARRAY['b', 'a', 'B', 'a b', 'a%', 'a_1', 'ax1', 'a\1', 'ä', 'é€', 'é', 'z😀'])
-    WITH ORDINALITY AS k (key, n),
-    ext_storage_set('acme.list', k.key, 'x', user_fk => 7,
-        category => CASE WHEN n % 3 = 0 THEN 'third' WHEN n % 3 = 1 THEN 'first' END);
+INSERT INTO extension_storage (extension_id, user_fk, key, category, value, value_size)
+SELECT 'acme.list', 7, key, CASE WHEN n % 3 = 0 THEN 'third' WHEN n % 3 = 1 THEN 'first' END, 'x', 1
+FROM unnest(ARRAY['b', 'a', 'B', 'a b', 'a%', 'a_1', 'ax1', 'a\1', 'ä', 'é€', 'é', 'z😀'])
+    WITH ORDINALITY AS k (key, n);
 SELECT count(*) FROM (VALUES ('acme.list', 'global', NULL, NULL, NULL),
     ('acme.list', 'other user', 8, NULL, NULL),
     ('acme.list', 'shared', NULL, 'chart', '42'), ('acme.list', 'private', 7, 'chart', '42'),
@@ -46,8 +46,8 @@ SELECT page, array_agg(key) AS keys FROM generate_series(0, 3) page
 LEFT JOIN ext_storage_list('acme.list', 7, page => page, page_size => 5) ON true
 GROUP BY page ORDER BY page;
 -- 25 a page if nothing is said.
-SELECT count(*) FROM generate_series(1, 30) i,
-    ext_storage_set('acme.many', 'k' || lpad(i::text, 2, '0'), 'x');
+INSERT INTO extension_storage (extension_id, key, value)
+SELECT 'acme.many', 'k' || lpad(i::text, 2, '0'), 'x' FROM generate_series(1, 30) i;
 SELECT count(*), min(key), max(key) FROM ext_storage_list('acme.many');
 SELECT count(*), min(key), max(key) FROM ext_storage_list('acme.many', page => 1);
 SELECT ext_storage_count('acme.many');

@@ -159,14 +159,18 @@ DELETE FROM extension_storage;
 -- A batch of several extensions, with many short tokens and some long ones:
 -- each row gets its own.
 CREATE TEMP VIEW made AS
-SELECT 'acme.' || i % 3 AS extension_id, 'k' || i AS key,
+SELECT i, 'acme.' || i % 3 AS extension_id, 'k' || i AS key,
     convert_to(repeat(i::text, CASE WHEN i % 40 = 7 THEN 40000 ELSE 2 END), 'UTF8') AS value
 FROM generate_series(1, 300) i;
-SELECT count(ext_storage_set(extension_id, key, value, is_encrypted => true)) FROM made;
+INSERT INTO extension_storage (extension_id, key, value, is_encrypted, value_size)
+SELECT extension_id, key, convert_to(fernet_encrypt(value, derived), 'UTF8'), true, length(value)
+FROM made, fernet_derive_key('session-secret') derived ORDER BY i;
 SET extension_storage.encryption_keys = 'last-secret,session-secret';
 CALL ext_storage_rotate_keys(batch_size => 250);
 SET extension_storage.encryption_keys = 'last-secret';
-SELECT count(*) FROM made WHERE ext_storage_get(extension_id, key) = value;
+SELECT count(*) FROM made, (SELECT extension_id, array_agg(key) AS keys FROM made GROUP BY extension_id) k,
+    ext_storage_get_many(k.extension_id, keys) g
+WHERE (made.extension_id, made.key, made.value) = (k.extension_id, g.key, g.value);
 
 DELETE FROM extension_storage;
 

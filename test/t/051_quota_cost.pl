@@ -103,5 +103,19 @@ my ($scans) = $node->safe_psql(
 	COMMIT});
 is($scans, 0, 'no sequential scan');
 
+# A statement that writes many extensions.
+my $many = q{SELECT count(*), count(*) FILTER (WHERE u.value_bytes = octet_length(e.value))
+	FROM extension_storage_usage u LEFT JOIN extension_storage e USING (extension_id)
+	WHERE extension_id LIKE 'many.%' AND u.value_bytes <> 0;};
+is( $node->safe_psql(
+		'v1', qq{
+		INSERT INTO extension_storage (extension_id, key, value)
+		SELECT 'many.' || i, 'k', repeat('x', 1 + i % 90)::bytea FROM generate_series(1, 20000) i;
+		$many
+		DELETE FROM extension_storage WHERE extension_id LIKE 'many.%';
+		$many}),
+	"20000|20000\n0|0",
+	'20,000 extensions in one statement are counted');
+
 $node->stop;
 done_testing();
