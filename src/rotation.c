@@ -807,7 +807,6 @@ rotate_group(Rotation *rotation)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(rotation->group_context);
 
-	CHECK_FOR_INTERRUPTS();
 	if (rotation->ngroup > 0)
 	{
 		require_keys();
