@@ -1348,7 +1348,8 @@ static bool
 can_batch(Connection *connection)
 {
 	Relation	table = table_open(StatementTable(connection), NoLock);
-	TriggerDesc *triggers = table->trigdesc;
+	/* a copy, as an invalidation that catalogs are read with frees the other */
+	TriggerDesc *triggers = CopyTriggerDesc(table->trigdesc);
 	List	   *indexes;
 	ListCell   *cell;
 	bool		can;
@@ -1376,6 +1377,7 @@ can_batch(Connection *connection)
 		}
 		list_free(indexes);
 	}
+	FreeTriggerDesc(triggers);
 	table_close(table, NoLock);
 	return can;
 }
