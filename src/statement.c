@@ -510,9 +510,11 @@ check_table(const Connection *connection)
 	{
 		table = table_open(lock_table(connection), NoLock);
 		StatementCheckTable(table);
-		checked_table = RelationGetRelid(table);
 		checked_owner = table->rd_rel->relowner;
-		checked_xid = changed_by(checked_table);
+		checked_xid = changed_by(RelationGetRelid(table));
+
+		/* last: what was looked up may have had it forgotten */
+		checked_table = RelationGetRelid(table);
 		table_close(table, NoLock);
 	}
 }
