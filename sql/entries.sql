@@ -209,6 +209,7 @@ SELECT key, version FROM ext_storage_list('acme.tasks');
 -- search_path.
 ANALYZE extension_storage;
 BEGIN;
+SET LOCAL debug_discard_caches = 0;
 SELECT pg_stat_get_xact_numscans('extension_storage'::regclass) AS before \gset
 SELECT ext_storage_get('acme.tasks', 'none');
 SET LOCAL search_path = pg_catalog;

@@ -98,6 +98,7 @@ INSERT INTO extension_storage (extension_id, user_fk, resource_type, resource_uu
     key, value)
 SELECT 'many.x' || i % 50, i, 'chart', 'c' || i, 'k', 'x' FROM generate_series(10, 3009) i;
 BEGIN;
+SET LOCAL debug_discard_caches = 0;
 SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'extension_storage' \gset
 SELECT ext_storage_purge_user(10), ext_storage_purge_resource('chart', 'c11'),
     ext_storage_purge_extension('many.x12');
