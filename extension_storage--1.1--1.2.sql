@@ -1059,6 +1059,12 @@ BEGIN
                 upper(current_setting('transaction_isolation'))),
             HINT = 'Call ext_storage_take_over() in a transaction of isolation level READ COMMITTED.';
     END IF;
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('the functions of extension "extension_storage" belong to role %s, which is no superuser',
+                current_user::regrole),
+            HINT = 'Give them to a superuser: ALTER FUNCTION ... OWNER TO.';
+    END IF;
     SELECT x.extnamespace,
         min(c.oid) FILTER (WHERE c.relname = 'extension_storage'),
         min(c.oid) FILTER (WHERE c.relname = 'extension_storage_usage'),
@@ -1221,15 +1227,17 @@ BEGIN
         -- where the schema is in search_path, one that fits better is taken
         SELECT pg_describe_object(o.class, o.id, 0), 'has the name of one of the server''s'
         FROM (
-            SELECT 'pg_proc'::regclass::oid AS class, p.oid AS id FROM pg_proc p
+            SELECT 'pg_proc'::regclass::oid AS class, p.oid AS id, p.proowner AS owner FROM pg_proc p
             WHERE p.pronamespace = home AND EXISTS (
                 SELECT FROM pg_proc c WHERE c.pronamespace = 'pg_catalog'::regnamespace AND c.proname = p.proname)
             UNION ALL
-            SELECT 'pg_operator'::regclass, p.oid FROM pg_operator p
+            SELECT 'pg_operator'::regclass, p.oid, p.oprowner FROM pg_operator p
             WHERE p.oprnamespace = home AND EXISTS (
                 SELECT FROM pg_operator c WHERE c.oprnamespace = 'pg_catalog'::regnamespace AND c.oprname = p.oprname)) o
+        -- who owns an extension can make his own functions a part of it
         WHERE NOT EXISTS (
-            SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.id AND d.deptype = 'e')
+            SELECT FROM pg_depend d JOIN pg_roles r ON r.oid = o.owner AND r.rolsuper
+            WHERE d.classid = o.class AND d.objid = o.id AND d.deptype = 'e')
         UNION ALL
         -- a call with one argument may be a cast to it
         SELECT format('type %s', t.oid::regtype), 'has the name of one of the extension''s functions'
@@ -1262,7 +1270,10 @@ BEGIN
             SELECT oid FROM reader WHERE oid <> entries) v
         JOIN pg_class c ON c.oid = v.oid AND c.relkind IN ('v', 'm') AND c.relowner = holder
         WHERE EXISTS (
-            SELECT FROM aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+            SELECT FROM (
+                SELECT c.relacl UNION ALL SELECT attacl FROM pg_attribute WHERE attrelid = c.oid) o (acl),
+                aclexplode(o.acl) a
+            LEFT JOIN pg_roles r ON r.oid = a.grantee
             WHERE a.grantee <> c.relowner AND r.rolsuper IS NOT TRUE)
         UNION ALL
         SELECT pg_describe_object('pg_proc'::regclass, p.oid, 0), format('runs with the rights of role %s for others', holder)

@@ -264,6 +264,20 @@ SELECT count(*) FROM ext_storage_set_many('acme.n', '{n1,n2,n3,n4}', '{z,z,z,z}'
 SELECT key, convert_from(value, 'UTF8') AS value FROM extension_storage
 WHERE extension_id = 'acme.n' AND key IN ('n1', 'n2', 'n3', 'n4') ORDER BY 1, 2;
 ROLLBACK;
+-- A policy that counts the others, which is the same for one call and for several.
+BEGIN;
+SELECT count(*) FROM ext_storage_set_many('acme.n', '{n1,n2,n3,n4}', '{1,2,3,4}');
+CREATE ROLE regress_policy;
+SELECT ext_storage_grant('regress_policy', 'write');
+CREATE FUNCTION pg_temp.used() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER
+AS $$ SELECT count(*) FROM extension_storage WHERE category = 'used' $$;
+ALTER TABLE extension_storage ENABLE ROW LEVEL SECURITY;
+CREATE POLICY regress_used ON extension_storage TO regress_policy USING (true)
+    WITH CHECK (category <> 'used' OR pg_temp.used() < 1);
+SET LOCAL ROLE regress_policy;
+SELECT pg_temp.error_of($$SELECT ext_storage_set_many('acme.n', '{n1,n2}', '{x,x}', categories => '{used,used}')$$);
+SELECT key FROM ext_storage_set_many('acme.n', '{n1,n2}', '{x,x}', categories => '{used,free}');
+ROLLBACK;
 -- A view in the table's place, of a table with such a trigger.
 BEGIN;
 SELECT count(*) FROM ext_storage_set_many('acme.n', '{n1,n2,n3,n4}', '{1,2,3,4}');

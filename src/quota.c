@@ -31,7 +31,6 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "commands/tablecmds.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
@@ -409,8 +408,7 @@ bool
 QuotaIsTrigger(const Trigger * trigger)
 {
 	return has_count_name(trigger) &&
-		getExtensionOfObject(ProcedureRelationId, trigger->tgfoid) ==
-		get_extension_oid("extension_storage", true);
+		StatementFunctionIsOurs(trigger->tgfoid);
 }
 
 /* Are both triggers enabled, on whatever server the table's rows are written? */
@@ -673,6 +671,7 @@ run_usage(Connection *connection, Statement *placed_statement,
 	Datum		row[NUM_USAGE_COLUMNS];
 	bool		nulls[NUM_USAGE_COLUMNS];
 	uint64		nrows = 0;
+	int64		sum = -1;
 
 	StatementArgsInit(&args);
 	StatementSet(&args, USAGE_PARAM_EXTENSION_ID, TEXTOID,
@@ -683,19 +682,23 @@ run_usage(Connection *connection, Statement *placed_statement,
 		StatementSet(&args, USAGE_PARAM_CTID, TIDOID,
 					 PointerGetDatum(&usage->ctid));
 		nrows = StatementRunAsOwner(connection, placed_statement, &args);
+		if (nrows == 0)
+			SPI_freetuptable(SPI_tuptable);
 	}
 	if (nrows == 0)
 		nrows = StatementRunAsOwner(connection, statement, &args);
-	if (nrows == 0)
-		return -1;
-
-	StatementRow(statement, 0, row, nulls);
-	usage->ctid = *(ItemPointer) DatumGetPointer(ColumnValue(usage_columns,
-															 USAGE_CTID, TIDOID,
-															 row));
-	usage->has_place = true;
-	return DatumGetInt64(ColumnValue(usage_columns, USAGE_VALUE_BYTES, INT8OID,
-									 row));
+	if (nrows > 0)
+	{
+		StatementRow(statement, 0, row, nulls);
+		usage->ctid = *(ItemPointer) DatumGetPointer(ColumnValue(usage_columns,
+																 USAGE_CTID,
+																 TIDOID, row));
+		usage->has_place = true;
+		sum = DatumGetInt64(ColumnValue(usage_columns, USAGE_VALUE_BYTES,
+										INT8OID, row));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return sum;
 }
 
 /* Sets negative sizes to null: all of them, or none if a constraint refuses. */

@@ -163,11 +163,12 @@ relation_is_ours(Oid relation, Oid given)
 }
 
 /*
- * May a statement of ours call a function?  Who owns the extension can make his own
- * functions a part of it.
+ * StatementFunctionIsOurs
+ *		Is a function the extension's?  Who owns the extension can make his own
+ *		functions a part of it.
  */
-static bool
-function_is_ours(Oid function)
+bool
+StatementFunctionIsOurs(Oid function)
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
 	Form_pg_proc form;
@@ -176,10 +177,9 @@ function_is_ours(Oid function)
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", function);
 	form = (Form_pg_proc) GETSTRUCT(tuple);
-	ours = form->pronamespace == PG_CATALOG_NAMESPACE ||
-		(superuser_arg(form->proowner) &&
-		 getExtensionOfObject(ProcedureRelationId, function) ==
-		 get_extension_oid("extension_storage", false));
+	ours = superuser_arg(form->proowner) &&
+		getExtensionOfObject(ProcedureRelationId, function) ==
+		get_extension_oid("extension_storage", false);
 	ReleaseSysCache(tuple);
 	return ours;
 }
@@ -216,7 +216,12 @@ check_names(Node *node, void *given)
 		return false;			/* what is in it has a turn of its own */
 	}
 	if (IsA(node, FuncExpr))
-		require_ours(function_is_ours(((FuncExpr *) node)->funcid));
+	{
+		Oid			function = ((FuncExpr *) node)->funcid;
+
+		require_ours(get_func_namespace(function) == PG_CATALOG_NAMESPACE ||
+					 StatementFunctionIsOurs(function));
+	}
 	return expression_tree_walker(node, check_names, given);
 }
 
@@ -899,8 +904,9 @@ RunAsOwner(Oid owner, int flags, Portal *cursor, void (*run) (void *state),
 	Oid			user;
 	int			security;
 	int			guc_level;
+	MemoryContext context;
+	MemoryContext old_context;
 	List	   *cursors;
-	List	   *left_open;
 	ListCell   *cell;
 
 	GetUserIdAndSecContext(&user, &security);
@@ -914,9 +920,13 @@ RunAsOwner(Oid owner, int flags, Portal *cursor, void (*run) (void *state),
 		return;
 	}
 
+	context = AllocSetContextCreate(CurrentMemoryContext, "open cursors",
+									ALLOCSET_DEFAULT_SIZES);
+	old_context = MemoryContextSwitchTo(context);
 	cursors = ready_cursors();
 	if (cursor != NULL)
 		cursors = list_delete_ptr(cursors, *cursor);
+	MemoryContextSwitchTo(old_context);
 	SetUserIdAndSecContext(owner,
 						   security | flags | SECURITY_RESTRICTED_OPERATION);
 	guc_level = NewGUCNestLevel();
@@ -933,8 +943,8 @@ RunAsOwner(Oid owner, int flags, Portal *cursor, void (*run) (void *state),
 	AtEOXact_GUC(false, guc_level);
 	SetUserIdAndSecContext(user, security);
 
-	left_open = ready_cursors();
-	foreach(cell, left_open)
+	old_context = MemoryContextSwitchTo(context);
+	foreach(cell, ready_cursors())
 		if (!list_member_ptr(cursors, lfirst(cell)) &&
 			(cursor == NULL || lfirst(cell) != *cursor))
 		ereport(ERROR,
@@ -945,8 +955,8 @@ RunAsOwner(Oid owner, int flags, Portal *cursor, void (*run) (void *state),
 						   GetUserNameFromId(user, true)),
 				 errhint("Drop the trigger, policy, index or other code on the tables of role \"%s\" that opens it.",
 						 GetUserNameFromId(owner, true))));
-	list_free(left_open);
-	list_free(cursors);
+	MemoryContextSwitchTo(old_context);
+	MemoryContextDelete(context);
 }
 
 /* What SPI runs, and what comes of it. */

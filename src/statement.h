@@ -134,6 +134,7 @@ extern void StatementSetNull(StatementArgs *args, int param);
 extern Datum MakeArray(Datum *elements, bool *nulls, int nelements, Oid type);
 extern void StatementConnect(Connection *connection, FunctionCallInfo fcinfo,
 							 bool nonatomic);
+extern bool StatementFunctionIsOurs(Oid function);
 extern void RunAsOwner(Oid owner, int flags, Portal *cursor,
 					   void (*run) (void *state), void *state);
 extern uint64 StatementRun(Connection *connection, Statement *statement,

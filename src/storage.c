@@ -18,6 +18,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
@@ -1321,28 +1322,37 @@ store_batch(SetMany *many, const ManyItem *items, int nitems)
 	return many->nlocked;
 }
 
-/* Is a unique or exclusion constraint of the table one of its own? */
+/* Are the columns of an index those that an entry keeps as long as it is there? */
 static bool
-is_own_index(Oid index)
+is_of_kept_columns(Relation index)
 {
-	static const char *const names[] = {
-		"extension_storage_pkey",
-		"uq_extension_storage_uuid",
-		"uq_extension_storage_scoped_key"
+	static const char *const kept[] = {
+		"id", "uuid", "extension_id", "user_fk", "resource_type",
+		"resource_uuid", "key"
 	};
-	const char *name = get_rel_name(index);
 
-	for (size_t i = 0; i < lengthof(names); i++)
-		if (name != NULL && strcmp(name, names[i]) == 0)
-			return true;
-	return false;
+	if (!heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL))
+		return false;
+	for (int i = 0; i < index->rd_index->indnkeyatts; i++)
+	{
+		/* null for an expression */
+		const char *name = get_attname(index->rd_index->indrelid,
+									   index->rd_index->indkey.values[i], true);
+		bool		is_kept = false;
+
+		for (size_t k = 0; name != NULL && k < lengthof(kept); k++)
+			is_kept |= strcmp(name, kept[k]) == 0;
+		if (!is_kept)
+			return false;
+	}
+	return true;
 }
 
 /*
  * May entries be written together, by the order of their ids?  Not those of a
  * distributed table, whose rows no join can lock.  Nor where something of the
- * holder's could tell that from one entry after the other: a trigger, a child
- * table with triggers, a view, or another constraint on several entries.
+ * holder's could tell that from one entry after the other: a trigger, a policy,
+ * a child table with triggers, a view, or another constraint on several entries.
  */
 static bool
 can_batch(Connection *connection)
@@ -1355,7 +1365,8 @@ can_batch(Connection *connection)
 	bool		can;
 
 	can = table->rd_rel->relkind == RELKIND_RELATION &&
-		!table->rd_rel->relhassubclass && !StatementIsDistributed(connection);
+		!table->rd_rel->relhassubclass && !table->rd_rel->relrowsecurity &&
+		!StatementIsDistributed(connection);
 	for (int i = 0; can && triggers != NULL && i < triggers->numtriggers; i++)
 	{
 		Trigger    *trigger = &triggers->triggers[i];
@@ -1371,7 +1382,7 @@ can_batch(Connection *connection)
 			Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
 
 			if ((index->rd_index->indisunique || index->rd_index->indisexclusion) &&
-				!is_own_index(lfirst_oid(cell)))
+				!is_of_kept_columns(index))
 				can = false;
 			index_close(index, NoLock);
 		}

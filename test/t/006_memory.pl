@@ -111,5 +111,34 @@ note("memory contexts during a rotation: $early, later $late, $times statements"
 cmp_ok($times, '>', 250, 'a rotation writes in many statements');
 cmp_ok($late - $early, '<', 1024 * 1024, 'and its memory stays flat');
 
+# Nor does a superuser's, which uses the rights of the table's owner, or a move
+# with a quota.
+$node->safe_psql('postgres', q{
+	CREATE ROLE holder;
+	ALTER TABLE extension_storage OWNER TO holder; ALTER TABLE extension_storage_usage OWNER TO holder;
+	GRANT USAGE ON SCHEMA public TO holder; GRANT pg_read_all_stats TO holder;
+	GRANT ALL ON measured TO holder; GRANT ALL ON measured_n_seq TO holder;
+	CREATE TABLE source AS SELECT id, uuid, 'acme.moved' AS extension_id, user_fk, resource_type, resource_uuid, key, category,
+		description, value, value_type, is_encrypted, created_on, changed_on, created_by_fk, changed_by_fk FROM extension_storage;
+	ALTER TABLE source OWNER TO holder});
+foreach my $case (
+	[ 'UPDATE ON extension_storage FOR EACH STATEMENT', q{SET extension_storage.encryption_keys = 'newer,new';
+		CALL ext_storage_rotate_keys(batch_size => 10)}, 'a rotation by a superuser' ],
+	[ q{INSERT ON extension_storage FOR EACH ROW WHEN (NEW.key LIKE '%0')}, q{SET extension_storage.encryption_keys = 'new';
+		SET extension_storage.quota_per_extension = '1GB'; CALL ext_storage_move_in('source')}, 'a move into another role\'s table' ])
+{
+	my ($event, $call, $name) = @$case;
+	$node->safe_psql('postgres', qq{
+		TRUNCATE measured RESTART IDENTITY;
+		CREATE OR REPLACE TRIGGER measure AFTER $event EXECUTE FUNCTION measure();
+		SET client_min_messages = error;
+		$call});
+	($early, $late, $times) = split /\|/, $node->safe_psql('postgres', q{
+		SELECT max(bytes) FILTER (WHERE n BETWEEN 20 AND 60), max(bytes) FILTER (WHERE n > 900), max(n) FROM measured});
+	note("memory contexts during $name: $early, later $late, $times times");
+	cmp_ok($times, '>', 950, "$name writes many times");
+	cmp_ok($late - $early, '<', 1024 * 1024, "and its memory stays flat");
+}
+
 $node->stop;
 done_testing();

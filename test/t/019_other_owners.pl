@@ -190,6 +190,7 @@ $node->safe_psql('d', q{
 	CREATE OPERATOR es.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = es.eq);
 	CREATE OPERATOR es.<~~> (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = es.eq);
 	CREATE FUNCTION es.lower(varchar) RETURNS text LANGUAGE sql AS 'SELECT 1::text';
+	ALTER FUNCTION es.lower(varchar) OWNER TO friend; ALTER EXTENSION pgcrypto ADD FUNCTION es.lower(varchar);
 	CREATE TABLE mine.bait (id integer PRIMARY KEY); GRANT DELETE ON mine.bait TO PUBLIC;
 	GRANT TRUNCATE, SELECT ON mine.bait TO friend; SELECT es.ext_storage_attach_users('mine.bait');
 	CREATE INDEX counts ON es.extension_storage (key) WHERE ts_rewrite('a'::tsquery, 'b', 'c') IS NULL;
@@ -251,7 +252,7 @@ $node->safe_psql('d', q{DROP TABLE mine.child; DROP RULE log ON es.extension_sto
 	SELECT es.ext_storage_detach('mine.people'); DROP TABLE mine.people, mine.bait;
 	DROP TRIGGER rewrites ON es.extension_storage; DROP TRIGGER spring ON es.extension_storage;
 	DROP OPERATOR es.= (varchar, varchar); DROP OPERATOR es.<~~> (varchar, varchar);
-	DROP FUNCTION es.eq, es.lower(varchar);
+	ALTER EXTENSION pgcrypto DROP FUNCTION es.lower(varchar); DROP FUNCTION es.eq, es.lower(varchar);
 	DROP DOMAIN es.ext_storage_revoke; REVOKE REFERENCES (value_bytes) ON es.extension_storage_usage FROM friend;
 	DROP FUNCTION es.ext_storage_count(text, text); DROP RULE catalogs ON es.extension_storage;
 	ALTER EXTENSION extension_storage DROP FUNCTION es.ext_storage_grant(text, text); DROP FUNCTION es.ext_storage_grant(text, text);
@@ -284,7 +285,8 @@ is($node->safe_psql('d', sprintf $granted, 'ext_storage_get'), 'passer from firs
 	'while the holder is the same, grants stay as they are');
 ($rc, $out, $err) = $node->psql('d', q{GRANT CREATE ON SCHEMA mine TO first_holder; GRANT USAGE ON SCHEMA mine TO PUBLIC; SET ROLE first_holder;
 	CREATE VIEW mine.spy AS SELECT * FROM es.extension_storage; CREATE VIEW mine.spies AS SELECT * FROM mine.spy;
-	GRANT SELECT ON mine.spies TO PUBLIC; CREATE VIEW mine.own_spy AS SELECT * FROM mine.spy;
+	GRANT SELECT ON mine.spies TO PUBLIC; CREATE VIEW mine.columns AS SELECT key FROM mine.spy;
+	GRANT SELECT (key) ON mine.columns TO passer; CREATE VIEW mine.own_spy AS SELECT * FROM mine.spy;
 	CREATE FUNCTION mine.backdoor(text) RETURNS void SECURITY DEFINER LANGUAGE plpgsql AS 'BEGIN EXECUTE $1; END';
 	CREATE FUNCTION mine.own_door(text) RETURNS void SECURITY DEFINER LANGUAGE plpgsql AS 'BEGIN EXECUTE $1; END';
 	REVOKE ALL ON FUNCTION mine.own_door FROM PUBLIC; RESET ROLE;
@@ -295,9 +297,10 @@ function mine.backdoor(text) runs with the rights of role second_holder for othe
 schema es belongs to role schema_owner
 sequence es.extension_storage_id_seq is for PUBLIC
 table es.extension_storage is for PUBLIC
+view mine.columns shows what is in table es.extension_storage to others
 view mine.spies shows what is in table es.extension_storage to others
 END
-$node->safe_psql('d', 'DROP OWNED BY first_holder; DROP VIEW mine.spies, mine.own_spy, mine.spy;
+$node->safe_psql('d', 'DROP OWNED BY first_holder; DROP VIEW mine.spies, mine.columns, mine.own_spy, mine.spy;
 	DROP FUNCTION mine.backdoor, mine.own_door;
 	REVOKE ALL ON es.extension_storage FROM PUBLIC; REVOKE UPDATE (value) ON es.extension_storage FROM PUBLIC');
 is($node->safe_psql('d', sprintf $granted, 'ext_storage_get'), "passer from $superuser, last_one from passer",
@@ -337,6 +340,11 @@ $node->safe_psql('d', "ALTER TABLE es.extension_storage OWNER TO $superuser; ALT
 	SELECT es.ext_storage_take_over()});
 like($err, qr/ERROR:  table "extension_storage_usage" does not belong to extension "extension_storage"\nHINT:  Put it back/,
 	'a table that was taken out of the extension is named');
+
+($rc, $out, $err) = $node->psql('d', q{BEGIN; ALTER FUNCTION es.ext_storage_take_over OWNER TO friend;
+	SELECT es.ext_storage_take_over()});
+like($err, qr/ERROR:  the functions of extension "extension_storage" belong to role friend, which is no superuser\nHINT:  Give them/,
+	'functions that REASSIGN OWNED took from a superuser are named');
 
 # Release 1.0 has no table of the counts, so that anybody may have made one.
 $node->safe_psql('d', 'DROP TABLE app.ab_user, app.boards; DROP FUNCTION other.note; DROP EXTENSION extension_storage;'
