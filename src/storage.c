@@ -1358,6 +1358,7 @@ static bool
 can_batch(Connection *connection)
 {
 	Relation	table = table_open(StatementTable(connection), NoLock);
+
 	/* a copy, as an invalidation that catalogs are read with frees the other */
 	TriggerDesc *triggers = CopyTriggerDesc(table->trigdesc);
 	List	   *indexes;
