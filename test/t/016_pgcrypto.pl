@@ -76,5 +76,49 @@ for my $value ($has_setting ? qw(on off fips) : ())
 		"$value\nt\nthe value|0", "encryption with $setting = $value");
 }
 
+# What a cipher gives is not taken on trust: a rotation keeps a token until the
+# new one decrypts to the same value.
+my $folder = PostgreSQL::Test::Utils::tempdir;
+append_to_file("$folder/fault.c", qq{
+	#define _GNU_SOURCE
+	#include <dlfcn.h>
+	#include <string.h>
+	#include <unistd.h>
+	int
+	EVP_EncryptUpdate(void *ctx, unsigned char *out, int *outlen, const unsigned char *in, int inlen)
+	{
+		int			(*next) (void *, unsigned char *, int *, const unsigned char *, int) = dlsym(RTLD_NEXT, "EVP_EncryptUpdate");
+		int			done = next(ctx, out, outlen, in, inlen);
+		Dl_info		caller;
+
+		if (dladdr(__builtin_return_address(0), &caller) == 0 || strstr(caller.dli_fname, "pgcrypto") == NULL)
+			return done;
+		if (access("$folder/flips", F_OK) == 0)
+			out[0] ^= 1;
+		return access("$folder/fails", F_OK) == 0 ? 0 : done;
+	}
+});
+system_or_bail('cc', '-O2', '-shared', '-fPIC', '-o', "$folder/fault.so", "$folder/fault.c", '-ldl');
+{
+	local $ENV{LD_PRELOAD} = join ' ', grep { defined } $ENV{LD_PRELOAD}, "$folder/fault.so";
+	$node->restart;
+}
+$node->safe_psql('postgres', q{DELETE FROM extension_storage; SET extension_storage.encryption_keys = 'old';
+	SELECT ext_storage_set('acme.app', 'k', convert_to(repeat('v', 100), 'UTF8'), is_encrypted => true)});
+my $token = $node->safe_psql('postgres', 'SELECT value FROM extension_storage');
+my $rotate = q{SET client_min_messages = error; SET extension_storage.encryption_keys = 'new,old'; CALL ext_storage_rotate_keys()};
+foreach my $fault ([ 'flips', qr/ERROR:  new token of key "k" .* does not decrypt to the old value/ ],
+	[ 'fails', qr/ERROR:  encrypt_iv error/ ])
+{
+	my ($name, $expected) = @$fault;
+	append_to_file("$folder/$name", '');
+	my ($rc, $out, $err) = $node->psql('postgres', $rotate);
+	like($err, $expected, "a cipher that $name stops a rotation");
+	is($node->safe_psql('postgres', 'SELECT value FROM extension_storage'), $token, 'and the old token stays');
+	unlink "$folder/$name";
+}
+is($node->safe_psql('postgres', "$rotate; SELECT convert_from(ext_storage_get('acme.app', 'k'), 'UTF8') = repeat('v', 100)"),
+	"1|1|0|0\nt", 'later it goes on');
+
 $node->stop;
 done_testing();
