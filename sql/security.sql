@@ -88,7 +88,7 @@ DECLARE
     pair text[];
 BEGIN
     FOREACH sort IN ARRAY ARRAY['boolean', 'bigint', 'text', 'timestamptz', 'uuid', 'regclass', 'name'] LOOP
-        EXECUTE format('CREATE FUNCTION public.hostile_%s() RETURNS %1$s LANGUAGE plpgsql AS '
+        EXECUTE pg_catalog.format('CREATE FUNCTION public.hostile_%s() RETURNS %1$s LANGUAGE plpgsql AS '
             '$f$BEGIN RAISE EXCEPTION ''something hostile was used''; END$f$', sort);
     END LOOP;
     FOR pair IN SELECT ARRAY[l, r]
@@ -96,7 +96,7 @@ BEGIN
         'regrole', 'regclass', 'timestamp', '"char"', 'text[]', 'integer[]', 'jsonb']) l,
         unnest(ARRAY['text', 'varchar', 'name', 'integer', 'bigint', 'boolean', 'bytea', 'uuid', 'oid',
             'regrole', 'regclass', 'timestamp', '"char"', 'text[]', 'integer[]', 'jsonb']) r LOOP
-        EXECUTE format('CREATE FUNCTION public.hostile(%s, %s) RETURNS boolean LANGUAGE plpgsql AS '
+        EXECUTE pg_catalog.format('CREATE FUNCTION public.hostile(%s, %s) RETURNS boolean LANGUAGE plpgsql AS '
             '$f$BEGIN RAISE EXCEPTION ''a hostile operator was used''; END$f$', pair[1], pair[2]);
         FOREACH operator IN ARRAY ARRAY['=', '<>', '<', '<=', '>', '>=', '+', '||'] LOOP
             EXECUTE format('CREATE OPERATOR public.%s (LEFTARG = %s, RIGHTARG = %s, FUNCTION = public.hostile)', operator, pair[1], pair[2]);
@@ -109,7 +109,7 @@ BEGIN
         'format(text, text, text) RETURNS text',
         'timezone(text, timestamptz) RETURNS timestamptz', 'unnest(integer[]) RETURNS bigint',
         'unnest(bytea[]) RETURNS text'] LOOP
-        EXECUTE format('CREATE FUNCTION public.%s LANGUAGE sql AS $f$SELECT public.hostile_%s()$f$',
+        EXECUTE pg_catalog.format('CREATE FUNCTION public.%s LANGUAGE sql AS $f$SELECT public.hostile_%s()$f$',
             sort, regexp_replace(sort, '.* ', ''));
     END LOOP;
 END $$;
