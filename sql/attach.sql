@@ -269,6 +269,12 @@ CREATE TRIGGER by_hand AFTER TRUNCATE ON extension_storage_usage
     FOR EACH STATEMENT EXECUTE FUNCTION ext_storage_resources_deleted('chart', 'extension_id');
 SELECT pg_temp.error_of('TRUNCATE extension_storage_usage');
 DROP TRIGGER by_hand ON extension_storage_usage;
+-- A trigger function that was taken out of the extension goes on.
+BEGIN;
+ALTER EXTENSION extension_storage DROP FUNCTION ext_storage_users_deleted();
+SELECT ext_storage_attach_users('regress_app.wide');
+DELETE FROM regress_app.wide;
+ROLLBACK;
 
 -- Who may attach: needs the right to make triggers there, and ours.
 CREATE ROLE regress_plain;

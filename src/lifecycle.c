@@ -10,8 +10,8 @@
 #include "catalog/dependency.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
-#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "commands/trigger.h"
 #include "entry.h"
 #include "errors.h"
@@ -399,7 +399,7 @@ trigger_data(FunctionCallInfo fcinfo, int nargs)
 		  trigdata->tg_oldtable == NULL)) ||
 		getExtensionOfObject(RelationRelationId,
 							 RelationGetRelid(trigdata->tg_relation)) ==
-		getExtensionOfObject(ProcedureRelationId, fcinfo->flinfo->fn_oid))
+		get_extension_oid("extension_storage", false))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("trigger \"%s\" of table \"%s\" was not made by ext_storage_attach_users or ext_storage_attach_resource",
