@@ -1175,7 +1175,7 @@ BEGIN
     -- known to be harmless, or read a value of any type.
     FOR item IN
         WITH member AS (
-            SELECT p.oid, p.proname, p.prorettype, l.lanname
+            SELECT p.oid, p.proname, l.lanname
             FROM pg_depend d JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'extension_storage'
             JOIN pg_proc p ON p.oid = d.objid
             JOIN pg_language l ON l.oid = p.prolang

@@ -1423,7 +1423,7 @@ store_many(void *state)
 {
 	SetMany    *many = state;
 	int			nkeys = many->arrays->nkeys;
-	bool		by_batch = can_batch(many->connection);
+	bool		by_batch = nkeys > 1 && can_batch(many->connection);
 	int			nstored = 0;
 
 	while (nstored < nkeys)

@@ -72,8 +72,8 @@ test_cassert() {
     run_tests "$@"
 }
 
-# The server's own assertions would make this three times as slow, and its own
-# caches are not what is tested.
+# The server's own assertions would make this slower still, and its own caches
+# are not what is tested.
 test_discarding() {
     build_postgres discard \
         CPPFLAGS="-DDISCARD_CACHES_ENABLED -DCLOBBER_FREED_MEMORY"
